@@ -1,0 +1,252 @@
+// The improved triplet loss: host side, CPU kernels, registration.
+#include "improved_triplet_loss.h"
+
+#include <cmath>
+#include <tuple>
+
+#include "common/cpu.h"
+#include "common/tensor.h"
+
+namespace jitops::improved_triplet_loss {
+namespace {
+
+// ---- validate, and the parameters both passes share -------------------------------------------
+
+struct Inputs {
+  Rows anchor, positive, negative;
+
+  Inputs(const Tensor& a, const Tensor& p, const Tensor& n) : anchor(a), positive(p), negative(n) {
+    check_alike("positive", p, a);
+    check_alike("negative", n, a);
+  }
+
+  Params params(double beta, double eps, int64_t reduction) const {
+    check(reduction >= 0 && reduction <= 2, "reduction", " must be 0, 1 or 2");
+    Params params{};
+    params.anchor = anchor.tensor.const_data_ptr();
+    params.positive = positive.tensor.const_data_ptr();
+    params.negative = negative.tensor.const_data_ptr();
+    params.anchor_stride = anchor.stride;
+    params.positive_stride = positive.stride;
+    params.negative_stride = negative.stride;
+    params.rows = anchor.count;
+    params.cols = anchor.cols;
+    params.beta = beta;
+    params.eps = eps;
+    params.reduction = static_cast<Reduction>(reduction);
+    return params;
+  }
+};
+
+#ifndef USE_CUDA
+// ---- kernels: CPU -----------------------------------------------------------------------------
+
+constexpr int64_t kBlockElements = 32768;  // below this a second thread costs more than it brings
+
+template <typename T, typename A = cpu::acc_t<T>>
+JITOPS_KERNEL void squared_distances(const T* a, const T* p, const T* n, int64_t cols, A eps,
+                                     A* d_pos, A* d_neg) {
+  A pos = 0, neg = 0;
+#pragma omp simd reduction(+ : pos, neg)
+  for (int64_t j = 0; j < cols; ++j) {
+    const A x = cpu::load(a[j]);
+    const A u = x - cpu::load(p[j]) + eps;
+    const A v = x - cpu::load(n[j]) + eps;
+    pos += u * u;
+    neg += v * v;
+  }
+  *d_pos = pos;
+  *d_neg = neg;
+}
+
+template <typename T, typename A = cpu::acc_t<T>>
+JITOPS_KERNEL void gradient_row(const T* a, const T* p, const T* n, T* grad_a, T* grad_p,
+                                T* grad_n, int64_t cols, A eps, A c_pos, A c_neg) {
+#pragma omp simd
+  for (int64_t j = 0; j < cols; ++j) {
+    const A x = cpu::load(a[j]);
+    const A u = c_pos * (x - cpu::load(p[j]) + eps);
+    const A v = c_neg * (x - cpu::load(n[j]) + eps);
+    cpu::store(grad_a[j], u + v);
+    cpu::store(grad_p[j], -u);
+    cpu::store(grad_n[j], -v);
+  }
+}
+
+template <typename T, typename A = cpu::acc_t<T>>
+JITOPS_KERNEL void gradient_row_without_negative(const T* a, const T* p, T* grad_a, T* grad_p,
+                                                 T* grad_n, int64_t cols, A eps, A c_pos) {
+#pragma omp simd
+  for (int64_t j = 0; j < cols; ++j) {
+    const A u = c_pos * (cpu::load(a[j]) - cpu::load(p[j]) + eps);
+    cpu::store(grad_a[j], u);
+    cpu::store(grad_p[j], -u);
+    cpu::store(grad_n[j], A(0));
+  }
+}
+
+template <typename T>
+const T* row_of(const void* data, int64_t stride, int64_t row) {
+  return static_cast<const T*>(data) + row * stride;
+}
+
+// torch.clamp(x, min=bound), which lets NaN through.
+template <typename A>
+A clamp_min(A x, A bound) {
+  return x < bound ? bound : x;
+}
+
+template <typename T>
+void forward_cpu(const Params& params) {
+  using A = cpu::acc_t<T>;
+  const A t1 = static_cast<A>(params.t1), t2 = static_cast<A>(params.t2);
+  const A beta = static_cast<A>(params.beta), eps = static_cast<A>(params.eps);
+  const bool reduces = params.reduction != Reduction::kNone;
+  const cpu::RowBlocks blocks(params.rows, params.cols, kBlockElements);
+  std::vector<double> sums(blocks.count);
+
+  blocks.for_each([&](int64_t block, int64_t begin, int64_t end) {
+    double sum = 0;
+    for (int64_t row = begin; row < end; ++row) {
+      A d_pos, d_neg;
+      squared_distances(row_of<T>(params.anchor, params.anchor_stride, row),
+                        row_of<T>(params.positive, params.positive_stride, row),
+                        row_of<T>(params.negative, params.negative_stride, row), params.cols, eps,
+                        &d_pos, &d_neg);
+      const A margin = d_pos - d_neg;
+      const A loss = clamp_min(margin, t1) + beta * clamp_min(d_pos, t2);
+      params.state[row] = (margin >= t1 ? kMarginActive : 0) | (d_pos >= t2 ? kPositiveActive : 0) |
+                          (std::isfinite(d_pos) && std::isfinite(d_neg) ? kFinite : 0);
+      sum += loss;
+      if (!reduces) cpu::store(static_cast<T*>(params.loss)[row], loss);
+    }
+    sums[block] = sum;
+  });
+
+  if (!reduces) return;
+  double total = 0;
+  for (const double sum : sums) total += sum;
+  if (params.reduction == Reduction::kMean) total /= static_cast<double>(params.rows);
+  cpu::store(*static_cast<T*>(params.loss), static_cast<A>(total));
+}
+
+template <typename T>
+void backward_cpu(const Params& params) {
+  using A = cpu::acc_t<T>;
+  const A beta = static_cast<A>(params.beta), eps = static_cast<A>(params.eps);
+  const bool reduces = params.reduction != Reduction::kNone;
+  const A scale = params.reduction == Reduction::kMean ? A(1) / static_cast<A>(params.rows) : A(1);
+  const T* grad_loss = static_cast<const T*>(params.grad_loss);
+  const cpu::RowBlocks blocks(params.rows, params.cols, kBlockElements);
+
+  blocks.for_each([&](int64_t, int64_t begin, int64_t end) {
+    // A gradient nobody asked for goes to a scratch row, which stays in the cache.
+    const bool all = params.grad_anchor && params.grad_positive && params.grad_negative;
+    std::vector<T> scratch(all ? 0 : params.cols);
+    const auto destination = [&](void* gradient, int64_t row) {
+      return gradient ? static_cast<T*>(gradient) + row * params.cols : scratch.data();
+    };
+    for (int64_t row = begin; row < end; ++row) {
+      const T* a = row_of<T>(params.anchor, params.anchor_stride, row);
+      const T* p = row_of<T>(params.positive, params.positive_stride, row);
+      const T* n = row_of<T>(params.negative, params.negative_stride, row);
+      T* grad_a = destination(params.grad_anchor, row);
+      T* grad_p = destination(params.grad_positive, row);
+      T* grad_n = destination(params.grad_negative, row);
+
+      const uint8_t state = params.state[row];
+      const A g = cpu::load(grad_loss[reduces ? 0 : row]) * scale;
+      const A through_margin = state & kMarginActive ? g : A(0);
+      const A c_pos = 2 * (through_margin + (state & kPositiveActive ? beta * g : A(0)));
+      const A c_neg = -2 * through_margin;
+      if (c_neg == 0 && (state & kFinite)) {  // the negative takes no part: do not read it
+        gradient_row_without_negative(a, p, grad_a, grad_p, grad_n, params.cols, eps, c_pos);
+      } else {
+        gradient_row(a, p, n, grad_a, grad_p, grad_n, params.cols, eps, c_pos, c_neg);
+      }
+    }
+  });
+}
+#endif
+
+// ---- dispatch and launch ----------------------------------------------------------------------
+
+void run_forward(const Tensor& anchor, const Params& params) {
+#ifdef USE_CUDA
+  const OnDeviceOf device(anchor);
+  check_launch("improved_triplet_loss", launch_forward(dtype_of(anchor), params, device.stream()));
+#else
+  cpu::dispatch(dtype_of(anchor), [&]<typename T>() { forward_cpu<T>(params); });
+#endif
+}
+
+void run_backward(const Tensor& anchor, const Params& params) {
+#ifdef USE_CUDA
+  const OnDeviceOf device(anchor);
+  check_launch("improved_triplet_loss", launch_backward(dtype_of(anchor), params, device.stream()));
+#else
+  cpu::dispatch(dtype_of(anchor), [&]<typename T>() { backward_cpu<T>(params); });
+#endif
+}
+
+// ---- the two operators ------------------------------------------------------------------------
+
+std::tuple<Tensor, Tensor> forward(const Tensor& anchor, const Tensor& positive,
+                                   const Tensor& negative, double t1, double t2, double beta,
+                                   double eps, int64_t reduction) {
+  const Inputs inputs(anchor, positive, negative);
+  Params params = inputs.params(beta, eps, reduction);
+  params.t1 = t1;
+  params.t2 = t2;
+
+  const auto batch = anchor.sizes().slice(0, anchor.dim() - 1);
+  const bool reduces = params.reduction != Reduction::kNone;
+  Tensor loss = empty(reduces ? batch.slice(0, 0) : batch, anchor.scalar_type(), anchor);
+  Tensor state = empty(batch, ScalarType::Byte, anchor);
+  params.loss = loss.mutable_data_ptr();
+  params.state = static_cast<uint8_t*>(state.mutable_data_ptr());
+#ifdef USE_CUDA
+  const int64_t scratch = reduces ? kMaxBlocks : 0;
+  const Tensor partials = empty({&scratch, 1}, ScalarType::Double, anchor);
+  params.partials = static_cast<double*>(partials.mutable_data_ptr());
+#endif
+  run_forward(anchor, params);
+  return {loss, state};
+}
+
+std::vector<Tensor> backward(const Tensor& grad_loss, const Tensor& anchor, const Tensor& positive,
+                             const Tensor& negative, const Tensor& state, double beta, double eps,
+                             int64_t reduction, bool needs_anchor, bool needs_positive,
+                             bool needs_negative) {
+  const Inputs inputs(anchor, positive, negative);
+  Params params = inputs.params(beta, eps, reduction);
+  const Tensor grad = dense(grad_loss), saved = dense(state);
+  check_same_kind("grad_loss", grad, anchor);
+  check(grad.numel() == (params.reduction == Reduction::kNone ? params.rows : 1), "grad_loss",
+        " must have the shape of the loss");
+  check(saved.numel() == params.rows && saved.scalar_type() == ScalarType::Byte, "state",
+        " must hold one byte per row");
+  params.grad_loss = grad.const_data_ptr();
+  params.state = static_cast<uint8_t*>(const_cast<void*>(saved.const_data_ptr()));
+
+  std::vector<Tensor> gradients;
+  const auto allocate = [&](bool needed) -> void* {
+    if (!needed) return nullptr;
+    return gradients.emplace_back(empty_gradient(anchor)).mutable_data_ptr();
+  };
+  params.grad_anchor = allocate(needs_anchor);
+  params.grad_positive = allocate(needs_positive);
+  params.grad_negative = allocate(needs_negative);
+  run_backward(anchor, params);
+  return gradients;
+}
+
+}  // namespace
+}  // namespace jitops::improved_triplet_loss
+
+// ---- registration (schemas and fakes: ops/improved_triplet_loss.py) ---------------------------
+
+STABLE_TORCH_LIBRARY_IMPL(jitops, JITOPS_DISPATCH_KEY, m) {
+  m.impl("improved_triplet_loss_forward", TORCH_BOX(&jitops::improved_triplet_loss::forward));
+  m.impl("improved_triplet_loss_backward", TORCH_BOX(&jitops::improved_triplet_loss::backward));
+}

@@ -1,0 +1,78 @@
+"""jitops: custom losses and ops for PyTorch, compiled when first imported, cached for good.
+
+``import ops`` is light: nothing is compiled, CUDA is not touched. An op's module is imported when
+its name is first used, and what a compiled back end needs is built or loaded then. Without a GPU
+the pure-torch path runs and nothing is compiled at all.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+# Public name -> the module that defines it. The one line an op adds outside of its own files.
+_EXPORTS = {
+    "explain": "_explain",
+    "use_backend": "_backend",
+    **dict.fromkeys(("ImprovedTripletLoss", "TripletLossFunc", "improved_triplet_loss"), "improved_triplet_loss"),
+    **dict.fromkeys(
+        (
+            "ArgumentError",
+            "ArgumentTypeError",
+            "BackendUnavailableError",
+            "BackendWarning",
+            "BuildError",
+            "BuildTimeoutError",
+            "CacheError",
+            "CacheWarning",
+            "ConfigError",
+            "ConfigWarning",
+            "JitopsError",
+            "ToolchainError",
+        ),
+        "_errors",
+    ),
+}
+
+__all__ = sorted([*_EXPORTS, "jit"])  # noqa: PLE0605
+
+if TYPE_CHECKING:
+    from ops import jit as jit
+    from ops._backend import use_backend as use_backend
+    from ops._errors import *  # noqa: F403
+    from ops._explain import explain as explain
+    from ops.improved_triplet_loss import (
+        ImprovedTripletLoss as ImprovedTripletLoss,
+        TripletLossFunc as TripletLossFunc,
+        improved_triplet_loss as improved_triplet_loss,
+    )
+
+
+def __getattr__(name: str) -> Any:
+    if name == "jit":
+        return importlib.import_module("ops.jit")
+    if name not in _EXPORTS:
+        raise AttributeError(f"module 'ops' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"ops.{_EXPORTS[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+class _Package(ModuleType):
+    """Keeps ``ops.x`` the function when ``import ops.x`` binds the module of the same name."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if isinstance(value, ModuleType) and _EXPORTS.get(name) == name:
+            value = getattr(value, name, value)
+        super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package

@@ -1,0 +1,79 @@
+"""What every op's autograd Function shares.
+
+Functions here use the combined ``forward(ctx, ...)`` rather than ``setup_context``: torch binds the
+arguments of the latter by :mod:`inspect` at every call, nine microseconds where a small loss takes
+forty. What ``setup_context`` would bring, :mod:`torch.func`, runs on the pure-torch path instead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+# Lives as long as the process: operators vanish with the Library that defined them.
+_library = torch.library.Library("jitops", "FRAGMENT")
+
+
+def define(schema: str, shapes: Callable[..., Any]) -> None:
+    """Declare the operator ``jitops::<schema>``.
+
+    Args:
+        schema: torch's schema language; the kernels register themselves when their library loads.
+        shapes: takes the same arguments and returns results of the right shape, strides and dtype,
+            with no content: what :func:`torch.compile` traces with.
+    """
+    _library.define(schema)
+    _library.impl(schema.partition("(")[0], shapes, "Meta")
+
+
+# ---- before the call ----------------------------------------------------------------------------
+
+
+def needs_torch_path() -> bool:
+    """Whether this call must be plain tensor code: inside torch.func, or in forward mode."""
+    if torch.compiler.is_compiling():
+        return False
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+
+
+# ---- in the pure-torch path ---------------------------------------------------------------------
+
+
+def reduce(loss: Tensor, reduction: int) -> Tensor:
+    """``none``, ``mean`` or ``sum``, by the numbers of :data:`ops._checks.REDUCTIONS`."""
+    return (loss, loss.mean, loss.sum)[reduction]() if reduction else loss
+
+
+# ---- in the backward pass -----------------------------------------------------------------------
+
+
+def is_differentiable_backward() -> bool:
+    """Whether the backward pass is itself recorded, as under ``create_graph=True``."""
+    return torch.is_grad_enabled() and not torch.compiler.is_compiling()
+
+
+def differentiable(
+    torch_path: Callable[..., Tensor],
+    inputs: Sequence[Tensor],
+    parameters: Sequence[Any],
+    needed: Sequence[bool],
+    grad: Tensor,
+) -> list[Tensor]:
+    """The gradients of ``torch_path(*inputs, *parameters)``, themselves differentiable."""
+    # Views, so that an input given twice has a gradient for each of its places.
+    places = [tensor.view_as(tensor) for tensor in inputs]
+    wanted = [place for place, need in zip(places, needed, strict=True) if need]
+    output = torch_path(*places, *parameters)
+    return list(torch.autograd.grad(output, wanted, grad, create_graph=True))
+
+
+def place(gradients: Sequence[Tensor], needed: Sequence[bool]) -> list[Tensor | None]:
+    """The gradients asked for, each at the place of its input."""
+    if len(gradients) == len(needed):
+        return list(gradients)
+    rest = iter(gradients)
+    return [next(rest) if need else None for need in needed]

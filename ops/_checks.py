@@ -1,0 +1,127 @@
+"""Argument checks shared by all ops: written once, so that every back end says the same.
+
+Messages read "<argument> must be <what>, got <what it was>". Each check tests everything in one
+cheap condition first and looks for words only when that fails: a loss on a small batch takes some
+forty microseconds, and its checks must not be a tenth of it.
+"""
+
+from __future__ import annotations
+
+import math
+import numbers
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ops._errors import ArgumentError, ArgumentTypeError
+
+_WIDE = (torch.float32, torch.float64)
+FLOAT_DTYPES = (*_WIDE, torch.bfloat16, torch.float16)
+REDUCTIONS = {"none": 0, "mean": 1, "sum": 2}
+
+
+def floating_rows(**tensors: Any) -> tuple[Tensor, ...]:
+    """The tensors, checked and broadcast together: dense, floating, one dtype, one device.
+
+    Under autocast the half precisions are taken to float32 first, as torch does for its distances.
+
+    Raises:
+        ArgumentTypeError: not a tensor, or a dtype outside float64, float32, bfloat16 and float16,
+            or different from the first tensor's.
+        ArgumentError: a layout other than strided, a device other than the first tensor's, a
+            scalar tensor, or shapes that do not broadcast together.
+    """
+    values = tuple(tensors.values())
+    first = values[0]
+    if isinstance(first, Tensor):
+        dtype, device, shape = first.dtype, first.device, first.shape
+        if dtype in _WIDE and shape:
+            for value in values:
+                if (
+                    not isinstance(value, Tensor)
+                    or value.dtype is not dtype
+                    or value.shape != shape
+                    or value.device != device
+                    or value.layout is not torch.strided
+                ):
+                    break
+            else:
+                return values
+        if torch.is_autocast_enabled(device.type):
+            tensors = {name: widened(value) for name, value in tensors.items()}
+    return _floating_rows(tensors)
+
+
+def widened(value: Any) -> Any:
+    """A half-precision tensor in float32; anything else as it is."""
+    if isinstance(value, Tensor) and value.dtype in (torch.bfloat16, torch.float16):
+        return value.float()
+    return value
+
+
+def _floating_rows(tensors: dict[str, Any]) -> tuple[Tensor, ...]:
+    first_name, first = next(iter(tensors.items()))
+    for name, value in tensors.items():
+        if not isinstance(value, Tensor):
+            raise ArgumentTypeError(f"{name} must be a torch.Tensor, got {type(value).__name__}")
+        if value.dtype not in FLOAT_DTYPES:
+            raise ArgumentTypeError(
+                f"{name} must have dtype float64, float32, bfloat16 or float16, "
+                f"got {_short(value.dtype)}"
+            )
+        if value.layout is not torch.strided:
+            raise ArgumentError(f"{name} must be a dense tensor, got layout {_short(value.layout)}")
+        if value.dtype is not first.dtype:
+            raise ArgumentTypeError(
+                f"{name} must have {first_name}'s dtype {_short(first.dtype)}, "
+                f"got {_short(value.dtype)}"
+            )
+        if value.device != first.device:
+            raise ArgumentError(
+                f"{name} must be on {first_name}'s device {first.device}, got {value.device}"
+            )
+        if value.dim() == 0:
+            raise ArgumentError(f"{name} must have at least one dimension, got shape []")
+    values = tuple(tensors.values())
+    if all(value.shape == first.shape for value in values):
+        return values
+    try:
+        return tuple(torch.broadcast_tensors(*values))
+    except RuntimeError:
+        *names, last = tensors
+        shapes = ", ".join(f"{name} {list(value.shape)}" for name, value in tensors.items())
+        raise ArgumentError(
+            f"{', '.join(names)} and {last} must have shapes that broadcast together, got {shapes}"
+        ) from None
+
+
+def check_number(name: str, value: Any) -> float:
+    """``value`` as a float that is not NaN (infinities are numbers).
+
+    Raises:
+        ArgumentTypeError: not a real number (a tensor is none: its gradient would be dropped).
+        ArgumentError: NaN.
+    """
+    if type(value) is not float:
+        if isinstance(value, bool) or not isinstance(value, numbers.Real):
+            raise ArgumentTypeError(f"{name} must be a real number, got {type(value).__name__}")
+        value = float(value)
+    if math.isnan(value):
+        raise ArgumentError(f"{name} must be a number, got nan")
+    return value
+
+
+def check_reduction(reduction: str) -> int:
+    """The reduction as the number that the compiled operators take.
+
+    Raises:
+        ArgumentError: not one of ``none``, ``mean``, ``sum``.
+    """
+    if isinstance(reduction, str) and reduction in REDUCTIONS:
+        return REDUCTIONS[reduction]
+    raise ArgumentError(f"reduction must be one of none, mean, sum, got {reduction!r}")
+
+
+def _short(dtype: Any) -> str:
+    return str(dtype).removeprefix("torch.")

@@ -1,0 +1,158 @@
+"""Every ``JITOPS_*`` environment variable: its meaning, its parser, its default, its error text.
+
+The environment is read once, at the first call of :func:`settings`.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ops._errors import ConfigError, ConfigWarning
+
+BACKENDS = ("auto", "torch", "cpp", "cuda")
+
+_TRUE = ("1", "true", "yes", "on")
+_FALSE = ("0", "false", "no", "off")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The parsed environment; field ``x`` comes from ``JITOPS_X``."""
+
+    backend: str
+    force_cpu: bool
+    strict: bool
+    cache_dir: Path | None
+    build_timeout: float
+    progress: bool
+
+
+@dataclass(frozen=True)
+class Variable:
+    """One environment variable: the words of its documentation and of its error."""
+
+    field: str
+    default: Any
+    meaning: str
+    must_be: str
+    parse: Callable[[str], Any]
+
+    @property
+    def name(self) -> str:
+        return f"JITOPS_{self.field.upper()}"
+
+
+def backend_name(text: str) -> str:
+    """``text`` as the name of a back end; :class:`ValueError` when it is none."""
+    if text not in BACKENDS:
+        raise ValueError(text)
+    return text
+
+
+def _switch(text: str) -> bool:
+    lowered = text.lower()
+    if lowered not in _TRUE + _FALSE:
+        raise ValueError(text)
+    return lowered in _TRUE
+
+
+def _directory(text: str) -> Path:
+    path = Path(text).expanduser()
+    if not path.is_absolute():
+        raise ValueError(text)
+    return path
+
+
+def _seconds(text: str) -> float:
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise ValueError(text)
+    return value
+
+
+_A_SWITCH = "1 or 0 (also true/false, yes/no, on/off)"
+
+VARIABLES = (
+    Variable(
+        "backend",
+        "auto",
+        "Back end of every op: `auto`, `torch`, `cpp` or `cuda`.",
+        f"one of {', '.join(BACKENDS)}",
+        backend_name,
+    ),
+    Variable(
+        "force_cpu",
+        False,
+        "Force the pure-torch path: nothing is compiled, nothing compiled is loaded.",
+        _A_SWITCH,
+        _switch,
+    ),
+    Variable(
+        "strict",
+        False,
+        "Make every fall-back of `auto` an error instead of a warning.",
+        _A_SWITCH,
+        _switch,
+    ),
+    Variable(
+        "cache_dir",
+        None,
+        "Where compiled extensions are kept.",
+        "an absolute path (~ is allowed)",
+        _directory,
+    ),
+    Variable(
+        "build_timeout",
+        1800.0,
+        "Seconds to wait for another process that builds the same extension.",
+        "a positive number of seconds",
+        _seconds,
+    ),
+    Variable(
+        "progress",
+        True,
+        "Say on stderr what is being compiled.",
+        _A_SWITCH,
+        _switch,
+    ),
+)
+
+
+@functools.lru_cache(maxsize=1)
+def settings() -> Settings:
+    """The settings in force.
+
+    Raises:
+        ConfigError: a variable holds something unusable, or two contradict each other.
+    """
+    values = {variable.field: _read(variable) for variable in VARIABLES}
+    if values["force_cpu"] and values["backend"] in ("cpp", "cuda"):
+        raise ConfigError(
+            f"JITOPS_FORCE_CPU forces the pure-torch path, but "
+            f"JITOPS_BACKEND={values['backend']} asks for a compiled one: unset one of them"
+        )
+    known = {variable.name for variable in VARIABLES}
+    for name in sorted(os.environ):
+        if name.startswith("JITOPS_") and name not in known:
+            warnings.warn(
+                f"{name} is not a variable of jitops; it knows {', '.join(sorted(known))}",
+                ConfigWarning,
+                stacklevel=2,
+            )
+    return Settings(**values)
+
+
+def _read(variable: Variable) -> Any:
+    text = os.environ.get(variable.name, "").strip()
+    if not text:
+        return variable.default
+    try:
+        return variable.parse(text)
+    except ValueError:
+        raise ConfigError(f"{variable.name} must be {variable.must_be}, got {text!r}") from None

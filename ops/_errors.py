@@ -1,0 +1,75 @@
+"""Every error jitops raises on purpose.
+
+::
+
+    JitopsError
+     ├── ArgumentError                   (also ValueError)   a value, shape, device or layout
+     ├── ArgumentTypeError               (also TypeError)    a Python type or a dtype
+     ├── ConfigError                     (also ValueError)   a JITOPS_* variable, a back-end request
+     ├── BackendUnavailableError         (also RuntimeError) the asked-for back end cannot run here
+     ├── BuildError                      (also RuntimeError) an extension did not build or load
+     │    ├── ToolchainError             no usable compiler, ninja, nvcc or architecture
+     │    └── BuildTimeoutError          another process has been building it for too long
+     └── CacheError                      (also OSError)      no cache directory can be used
+
+Each also derives from the built-in error that tensor code would raise, so that an ``except
+ValueError`` written for :mod:`torch` goes on working.
+"""
+
+from __future__ import annotations
+
+
+class JitopsError(Exception):
+    """Base of every error jitops raises on purpose."""
+
+
+class ArgumentError(JitopsError, ValueError):
+    """An argument has an unusable value, shape, device or layout."""
+
+
+class ArgumentTypeError(JitopsError, TypeError):
+    """An argument has an unusable Python type or dtype."""
+
+
+class ConfigError(JitopsError, ValueError):
+    """A ``JITOPS_*`` variable or a back-end request cannot be understood, or two contradict."""
+
+
+class BackendUnavailableError(JitopsError, RuntimeError):
+    """The back end that was asked for cannot run here."""
+
+
+class BuildError(JitopsError, RuntimeError):
+    """An extension did not build, or was built and did not load.
+
+    Attributes:
+        log: path of the whole build log, or ``None`` when nothing was run.
+    """
+
+    def __init__(self, message: str, log: str | None = None) -> None:
+        super().__init__(message)
+        self.log = log
+
+
+class ToolchainError(BuildError):
+    """A tool the build needs is missing, or does not fit the installed torch."""
+
+
+class BuildTimeoutError(BuildError):
+    """Another process has been building the same extension for too long."""
+
+
+class CacheError(JitopsError, OSError):
+    """No directory can be used as the cache."""
+
+
+class BackendWarning(UserWarning):
+    """The back end ``auto`` prefers cannot run, and the pure-torch path runs instead."""
+
+
+class CacheWarning(UserWarning):
+    """The configured cache directory cannot be used, and another one is used instead."""
+
+
+class ConfigWarning(UserWarning):
+    """A ``JITOPS_*`` variable is set that jitops does not know."""

@@ -1,0 +1,86 @@
+"""``ops.explain()``: per op, which path runs on which tensors, and why."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ops import _backend, _extensions
+from ops._errors import ArgumentError, JitopsError
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What runs an op on tensors of one device, and the state of each compiled back end.
+
+    Attributes:
+        op: the op.
+        runs: device type to back end; ``error`` where a call would raise.
+        reasons: device type to the reason.
+        compiled: ``cpp`` and ``cuda`` to what is known of them: cached where, would be built, or
+            why not.
+    """
+
+    op: str
+    runs: dict[str, str]
+    reasons: dict[str, str]
+    compiled: dict[str, str]
+
+    def __str__(self) -> str:
+        lines = [self.op]
+        for device, backend in self.runs.items():
+            lines.append(f"  {device:4} tensors -> {backend:5}  {self.reasons[device]}")
+        for backend, state in self.compiled.items():
+            lines.append(f"  {backend:4} {state}")
+        return "\n".join(lines)
+
+
+class Explanations(tuple[Explanation, ...]):
+    """Several explanations; prints as a readable text."""
+
+    def __str__(self) -> str:
+        return "\n".join(map(str, self))
+
+    __repr__ = __str__
+
+
+def explain(*names: str) -> Explanations:
+    """Say per op which path runs on CPU and on CUDA tensors, and why.
+
+    Builds nothing, loads nothing, and does not initialise CUDA.
+
+    Args:
+        names: ops to explain; all that have compiled back ends by default.
+
+    Raises:
+        ArgumentError: no such op.
+    """
+    known = _extensions.stems()
+    for name in names:
+        if name not in known:
+            raise ArgumentError(f"names must be among {', '.join(known)}, got {name!r}")
+    return Explanations(_explain(name) for name in names or known)
+
+
+def _explain(stem: str) -> Explanation:
+    runs, reasons = {}, {}
+    asked = _backend.requested()
+    for device in ("cpu", "cuda"):
+        try:
+            choice = _backend.choose(stem, asked, device)
+            if choice.backend in _backend.DEVICE_OF:
+                problem = _backend.problem_with(stem, choice.backend)
+                if problem:
+                    choice = _backend.without(stem, choice.backend, asked, problem)
+        except JitopsError as error:
+            runs[device], reasons[device] = "error", str(error)
+        else:
+            runs[device], reasons[device] = choice.backend, choice.reason
+    return Explanation(stem, runs, reasons, {name: _state(stem, name) for name in _backend.DEVICE_OF})
+
+
+def _state(stem: str, backend: str) -> str:
+    problem = _backend.problem_with(stem, backend)
+    if problem:
+        return f"cannot run: {problem}"
+    library = _extensions.extension(stem, backend).find()
+    return f"built: {library}" if library else "not built yet: the first call that needs it compiles it"

@@ -1,0 +1,98 @@
+"""Which folders the cache may live in: the configured one, and a private one to fall back on.
+
+Nothing is loaded from a folder that someone else could have written to.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import stat
+import sys
+import tempfile
+import warnings
+from pathlib import Path
+
+from ops import _config
+from ops._errors import CacheError, CacheWarning
+
+
+def configured_root() -> Path:
+    """``JITOPS_CACHE_DIR``, else a folder in ``TORCH_EXTENSIONS_DIR``, else the platform's cache."""
+    chosen = _config.settings().cache_dir
+    if chosen is not None:
+        return chosen
+    torchs = os.environ.get("TORCH_EXTENSIONS_DIR")
+    if torchs:
+        return Path(torchs).absolute() / "jitops"
+    if sys.platform == "linux":  # by hand: importing platformdirs is a third of a warm load
+        base = os.environ.get("XDG_CACHE_HOME", "")
+        home = os.path.expanduser("~/.cache")
+        return Path(base if os.path.isabs(base) else home) / "jitops"
+    import platformdirs
+
+    return platformdirs.user_cache_path("jitops")
+
+
+def private_root() -> Path:
+    """Where to go when the configured folder cannot be used: this user's, in the temporary folder."""
+    return Path(tempfile.gettempdir()) / f"jitops-{os.getuid()}"
+
+
+def distrust(folder: Path) -> str | None:
+    """Why nothing in ``folder`` may be loaded: someone else could have put it there."""
+    try:
+        status = folder.stat()
+    except OSError:
+        return None  # not there, so nothing of it is loaded
+    if status.st_uid not in (os.getuid(), 0):
+        return f"{folder} belongs to user {status.st_uid}, not to you or root"
+    if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        return f"{folder} can be written by others (mode {stat.S_IMODE(status.st_mode):04o})"
+    return None
+
+
+@functools.lru_cache(maxsize=None)
+def _trusted(folder: Path) -> bool:
+    reason = distrust(folder)
+    if reason:
+        warnings.warn(f"ignoring the cache: {reason}", CacheWarning, stacklevel=2)
+    return reason is None
+
+
+def readable_roots() -> list[Path]:
+    """The folders to look for entries in."""
+    return [root for root in (configured_root(), private_root()) if root.is_dir() and _trusted(root)]
+
+
+def writable_root() -> Path:
+    """The folder to build in, created if need be.
+
+    Raises:
+        CacheError: neither the configured nor the private folder can be used.
+    """
+    reasons = []
+    for root in (configured_root(), private_root()):
+        reason = _unusable(root)
+        if reason is None:
+            if reasons:
+                warnings.warn(
+                    f"using {root} as the cache, since {reasons[0]}", CacheWarning, stacklevel=2
+                )
+            return root
+        reasons.append(reason)
+    raise CacheError(
+        f"no folder can be used as the cache: {'; '.join(reasons)}. Set JITOPS_CACHE_DIR"
+    )
+
+
+def _unusable(root: Path) -> str | None:
+    try:
+        root.mkdir(mode=0o755, parents=True, exist_ok=True)
+        for part in ("staging", "logs", "notes"):
+            (root / part).mkdir(mode=0o755, exist_ok=True)
+        with tempfile.TemporaryFile(dir=root / "staging"):
+            pass
+    except OSError as error:
+        return f"{root} cannot be written ({error.strerror})"
+    return distrust(root)

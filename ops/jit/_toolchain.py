@@ -1,0 +1,157 @@
+"""The tools a build needs: C++ compiler, ninja, nvcc. Found, identified, checked against torch.
+
+Finding runs no program; only a build asks a compiler who it is.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib.util
+import os
+import re
+import shlex
+import shutil
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from ops._errors import ToolchainError
+
+NO_COMPILER = (
+    "no C++ compiler found: neither $CXX nor c++, g++ or clang++ on PATH. "
+    "Install one (Debian, Ubuntu: apt install g++; conda: conda install cxx-compiler)"
+)
+NO_NINJA = "ninja not found: neither the Python package nor on PATH. Install it: pip install ninja"
+NO_NVCC = (
+    "nvcc not found: neither $PYTORCH_NVCC, $CUDA_HOME, PATH nor /usr/local/cuda has one. "
+    "Install the CUDA toolkit, or set CUDA_HOME"
+)
+
+
+# ---- the tools ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Tool:
+    """A compiler: the command that runs it, and the file behind it."""
+
+    command: tuple[str, ...]
+    path: Path
+
+    def stamp(self) -> str:
+        """Changes when the file does; costs one ``stat``."""
+        stat = self.path.stat()
+        return f"{self.path}:{stat.st_size}:{stat.st_mtime_ns}"
+
+
+def _tool(command: str) -> Tool | None:
+    words = shlex.split(command)
+    found = shutil.which(words[0]) if words else None
+    return Tool(tuple(words), Path(found).resolve()) if found else None
+
+
+def cxx() -> Tool | None:
+    """The C++ compiler: ``$CXX``, and only that when it is set; else the first one on PATH."""
+    wanted = os.environ.get("CXX")
+    candidates = (wanted,) if wanted else ("c++", "g++", "clang++")
+    return next(filter(None, map(_tool, candidates)), None)
+
+
+def cuda_home() -> Path | None:
+    """The CUDA toolkit, looked for where torch looks for it."""
+    named = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
+    if named:
+        return Path(named)
+    nvcc_on_path = shutil.which("nvcc")
+    if nvcc_on_path:
+        return Path(nvcc_on_path).parent.parent  # unresolved, as torch takes it
+    default = Path("/usr/local/cuda")
+    return default if default.is_dir() else None
+
+
+def nvcc() -> Tool | None:
+    """nvcc: ``$PYTORCH_NVCC``, else that of :func:`cuda_home`."""
+    named = os.environ.get("PYTORCH_NVCC")
+    if named:
+        return _tool(named)
+    home = cuda_home()
+    return _tool(shlex.quote(str(home / "bin" / "nvcc"))) if home else None
+
+
+def ninja_folder() -> Path | None:
+    """The folder that holds ninja. A virtual environment need not be activated to be found."""
+    on_path = shutil.which("ninja")
+    if on_path:
+        return Path(on_path).parent
+    if importlib.util.find_spec("ninja") is None:
+        return None
+    import ninja
+
+    return Path(ninja.BIN_DIR) if shutil.which("ninja", path=ninja.BIN_DIR) else None
+
+
+@functools.lru_cache(maxsize=None)
+def _ask(command: tuple[str, ...], stamp: str) -> str:
+    try:
+        # -v: version, target and configuration. gcc answers on stderr, nvcc on stdout; lines that
+        # hold paths are dropped, so that a compiler that only moved is the same compiler.
+        answer = subprocess.run(
+            [*command, "-v"] if "nvcc" not in command[-1] else [*command, "--version"],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError) as error:
+        raise ToolchainError(f"{shlex.join(command)} does not run: {error}") from error
+    lines = (answer.stdout + answer.stderr).splitlines()
+    return "\n".join(line for line in lines if not re.match(r"COLLECT_|InstalledDir|Selected", line))
+
+
+def identity(tool: Tool) -> tuple[str, str]:
+    """Who a compiler is: a readable version line, and a digest of all it says of itself.
+
+    Raises:
+        ToolchainError: it does not run.
+    """
+    text = _ask(tool.command, tool.stamp())
+    versions = [line for line in text.splitlines() if re.search(r"version|release", line)]
+    return (versions or [text])[-1].strip(), hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def check(with_cuda: bool) -> None:
+    """Everything a build needs is here and fits torch.
+
+    Raises:
+        ToolchainError: says what is missing and how to get it.
+    """
+    if cxx() is None:
+        named = os.environ.get("CXX")
+        raise ToolchainError(f"$CXX is {named!r}, which is not found" if named else NO_COMPILER)
+    if ninja_folder() is None:
+        raise ToolchainError(NO_NINJA)
+    if with_cuda:
+        _check_cuda()
+
+
+def _check_cuda() -> None:
+    if torch.version.cuda is None:
+        raise ToolchainError(f"this torch ({torch.__version__}) is built without CUDA")
+    compiler = nvcc()
+    if compiler is None:
+        raise ToolchainError(NO_NVCC)
+    version = re.search(r"release (\d+)\.(\d+)", _ask(compiler.command, compiler.stamp()))
+    if version is None:
+        raise ToolchainError(f"{compiler.path} does not say which CUDA release it is")
+    ours, torchs = int(version[1]), int(torch.version.cuda.split(".")[0])
+    if ours != torchs:
+        raise ToolchainError(
+            f"nvcc is {'newer' if ours > torchs else 'older'} than torch: {compiler.path} is CUDA "
+            f"{version[1]}.{version[2]}, torch {torch.__version__} is CUDA {torch.version.cuda}. "
+            f"Install the CUDA {torchs} toolkit and point CUDA_HOME at it, or a torch for CUDA "
+            f"{ours}"
+        )
