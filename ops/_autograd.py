@@ -51,9 +51,15 @@ def reduce(loss: Tensor, reduction: int) -> Tensor:
 # ---- in the backward pass -----------------------------------------------------------------------
 
 
-def is_differentiable_backward() -> bool:
-    """Whether the backward pass is itself recorded, as under ``create_graph=True``."""
-    return torch.is_grad_enabled() and not torch.compiler.is_compiling()
+def needs_torch_backward(grad: Tensor) -> bool:
+    """Whether the backward pass is itself recorded (``create_graph=True``) or batched (vmap)."""
+    if torch.compiler.is_compiling():
+        return False
+    return (
+        torch.is_grad_enabled()
+        or torch._C._are_functorch_transforms_active()
+        or torch._C._functorch.is_legacy_batchedtensor(grad)
+    )
 
 
 def differentiable(
@@ -64,11 +70,13 @@ def differentiable(
     grad: Tensor,
 ) -> list[Tensor]:
     """The gradients of ``torch_path(*inputs, *parameters)``, themselves differentiable."""
-    # Views, so that an input given twice has a gradient for each of its places.
-    places = [tensor.view_as(tensor) for tensor in inputs]
-    wanted = [place for place, need in zip(places, needed, strict=True) if need]
-    output = torch_path(*places, *parameters)
-    return list(torch.autograd.grad(output, wanted, grad, create_graph=True))
+    recorded = torch.is_grad_enabled()
+    with torch.enable_grad():
+        # Views, so that an input given twice has a gradient for each of its places.
+        places = [tensor.view_as(tensor) for tensor in inputs]
+        wanted = [place for place, need in zip(places, needed, strict=True) if need]
+        output = torch_path(*places, *parameters)
+    return list(torch.autograd.grad(output, wanted, grad, create_graph=recorded))
 
 
 def place(gradients: Sequence[Tensor], needed: Sequence[bool]) -> list[Tensor | None]:

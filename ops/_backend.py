@@ -201,13 +201,11 @@ def problem_with(stem: str, backend: str) -> str | None:
 
     Builds and loads nothing.
     """
-    if backend == "cuda" and not _hardware.has_gpu():
-        if torch.version.cuda is None:
-            return f"this torch ({torch.__version__}) is built without CUDA"
-        return "torch sees no GPU"
     try:
         if _extensions.extension(stem, backend).find() is None:
             _toolchain.check(with_cuda=backend == "cuda")
     except JitopsError as error:
         return str(error)
+    if backend == "cuda" and not _hardware.has_gpu():
+        return "torch sees no GPU"
     return None

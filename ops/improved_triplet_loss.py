@@ -164,7 +164,7 @@ class ImprovedTripletLossFunction(torch.autograd.Function):
         """One pass over the inputs, writing only the gradients asked for."""
         *inputs, state = ctx.saved_tensors
         *needed, _ = ctx.needs_input_grad
-        if _autograd.is_differentiable_backward():
+        if _autograd.needs_torch_backward(grad):
             gradients = _autograd.differentiable(_torch_path, inputs, ctx.parameters, needed, grad)
         else:
             gradients = torch.ops.jitops.improved_triplet_loss_backward.default(

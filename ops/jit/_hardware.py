@@ -74,20 +74,31 @@ def jobs() -> int:
 # ---- the GPU ------------------------------------------------------------------------------------
 
 
+def torchs_cuda() -> str:
+    """The CUDA version torch is built for.
+
+    Raises:
+        ToolchainError: torch is built without CUDA.
+    """
+    if torch.version.cuda is None:
+        raise ToolchainError(f"this torch ({torch.__version__}) is built without CUDA")
+    return torch.version.cuda
+
+
 def has_gpu() -> bool:
     """Whether torch could use a CUDA device. Asks NVML, which leaves CUDA uninitialised."""
     return torch.version.cuda is not None and torch.cuda.device_count() > 0
 
 
-@functools.lru_cache(maxsize=1)
 def cuda_architectures() -> tuple[str, ...]:
     """The architectures to compile for, as in ``("8.0", "9.0+PTX")``, in numeric order.
 
     ``TORCH_CUDA_ARCH_LIST`` decides; without it, the GPUs of this machine do.
 
     Raises:
-        ToolchainError: neither names one.
+        ToolchainError: neither names one, or torch itself has no CUDA.
     """
+    torchs_cuda()
     named = os.environ.get("TORCH_CUDA_ARCH_LIST", "").replace(";", " ").split()
     if named and named != ["native"]:
         for item in named:
@@ -122,15 +133,16 @@ def gencode_flags(architectures: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(flags)
 
 
-def _nvml_capabilities() -> list[str]:
+@functools.lru_cache(maxsize=1)
+def _nvml_capabilities() -> tuple[str, ...]:
     # NVML, not torch.cuda.get_device_capability: that would initialise CUDA, and a process that
     # has initialised CUDA can no longer fork.
     try:
         nvml = ctypes.CDLL("libnvidia-ml.so.1")
     except OSError:
-        return []
+        return ()
     if nvml.nvmlInit_v2() != 0:
-        return []
+        return ()
     try:
         count = ctypes.c_uint()
         nvml.nvmlDeviceGetCount_v2(ctypes.byref(count))
@@ -145,6 +157,6 @@ def _nvml_capabilities() -> list[str]:
                 == 0
             ):
                 found.append(f"{major.value}.{minor.value}")
-        return found
+        return tuple(found)
     finally:
         nvml.nvmlShutdown()

@@ -19,6 +19,7 @@ from pathlib import Path
 import torch
 
 from ops._errors import ToolchainError
+from ops.jit import _hardware
 
 NO_COMPILER = (
     "no C++ compiler found: neither $CXX nor c++, g++ or clang++ on PATH. "
@@ -139,19 +140,18 @@ def check(with_cuda: bool) -> None:
 
 
 def _check_cuda() -> None:
-    if torch.version.cuda is None:
-        raise ToolchainError(f"this torch ({torch.__version__}) is built without CUDA")
+    torchs_version = _hardware.torchs_cuda()
     compiler = nvcc()
     if compiler is None:
         raise ToolchainError(NO_NVCC)
     version = re.search(r"release (\d+)\.(\d+)", _ask(compiler.command, compiler.stamp()))
     if version is None:
         raise ToolchainError(f"{compiler.path} does not say which CUDA release it is")
-    ours, torchs = int(version[1]), int(torch.version.cuda.split(".")[0])
+    ours, torchs = int(version[1]), int(torchs_version.split(".")[0])
     if ours != torchs:
         raise ToolchainError(
             f"nvcc is {'newer' if ours > torchs else 'older'} than torch: {compiler.path} is CUDA "
-            f"{version[1]}.{version[2]}, torch {torch.__version__} is CUDA {torch.version.cuda}. "
+            f"{version[1]}.{version[2]}, torch {torch.__version__} is CUDA {torchs_version}. "
             f"Install the CUDA {torchs} toolkit and point CUDA_HOME at it, or a torch for CUDA "
             f"{ours}"
         )

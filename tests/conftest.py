@@ -1,0 +1,130 @@
+"""What is tested is told, never guessed: --backends. A back end that is told and missing fails."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import pytest
+
+# Before ops is imported: no setting of the user's leaks in, and no test touches the user's cache.
+for _name in [name for name in os.environ if name.startswith("JITOPS_")]:
+    del os.environ[_name]
+_CACHE = tempfile.mkdtemp(prefix="jitops-tests-")
+os.environ["JITOPS_CACHE_DIR"] = _CACHE
+os.environ["JITOPS_PROGRESS"] = "0"
+
+import torch  # noqa: E402
+
+import ops  # noqa: E402
+from ops.jit import _toolchain  # noqa: E402
+
+DEVICES = {"torch": "cpu", "cpp": "cpu", "cuda": "cuda"}
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--backends",
+        default=None,
+        help="back ends to test, as in torch,cpp,cuda. Default: torch,cpp, and cuda where there is "
+        "a GPU. One that cannot run fails the run.",
+    )
+    parser.addoption(
+        "--nvcc",
+        choices=("auto", "yes", "no"),
+        default="auto",
+        help="compile the CUDA sources with nvcc (auto: where there is one)",
+    )
+
+
+def pytest_configure(config):
+    told = config.getoption("--backends")
+    if told is None:
+        told = "torch,cpp,cuda" if torch.cuda.is_available() else "torch,cpp"
+    config.backends = told.split(",")
+    unknown = set(config.backends) - set(DEVICES)
+    if unknown:
+        raise pytest.UsageError(f"--backends: no such back end: {', '.join(sorted(unknown))}")
+    if "cpp" in config.backends or "cuda" in config.backends:
+        try:
+            _toolchain.check(with_cuda="cuda" in config.backends)
+        except ops.ToolchainError as error:
+            raise pytest.UsageError(f"--backends={told}: {error}") from None
+    if "cuda" in config.backends and not torch.cuda.is_available():
+        raise pytest.UsageError(f"--backends={told}: torch sees no GPU")
+    choice = config.getoption("--nvcc")
+    if choice == "yes" and _toolchain.nvcc() is None:
+        raise pytest.UsageError(f"--nvcc=yes: {_toolchain.NO_NVCC}")
+    config.nvcc = choice != "no" and _toolchain.nvcc() is not None
+
+
+def pytest_unconfigure():
+    shutil.rmtree(_CACHE, ignore_errors=True)
+
+
+def _not_run(config):
+    missing = [name for name in DEVICES if name not in config.backends]
+    if not config.nvcc:
+        missing.append("compiling the CUDA sources (no nvcc)")
+    return missing
+
+
+def pytest_report_header(config):
+    return f"back ends under test: {', '.join(config.backends)}; torch {torch.__version__}"
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    missing = _not_run(config)
+    if missing:
+        terminalreporter.write_line(f"NOT RUN here: {', '.join(missing)}", yellow=True, bold=True)
+
+
+def pytest_collection_modifyitems(config, items):
+    told = {"nvcc": config.nvcc, "cpp": "cpp" in config.backends, "cuda": "cuda" in config.backends}
+    off = [name for name, on in told.items() if not on]
+    unwanted = [item for item in items if any(map(item.get_closest_marker, off))]
+    if unwanted:
+        config.hook.pytest_deselected(items=unwanted)
+        items[:] = [item for item in items if item not in unwanted]
+
+
+def pytest_generate_tests(metafunc):
+    """A test that takes ``backend`` runs once on each back end under test."""
+    if "backend" in metafunc.fixturenames:
+        metafunc.parametrize("backend", metafunc.config.backends, indirect=True)
+    if "compiled" in metafunc.fixturenames:
+        compiled = [name for name in metafunc.config.backends if name != "torch"]
+        metafunc.parametrize("compiled", compiled, indirect=True)
+
+
+@pytest.fixture
+def backend(request):
+    """The back end's name, asked for explicitly: a silent fallback cannot pass for it."""
+    with ops.use_backend(request.param):
+        yield request.param
+
+
+@pytest.fixture
+def compiled(request):
+    with ops.use_backend(request.param):
+        yield request.param
+
+
+@pytest.fixture
+def device(request):
+    """Where the tensors of the back end under test live."""
+    name = "backend" if "backend" in request.fixturenames else "compiled"
+    return torch.device(DEVICES[request.getfixturevalue(name)])
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def root():
+    """The repository."""
+    return Path(__file__).resolve().parent.parent

@@ -1,0 +1,49 @@
+"""Running things in a process of their own, with an environment of their own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def environment(**changes):
+    """This environment with changes; ``None`` removes."""
+    env = {**os.environ, "PYTHONPATH": str(ROOT), **changes}
+    return {name: str(value) for name, value in env.items() if value is not None}
+
+
+def start(code, cwd=None, **changes):
+    """A fresh Python running ``code``."""
+    return subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(code)],
+        env=environment(**changes),
+        cwd=cwd or Path("/"),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def run(code, cwd=None, ok=True, **changes):
+    """Its output, and its errors; fails the test if it fails (or, with ``ok=False``, if not)."""
+    process = start(code, cwd, **changes)
+    out, err = process.communicate(timeout=300)
+    assert (process.returncode == 0) is ok, f"exit {process.returncode}\n{out}\n{err}"
+    return out, err
+
+
+def path_without(*programs, folder):
+    """A PATH on which everything is found but these programs."""
+    folder.mkdir()
+    for place in reversed(os.environ["PATH"].split(os.pathsep)):
+        for program in Path(place).iterdir() if Path(place).is_dir() else ():
+            link = folder / program.name
+            if program.name not in programs:
+                link.unlink(missing_ok=True)
+                link.symlink_to(program)
+    return str(folder)
