@@ -30,7 +30,7 @@ def define(schema: str, shapes: Callable[..., Any]) -> None:
     _library.impl(schema.partition("(")[0], shapes, "Meta")
 
 
-# ---- before the call ----------------------------------------------------------------------------
+# ---- before the call -----------------------------------------------------------------------------
 
 
 def needs_torch_path() -> bool:
@@ -40,15 +40,17 @@ def needs_torch_path() -> bool:
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
-# ---- in the pure-torch path ---------------------------------------------------------------------
+# ---- in the pure-torch path ----------------------------------------------------------------------
 
 
 def reduce(loss: Tensor, reduction: int) -> Tensor:
     """``none``, ``mean`` or ``sum``, by the numbers of :data:`ops._checks.REDUCTIONS`."""
-    return (loss, loss.mean, loss.sum)[reduction]() if reduction else loss
+    if reduction == 0:
+        return loss
+    return loss.mean() if reduction == 1 else loss.sum()
 
 
-# ---- in the backward pass -----------------------------------------------------------------------
+# ---- in the backward pass ------------------------------------------------------------------------
 
 
 def needs_torch_backward(grad: Tensor) -> bool:

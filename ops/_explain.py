@@ -75,7 +75,9 @@ def _explain(stem: str) -> Explanation:
             runs[device], reasons[device] = "error", str(error)
         else:
             runs[device], reasons[device] = choice.backend, choice.reason
-    return Explanation(stem, runs, reasons, {name: _state(stem, name) for name in _backend.DEVICE_OF})
+    return Explanation(
+        stem, runs, reasons, {name: _state(stem, name) for name in _backend.DEVICE_OF}
+    )
 
 
 def _state(stem: str, backend: str) -> str:
@@ -83,4 +85,8 @@ def _state(stem: str, backend: str) -> str:
     if problem:
         return f"cannot run: {problem}"
     library = _extensions.extension(stem, backend).find()
-    return f"built: {library}" if library else "not built yet: the first call that needs it compiles it"
+    return (
+        f"built: {library}"
+        if library
+        else "not built yet: the first call that needs it compiles it"
+    )

@@ -23,7 +23,9 @@ def source_folder() -> Path:
     for folder in (package / "cuda_src", package.parent / "cuda_src"):
         if (folder / "common").is_dir():
             return folder
-    raise JitopsError(f"the sources (cuda_src) are neither in {package} nor beside it: reinstall jitops")
+    raise JitopsError(
+        f"the sources (cuda_src) are neither in {package} nor beside it: reinstall jitops"
+    )
 
 
 def stems() -> list[str]:
@@ -54,7 +56,7 @@ def cuda_cflags() -> tuple[str, ...]:
     return ("-O3", "--threads=0")
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def extension(stem: str, backend: str) -> Extension:
     """The extension of an op for ``cpp`` or ``cuda``."""
     folder = source_folder()

@@ -23,10 +23,12 @@ from torch import Tensor, nn
 from ops import _autograd, _checks
 from ops._backend import Op
 
+__all__ = ["ImprovedTripletLoss", "TripletLossFunc", "improved_triplet_loss"]
+
 _op = Op("improved_triplet_loss")
 
 
-# ---- the public function ------------------------------------------------------------------------
+# ---- the public function -------------------------------------------------------------------------
 
 
 def improved_triplet_loss(
@@ -72,13 +74,15 @@ def improved_triplet_loss(
         infinities pass through as in tensor code. Under autocast the inputs are taken to float32,
         as torch's distances are.
     """
-    inputs = _checks.floating_rows(anchor=anchor, positive=positive, negative=negative)
+    anchor, positive, negative = _checks.floating_rows(
+        anchor=anchor, positive=positive, negative=negative
+    )
     t1, t2 = _checks.check_number("t1", t1), _checks.check_number("t2", t2)
     beta, eps = _checks.check_number("beta", beta), _checks.check_number("eps", eps)
     parameters = (t1, t2, beta, eps, _checks.check_reduction(reduction))
-    if _autograd.needs_torch_path() or _op.backend_for(inputs[0]) == "torch":
-        return _torch_path(*inputs, *parameters)
-    return ImprovedTripletLossFunction.apply(*inputs, parameters)
+    if _autograd.needs_torch_path() or _op.backend_for(anchor) == "torch":
+        return _torch_path(anchor, positive, negative, *parameters)
+    return ImprovedTripletLossFunction.apply(anchor, positive, negative, parameters)
 
 
 class ImprovedTripletLoss(nn.Module):
@@ -116,7 +120,7 @@ class ImprovedTripletLoss(nn.Module):
 TripletLossFunc = ImprovedTripletLoss  # the name under which the loss is best known in tutorials
 
 
-# ---- the pure-torch path: the definition --------------------------------------------------------
+# ---- the pure-torch path: the definition ---------------------------------------------------------
 
 
 def _torch_path(
@@ -137,7 +141,7 @@ def _torch_path(
     return _autograd.reduce(loss, reduction).to(dtype)
 
 
-# ---- the compiled path --------------------------------------------------------------------------
+# ---- the compiled path ---------------------------------------------------------------------------
 
 
 class ImprovedTripletLossFunction(torch.autograd.Function):
@@ -173,7 +177,7 @@ class ImprovedTripletLossFunction(torch.autograd.Function):
         return (*_autograd.place(gradients, needed), None)
 
 
-# ---- operators: schemas and shapes (kernels: cuda_src/improved_triplet_loss.*) ------------------
+# ---- operators: schemas and shapes (kernels: cuda_src/improved_triplet_loss.*) -------------------
 
 _autograd.define(
     "improved_triplet_loss_forward(Tensor anchor, Tensor positive, Tensor negative, float t1, "

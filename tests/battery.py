@@ -86,7 +86,7 @@ class Battery:
 
     op: OpUnderTest
 
-    # ---- values and gradients against the naive reference ---------------------------------------
+    # ---- values and gradients against the naive reference ----------------------------------------
 
     def agree(self, inputs, keywords, needed=None, dtype=None):
         """Result and gradients agree with the reference computed in float64."""
@@ -169,7 +169,7 @@ class Battery:
             torch.float64,
         )
 
-    # ---- finite differences ---------------------------------------------------------------------
+    # ---- finite differences ----------------------------------------------------------------------
 
     def test_gradcheck(self, backend, device):
         for keywords in self.op.variants:
@@ -185,9 +185,7 @@ class Battery:
         inputs = leaves(self.op.inputs((3, 5), torch.float64, device))
         out = self.op.call(*inputs, **self.op.variants[-1]).flatten()
         seeds = torch.eye(len(out), dtype=torch.float64, device=device)
-        batched = torch.autograd.grad(
-            out, inputs, seeds, is_grads_batched=True, retain_graph=True
-        )
+        batched = torch.autograd.grad(out, inputs, seeds, is_grads_batched=True, retain_graph=True)
         for i, seed in enumerate(seeds):
             single = torch.autograd.grad(out, inputs, seed, retain_graph=True)
             for one, many in zip(single, batched, strict=True):
@@ -201,7 +199,7 @@ class Battery:
         close(torch.func.grad(scalar)(*inputs), torch.func.grad(plain)(*inputs), torch.float64)
         close(torch.func.vmap(scalar)(*inputs), torch.func.vmap(plain)(*inputs), torch.float64)
 
-    # ---- edges ----------------------------------------------------------------------------------
+    # ---- edges -----------------------------------------------------------------------------------
 
     def test_empty_and_single(self, backend, device):
         for shape in ((0, 4), (4, 0), (0, 0), (1, 4), (1, 1), (7,), (2, 0, 3)):

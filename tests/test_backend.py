@@ -50,7 +50,7 @@ def triplet():
     return [torch.randn(3, 4, requires_grad=True) for _ in range(3)]
 
 
-# ---- auto -----------------------------------------------------------------------------------------
+# ---- auto ----------------------------------------------------------------------------------------
 
 
 def test_auto_compiles_nothing_without_a_gpu(tmp_path):
@@ -119,13 +119,17 @@ def test_broken_cuda_toolchain(monkeypatch, settings, tmp_path, broken, says, as
     monkeypatch.setattr(torch.version, "cuda", "12.4")
     monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "9.0")
     fake = tmp_path / "nvcc"
-    fake.write_text(f"#!/bin/sh\necho 'Cuda compilation tools, {broken.get('nvcc', 'release 12.4')}'\n")
+    fake.write_text(
+        f"#!/bin/sh\necho 'Cuda compilation tools, {broken.get('nvcc', 'release 12.4')}'\n"
+    )
     fake.chmod(0o755)
     monkeypatch.setenv("PYTORCH_NVCC", str(fake))
     for name in ("CXX", "PYTORCH_NVCC"):
         if name in broken:
             monkeypatch.setenv(name, broken[name])
-    settings(STRICT="1" if asked == "strict" else "0", BACKEND="cuda" if asked == "cuda" else "auto")
+    settings(
+        STRICT="1" if asked == "strict" else "0", BACKEND="cuda" if asked == "cuda" else "auto"
+    )
     op = fresh_op(monkeypatch)
     if asked == "auto":
         with pytest.warns(ops.BackendWarning, match=says):
@@ -135,7 +139,7 @@ def test_broken_cuda_toolchain(monkeypatch, settings, tmp_path, broken, says, as
             op.backend_for(CudaTensor)
 
 
-# ---- asked for --------------------------------------------------------------------------------------
+# ---- asked for -----------------------------------------------------------------------------------
 
 
 def test_asked_for_and_given(backend, device):
@@ -159,7 +163,9 @@ def test_wrong_device_is_an_error(name):
 
 def test_unknown_backend():
     with (
-        pytest.raises(ops.ConfigError, match=r"backend must be one of auto, torch, cpp, cuda, got 'gpu'"),
+        pytest.raises(
+            ops.ConfigError, match=r"backend must be one of auto, torch, cpp, cuda, got 'gpu'"
+        ),
         ops.use_backend("gpu"),
     ):
         pass
@@ -218,7 +224,7 @@ def test_no_ninja(tmp_path):
     assert out.split() == ["built"]
 
 
-# ---- JITOPS_FORCE_CPU and the other variables ---------------------------------------------------------
+# ---- JITOPS_FORCE_CPU and the other variables ----------------------------------------------------
 
 
 def test_force_cpu():
@@ -274,7 +280,7 @@ def test_every_variable_is_documented(root):
         assert variable.meaning in readme, variable.name
 
 
-# ---- explain, and torch.compile -------------------------------------------------------------------------
+# ---- explain, and torch.compile ------------------------------------------------------------------
 
 
 def test_explain(compiled):
@@ -302,7 +308,9 @@ def test_explain_builds_nothing(tmp_path):
 
 
 def test_explain_unknown_op():
-    with pytest.raises(ops.ArgumentError, match="names must be among improved_triplet_loss, got 'x'"):
+    with pytest.raises(
+        ops.ArgumentError, match="names must be among improved_triplet_loss, got 'x'"
+    ):
         ops.explain("x")
 
 
@@ -328,7 +336,7 @@ def test_compiled_graphs_follow_the_backend(compiled, device):
     assert "improved_triplet_loss_forward" not in graphs[1]
 
 
-# ---- the package's face ------------------------------------------------------------------------------------
+# ---- the package's face --------------------------------------------------------------------------
 
 
 def test_all_is_complete_and_sorted():
@@ -336,6 +344,9 @@ def test_all_is_complete_and_sorted():
     for name in ops.__all__:
         assert getattr(ops, name) is not None
         assert name in dir(ops)
+    for module, names in ops._PUBLIC.items():
+        if not module.startswith("_"):
+            assert sorted(sys.modules[f"ops.{module}"].__all__) == sorted(names)
     with pytest.raises(AttributeError, match="module 'ops' has no attribute 'nothing'"):
         ops.nothing  # noqa: B018
 
@@ -344,7 +355,9 @@ def test_function_wins_over_the_module_of_its_name():
     import ops.improved_triplet_loss
 
     assert callable(ops.improved_triplet_loss)
-    assert sys.modules["ops.improved_triplet_loss"].improved_triplet_loss is ops.improved_triplet_loss
+    assert (
+        sys.modules["ops.improved_triplet_loss"].improved_triplet_loss is ops.improved_triplet_loss
+    )
     from ops.improved_triplet_loss import ImprovedTripletLoss
 
     assert ImprovedTripletLoss is ops.ImprovedTripletLoss

@@ -20,7 +20,9 @@ def reference(anchor, positive, negative, t1, t2, beta, eps=1e-6, reduction="mea
 
 def inputs(shape, dtype, device):
     """Embeddings on the scale where all four combinations of the clamps occur."""
-    return [0.5 * torch.randn(shape, dtype=torch.float64, device=device).to(dtype) for _ in range(3)]
+    return [
+        0.5 * torch.randn(shape, dtype=torch.float64, device=device).to(dtype) for _ in range(3)
+    ]
 
 
 def operator_samples(device):
@@ -177,7 +179,11 @@ BAD = [
         ops.ArgumentTypeError,
         "t1 must be a real number, got Tensor",
     ),
-    ({"reduction": "avg"}, ops.ArgumentError, "reduction must be one of none, mean, sum, got 'avg'"),
+    (
+        {"reduction": "avg"},
+        ops.ArgumentError,
+        "reduction must be one of none, mean, sum, got 'avg'",
+    ),
     ({"reduction": None}, ops.ArgumentError, "reduction must be one of none, mean, sum, got None"),
 ]
 

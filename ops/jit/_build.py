@@ -20,7 +20,7 @@ from typing import Any
 
 from ops._errors import BuildError, ToolchainError
 from ops.jit import _hardware, _progress, _toolchain
-from ops.jit._diagnose import diagnose
+from ops.jit._diagnose import all_of, diagnose
 from ops.jit._spec import Spec
 
 _environment_lock = threading.RLock()
@@ -168,11 +168,13 @@ def _is_systems(path: Path) -> bool:
 
     home = _toolchain.cuda_home()
     places = [Path(torch.__file__).parent, Path(sysconfig.get_path("include")), Path("/usr")]
-    return any(path.is_relative_to(place.resolve()) for place in [*places, *([home] if home else [])])
+    return any(
+        path.is_relative_to(place.resolve()) for place in [*places, *([home] if home else [])]
+    )
 
 
 def _explained(spec: Spec, folder: Path, log: Path, error: Exception) -> BuildError:
-    output = str(error)
+    output = all_of(error)
     try:
         log.write_text(f"{output}\n")
         kept = str(log)

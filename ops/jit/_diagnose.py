@@ -109,6 +109,12 @@ class Diagnosis:
         return "\n".join(lines)
 
 
+def all_of(error: BaseException) -> str:
+    """What an error says, and its cause after it: there torch keeps the dynamic linker's words."""
+    cause = error.__cause__
+    return f"{error}\n{cause}" if isinstance(cause, (OSError, ImportError)) else str(error)
+
+
 def diagnose(output: str, source_line: Callable[[str, int], str | None]) -> Diagnosis:
     """Read a build's output.
 
@@ -125,7 +131,11 @@ def diagnose(output: str, source_line: Callable[[str, int], str | None]) -> Diag
         if match and (known is None or re.search(known.shows, line) or _is_compilers(known)):
             number = int(match["line"] or match["nvline"])
             return Diagnosis(
-                match["text"], f"{match['file']}:{number}", source_line(match["file"], number), cause, fix
+                match["text"],
+                f"{match['file']}:{number}",
+                source_line(match["file"], number),
+                cause,
+                fix,
             )
     shown = known.shows if known else _OTHER_ERROR.pattern
     first = next((line for line in lines if re.search(shown, line)), None)

@@ -100,8 +100,11 @@ class Extension:
             try:
                 _loaded[entry.folder] = self._dlopen(entry)
             except (OSError, ImportError) as error:
+                from ops.jit._diagnose import all_of, diagnose
+
+                said = diagnose(all_of(error), lambda file, line: None)
                 raise BuildError(
-                    f"{self.name} is built but does not load: {error}\n  library: {entry.library}"
+                    f"{self.name} was built but does not load:\n{said}\n  library: {entry.library}"
                 ) from error
         return _loaded[entry.folder]
 

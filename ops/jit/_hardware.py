@@ -16,7 +16,7 @@ import torch
 
 from ops._errors import ToolchainError
 
-# ---- the CPU ------------------------------------------------------------------------------------
+# ---- the CPU -------------------------------------------------------------------------------------
 
 _X86_LEVELS = (
     ("x86-64-v4", {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"}),
@@ -67,11 +67,13 @@ def memory_limit() -> int:
 
 def jobs() -> int:
     """How many compilers to run at once: one a core, each with 3 GB of memory to itself."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
     return max(1, min(cores, memory_limit() // (3 << 30)))
 
 
-# ---- the GPU ------------------------------------------------------------------------------------
+# ---- the GPU -------------------------------------------------------------------------------------
 
 
 def torchs_cuda() -> str:
@@ -104,7 +106,8 @@ def cuda_architectures() -> tuple[str, ...]:
         for item in named:
             if not re.fullmatch(r"\d+\.\d[af]?(\+PTX)?", item):
                 raise ToolchainError(
-                    f"TORCH_CUDA_ARCH_LIST must hold numbers like 8.0, 9.0a or 9.0+PTX, got {item!r}"
+                    "TORCH_CUDA_ARCH_LIST must hold numbers like 8.0, 9.0a or 9.0+PTX, "
+                    f"got {item!r}"
                 )
         return tuple(sorted(set(named), key=_arch_order))
     found = set(_nvml_capabilities())
@@ -123,7 +126,7 @@ def _arch_order(architecture: str) -> tuple[int, int, str]:
 
 
 def gencode_flags(architectures: tuple[str, ...]) -> tuple[str, ...]:
-    """nvcc's flags for these architectures."""
+    """Nvcc's flags for these architectures."""
     flags = []
     for architecture in architectures:
         number = architecture.removesuffix("+PTX").replace(".", "")

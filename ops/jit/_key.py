@@ -75,7 +75,7 @@ def _libc() -> str:
     return (os.confstr("CS_GNU_LIBC_VERSION") or "") if "CS_GNU_LIBC_VERSION" in names else ""
 
 
-# ---- what only a build can tell -----------------------------------------------------------------
+# ---- what only a build can tell ------------------------------------------------------------------
 
 
 def facts(spec: Spec, headers: list[Path]) -> dict[str, Any]:

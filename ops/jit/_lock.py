@@ -15,6 +15,7 @@ import platform
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from ops._errors import BuildTimeoutError
 
@@ -41,7 +42,7 @@ def exclusive(
 
     # Without flock filelock would fall back to a lock that outlives its holder: decline that.
     supported = inspect.signature(FileLock.__init__).parameters
-    options = {"fallback_to_soft": False} if "fallback_to_soft" in supported else {}
+    options: dict[str, Any] = {"fallback_to_soft": False} if "fallback_to_soft" in supported else {}
     lock = FileLock(path, **options)
     owner_file = path.with_suffix(".owner")
     try:

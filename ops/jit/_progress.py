@@ -1,4 +1,4 @@
-"""What the user sees while something compiles: a live line on a terminal, one plain line in a log."""
+"""What is seen of a build: a live line on a terminal, one plain line in a log."""
 
 from __future__ import annotations
 

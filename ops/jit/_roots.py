@@ -11,6 +11,7 @@ import stat
 import sys
 import tempfile
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 from ops import _config
@@ -18,25 +19,26 @@ from ops._errors import CacheError, CacheWarning
 
 
 def configured_root() -> Path:
-    """``JITOPS_CACHE_DIR``, else a folder in ``TORCH_EXTENSIONS_DIR``, else the platform's cache."""
+    """``JITOPS_CACHE_DIR``, else a folder in ``TORCH_EXTENSIONS_DIR``, else the platform's."""
     chosen = _config.settings().cache_dir
     if chosen is not None:
         return chosen
     torchs = os.environ.get("TORCH_EXTENSIONS_DIR")
     if torchs:
         return Path(torchs).absolute() / "jitops"
-    if sys.platform == "linux":  # by hand: importing platformdirs is a third of a warm load
-        base = os.environ.get("XDG_CACHE_HOME", "")
-        home = os.path.expanduser("~/.cache")
-        return Path(base if os.path.isabs(base) else home) / "jitops"
-    import platformdirs
+    if sys.platform != "linux":
+        import platformdirs
 
-    return platformdirs.user_cache_path("jitops")
+        return platformdirs.user_cache_path("jitops")
+    # By hand: importing platformdirs is a third of a warm load.
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    home = os.path.expanduser("~/.cache")
+    return Path(base if os.path.isabs(base) else home) / "jitops"
 
 
 def private_root() -> Path:
-    """Where to go when the configured folder cannot be used: this user's, in the temporary folder."""
-    return Path(tempfile.gettempdir()) / f"jitops-{os.getuid()}"
+    """Where to go when the configured folder cannot be used: a temporary one of this user."""
+    return Path(os.environ.get("TMPDIR") or "/tmp") / f"jitops-{os.getuid()}"
 
 
 def distrust(folder: Path) -> str | None:
@@ -52,7 +54,7 @@ def distrust(folder: Path) -> str | None:
     return None
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _trusted(folder: Path) -> bool:
     reason = distrust(folder)
     if reason:
@@ -60,9 +62,11 @@ def _trusted(folder: Path) -> bool:
     return reason is None
 
 
-def readable_roots() -> list[Path]:
+def readable_roots() -> Iterator[Path]:
     """The folders to look for entries in."""
-    return [root for root in (configured_root(), private_root()) if root.is_dir() and _trusted(root)]
+    for root in (configured_root(), private_root()):
+        if root.is_dir() and _trusted(root):
+            yield root
 
 
 def writable_root() -> Path:
@@ -71,7 +75,7 @@ def writable_root() -> Path:
     Raises:
         CacheError: neither the configured nor the private folder can be used.
     """
-    reasons = []
+    reasons: list[str] = []
     for root in (configured_root(), private_root()):
         reason = _unusable(root)
         if reason is None:

@@ -48,7 +48,7 @@ class Entry:
         return self.folder / str(self.manifest["library"]["file"])
 
 
-# ---- find ---------------------------------------------------------------------------------------
+# ---- find ----------------------------------------------------------------------------------------
 
 
 def _stem(name: str, digest: str) -> str:
@@ -64,9 +64,14 @@ def find(name: str, digest: str, accepts: Callable[[Manifest], bool]) -> Entry |
             continue
         for variant in variants:
             entry = _open(root / _stem(name, digest) / variant)
-            if entry and entry.manifest.get("digest") == digest and accepts(entry.manifest):
-                if _roots.distrust(entry.folder) is None and verify(entry):
-                    return entry
+            if (
+                entry
+                and entry.manifest.get("digest") == digest
+                and accepts(entry.manifest)
+                and _roots.distrust(entry.folder) is None
+                and verify(entry)
+            ):
+                return entry
     return None
 
 
@@ -93,7 +98,7 @@ def sha256(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-# ---- publish ------------------------------------------------------------------------------------
+# ---- publish -------------------------------------------------------------------------------------
 
 
 def lock_path(root: Path, name: str, digest: str) -> Path:
@@ -141,7 +146,13 @@ def _abandoned(folder: Path) -> bool:
 
 
 def publish(
-    root: Path, name: str, digest: str, folder: Path, library: Path, facts: Manifest, about: Manifest
+    root: Path,
+    name: str,
+    digest: str,
+    folder: Path,
+    library: Path,
+    facts: Manifest,
+    about: Manifest,
 ) -> Entry:
     """Make the library built in ``folder`` an entry: flushed to disk, then renamed into place.
 
@@ -197,7 +208,7 @@ def _flush(path: Path) -> None:
         os.close(descriptor)
 
 
-# ---- notes --------------------------------------------------------------------------------------
+# ---- notes ---------------------------------------------------------------------------------------
 
 
 def recall(key: str) -> str | None:

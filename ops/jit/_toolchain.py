@@ -32,7 +32,7 @@ NO_NVCC = (
 )
 
 
-# ---- the tools ----------------------------------------------------------------------------------
+# ---- the tools -----------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ def ninja_folder() -> Path | None:
     return Path(ninja.BIN_DIR) if shutil.which("ninja", path=ninja.BIN_DIR) else None
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _ask(command: tuple[str, ...], stamp: str) -> str:
     try:
         # -v: version, target and configuration. gcc answers on stderr, nvcc on stdout; lines that
@@ -110,7 +110,9 @@ def _ask(command: tuple[str, ...], stamp: str) -> str:
     except (OSError, subprocess.SubprocessError) as error:
         raise ToolchainError(f"{shlex.join(command)} does not run: {error}") from error
     lines = (answer.stdout + answer.stderr).splitlines()
-    return "\n".join(line for line in lines if not re.match(r"COLLECT_|InstalledDir|Selected", line))
+    return "\n".join(
+        line for line in lines if not re.match(r"COLLECT_|InstalledDir|Selected", line)
+    )
 
 
 def identity(tool: Tool) -> tuple[str, str]:

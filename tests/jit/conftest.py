@@ -1,0 +1,34 @@
+"""An empty cache, and a small extension to fill it with."""
+
+from __future__ import annotations
+
+import pytest
+
+from ops import _config
+from ops.jit import _extension, _roots
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    """An empty cache, and a process that remembers nothing."""
+    folder = tmp_path / "cache"
+    with monkeypatch.context() as m:
+        m.setenv("JITOPS_CACHE_DIR", str(folder))
+        m.setattr(_extension, "_loaded", {})
+        _config.settings.cache_clear()
+        _roots._trusted.cache_clear()
+        yield folder
+    _config.settings.cache_clear()
+    _roots._trusted.cache_clear()
+
+
+@pytest.fixture
+def source(tmp_path):
+    """A source with a header of its own."""
+    folder = tmp_path / "source"
+    (folder / "include").mkdir(parents=True)
+    (folder / "include" / "answer.h").write_text("#define ANSWER 42\n")
+    (folder / "answer.cpp").write_text(
+        '#include "answer.h"\nextern "C" int answer() { return ANSWER; }\n'
+    )
+    return folder / "answer.cpp"

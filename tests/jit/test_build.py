@@ -1,0 +1,159 @@
+"""load and load_inline: what they build, and what they say when it does not."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+import ops
+from ops.jit import _extension, load, load_inline
+from tests.helpers import environment, path_without, run
+from tests.jit.support import ANSWER, answer, entries, extension, leftovers
+
+pytestmark = pytest.mark.cpp
+
+
+def test_a_compile_error_is_readable(cache, source):
+    source.write_text('#include "answer.h"\n\nextern "C" int answer() { return NOWHERE; }\n')
+    with pytest.raises(ops.BuildError) as raised:
+        extension(source).load()
+    text = str(raised.value)
+    assert "answer does not build:" in text
+    assert f"{source}:3: " in text
+    assert "NOWHERE" in text.splitlines()[1]
+    assert text.splitlines()[2].strip() == 'extern "C" int answer() { return NOWHERE; }'
+    assert raised.value.log in text
+    assert "c++" in Path(raised.value.log).read_text()
+    assert entries(cache) == []
+    assert leftovers(cache) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "cause"),
+    [
+        ('#include "no_such_header.h"\n', "a header is missing"),
+        (
+            'int f();\nextern "C" int answer() { return f(); }\n',
+            "something declared is defined nowhere",
+        ),
+    ],
+)
+def test_known_causes(cache, text, cause):
+    with pytest.raises(ops.BuildError, match=cause):
+        load_inline("broken", text, is_python_module=False, no_implicit_headers=True)
+
+
+@pytest.mark.parametrize(
+    ("flags", "cause"),
+    [
+        ({"extra_ldflags": ["-lno_such_library"]}, "a library to link against is missing"),
+        ({"extra_cflags": ["--no-such-flag"]}, "the compiler does not know one of the flags"),
+    ],
+)
+def test_known_causes_in_flags(cache, flags, cause):
+    with pytest.raises(ops.BuildError, match=cause):
+        load_inline("broken", ANSWER, is_python_module=False, no_implicit_headers=True, **flags)
+
+
+def test_inline_errors_count_the_users_own_lines(cache):
+    with pytest.raises(ops.BuildError) as raised:
+        load_inline("broken", ["int fine;\n", "\n\nint x = oops;\n"], no_implicit_headers=True)
+    assert "broken[1].cpp:3: " in str(raised.value)
+    assert "      int x = oops;\n" in str(raised.value)
+
+
+def test_a_failed_build_can_be_mended(cache, source):
+    good = source.read_text()
+    source.write_text("nonsense")
+    with pytest.raises(ops.BuildError):
+        extension(source).load()
+    source.write_text(good)
+    assert answer(extension(source).load()) == 42
+
+
+PYTHON_MODULE = """
+#include <Python.h>
+#define GLUE_(a, b) a##b
+#define GLUE(a, b) GLUE_(a, b)
+#define TEXT_(a) #a
+#define TEXT(a) TEXT_(a)
+static PyModuleDef module = {PyModuleDef_HEAD_INIT, TEXT(TORCH_EXTENSION_NAME)};
+PyMODINIT_FUNC GLUE(PyInit_, TORCH_EXTENSION_NAME)() {
+  PyObject* m = PyModule_Create(&module);
+  PyModule_AddIntConstant(m, "answer", %d);
+  return m;
+}
+"""
+
+
+def test_python_modules(cache, monkeypatch):
+    """Built, from the cache, and a second source of the same name in the same process."""
+    for value in (1, 2, 1):
+        monkeypatch.setattr(_extension, "_loaded", {} if value == 1 else _extension._loaded)
+        module = load_inline("module_of_mine", PYTHON_MODULE % value, no_implicit_headers=True)
+        assert module.answer == value
+    assert len(entries(cache)) == 2
+
+
+def test_pybind11_functions_with_default_headers(cache):
+    """What torch's own load_inline is used for most: half a minute, once."""
+    text = "torch::Tensor twice(torch::Tensor x) { return x + x; }"
+    sources = [text]
+    module = load_inline("doubling", sources, functions=["twice"])
+    assert module.twice(torch.ones(2)).tolist() == [2.0, 2.0]
+    assert module.twice.__doc__
+    assert sources == [text]  # torch's inserts a line into the caller's list
+
+
+def test_the_environment_is_left_alone(cache, source, monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", path_without("ninja", folder=tmp_path / "bin"))
+    monkeypatch.delenv("MAX_JOBS", raising=False)
+    before = dict(os.environ)
+    extension(source).load()
+    assert dict(os.environ) == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "text"),
+    [
+        ({"name": "a b", "sources": "x.cpp"}, ops.ArgumentError, "name must be a C identifier"),
+        ({"name": "a", "sources": "/no/x.cpp"}, ops.ArgumentError, "sources must be files, got"),
+        ({"name": "a", "sources": []}, ops.ArgumentError, "must have either source files or"),
+        ({"name": "a", "sources": [1]}, ops.ArgumentTypeError, "sources must be paths, got int"),
+        (
+            {"name": "a", "sources": [], "extra_cflags": "-O2"},
+            ops.ArgumentTypeError,
+            "extra_cflags must be a list of strings, got the string '-O2'",
+        ),
+        (
+            {"name": "a", "sources": [], "extra_ldflags": [3]},
+            ops.ArgumentTypeError,
+            "extra_ldflags must hold strings only, got int in it",
+        ),
+    ],
+)
+def test_bad_arguments(arguments, error, text):
+    with pytest.raises(error, match=text):
+        load(**arguments)
+
+
+def test_import_leaves_cuda_alone_and_forks(cache, source):
+    """A process that has used an op can fork workers which use it too."""
+    out, _ = run(
+        """
+        import os, torch, ops
+        with ops.use_backend("cpp"):
+            x = [torch.ones(2, 3) for _ in range(3)]
+            ops.improved_triplet_loss(*x, -1.0, 0.0, 1.0)
+            pid = os.fork()
+            if pid == 0:
+                ops.improved_triplet_loss(*x, -1.0, 0.0, 1.0)
+                os._exit(7)
+            print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), torch.cuda.is_initialized())
+        """,
+        JITOPS_CACHE_DIR=environment()["JITOPS_CACHE_DIR"],
+    )
+    assert out.split() == ["7", "False"]

@@ -1,0 +1,137 @@
+"""Several processes, dying ones, locks."""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+import ops
+from ops import _config
+from ops.jit import _key, _store
+from tests.helpers import run, start
+from tests.jit.support import ANSWER, COMPILER, answer, entries, extension, leftovers
+
+pytestmark = pytest.mark.cpp
+
+
+SLOW = f"""
+    import ops.jit
+    print(ops.jit.load_inline("slow", {ANSWER!r}, is_python_module=False, no_implicit_headers=True))
+"""
+
+
+@pytest.fixture
+def slow_compiler(tmp_path):
+    """A compiler that takes its time, so that a build can be caught in the act."""
+    path = tmp_path / "slow-g++"
+    path.write_text(f'#!/bin/sh\n[ "$1" = -v ] || sleep 1\nexec {COMPILER} "$@"\n')
+    path.chmod(0o755)
+    return path
+
+
+def wait_for(condition, seconds=60):
+    deadline = time.time() + seconds
+    while not condition():
+        assert time.time() < deadline
+        time.sleep(0.02)
+
+
+def test_kill_9_in_the_middle_of_a_build(cache, slow_compiler):
+    variables = {"JITOPS_CACHE_DIR": cache, "CXX": slow_compiler}
+    for _ in range(2):
+        victim = start(SLOW, **variables)
+        wait_for(lambda: list(cache.glob("staging/*/main.cpp")))
+        time.sleep(0.3)
+        victim.send_signal(signal.SIGKILL)
+        victim.communicate()
+        assert entries(cache) == []
+    out, err = run(SLOW, **variables, JITOPS_PROGRESS="1")
+    assert "jitops: compiled slow" in err
+    assert "waiting" not in err
+    assert Path(out.strip()).is_file()
+    assert leftovers(cache) == []
+
+
+def test_eight_processes_one_build(cache, slow_compiler):
+    """At once, on an empty cache: one build, eight successes, the same library."""
+    variables = {"JITOPS_CACHE_DIR": cache, "CXX": slow_compiler, "JITOPS_PROGRESS": "1"}
+    crowd = [start(SLOW, **variables) for _ in range(8)]
+    results = [process.communicate(timeout=300) for process in crowd]
+    assert [process.returncode for process in crowd] == [0] * 8
+    assert sum("jitops: compiled slow" in err for _, err in results) == 1
+    assert len({out for out, _ in results}) == 1
+    assert leftovers(cache) == []
+
+
+def test_stale_locks_do_not_hang(cache, source, monkeypatch, tmp_path):
+    """Torch's own stale lock file, and one of ours whose holder is gone."""
+    torchs = tmp_path / "torch_extensions"
+    (torchs / "answer").mkdir(parents=True)
+    (torchs / "answer" / "lock").touch()
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(torchs))
+    digest = _key.digest(_key.request(extension(source).spec))
+    cache.mkdir()
+    lock = _store.lock_path(cache, "answer", digest)
+    lock.write_text("held by a process long gone")
+    lock.with_suffix(".owner").write_text("not json")
+    started = time.time()
+    assert answer(extension(source).load()) == 42
+    assert time.time() - started < 30
+
+
+HOLD = """
+    import sys, time
+    from pathlib import Path
+    from ops.jit import _lock
+    with _lock.exclusive(Path({path!r}), "answer", 1, print):
+        print("held", flush=True)
+        time.sleep(60)
+"""
+
+
+def test_waiting_has_an_end(cache, source, monkeypatch):
+    digest = _key.digest(_key.request(extension(source).spec))
+    cache.mkdir()
+    path = str(_store.lock_path(cache, "answer", digest))
+    holder = start(HOLD.format(path=path))
+    try:
+        assert holder.stdout.readline() == "held\n"
+        monkeypatch.setenv("JITOPS_BUILD_TIMEOUT", "0.5")
+        _config.settings.cache_clear()
+        with pytest.raises(ops.BuildTimeoutError) as raised:
+            extension(source).load()
+        assert f"process {holder.pid} on" in str(raised.value)
+        assert "more than 0.5 s" in str(raised.value)
+        assert "JITOPS_BUILD_TIMEOUT" in str(raised.value)
+    finally:
+        holder.kill()
+        holder.communicate()
+    assert answer(extension(source).load()) == 42
+
+
+def test_no_locks_on_this_file_system(cache, source, monkeypatch):
+    import errno
+
+    import filelock
+
+    def refuse(self, *args, **kwargs):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(filelock.FileLock, "acquire", refuse)
+    assert answer(extension(source).load()) == 42
+
+
+def test_the_loser_of_a_race_uses_the_winners_entry(cache, source, tmp_path):
+    library = extension(source).load()
+    manifest = json.loads((library.parent / "manifest.json").read_text())
+    facts = {name: manifest[name] for name in ("compilers", "headers")}
+    with _store.staging(cache, "answer", manifest["digest"]) as folder:
+        mine = folder / library.name
+        mine.write_bytes(library.read_bytes() + b"x")
+        entry = _store.publish(cache, "answer", manifest["digest"], folder, mine, facts, {})
+    assert entry.library == library
+    assert leftovers(cache) == []

@@ -1,0 +1,77 @@
+"""Where the cache is, and whether it can be trusted and written."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+import ops
+from ops import _config
+from ops.jit import _roots
+from tests.jit.support import extension
+
+pytestmark = pytest.mark.cpp
+
+
+def test_a_cache_that_others_can_write_is_refused(cache, source, monkeypatch, tmp_path):
+    library = extension(source).load()
+    monkeypatch.setattr(_roots, "private_root", lambda: tmp_path / "private")
+    cache.chmod(0o777)
+    _roots._trusted.cache_clear()
+    with pytest.warns(ops.CacheWarning, match=r"ignoring the cache: .* can be written by others"):
+        assert extension(source).find() is None
+    with pytest.warns(ops.CacheWarning, match=f"using {tmp_path / 'private'} as the cache, since"):
+        assert extension(source).load().is_relative_to(tmp_path / "private")
+    cache.chmod(0o755)
+    _roots._trusted.cache_clear()
+    library.parent.chmod(0o777)
+    assert not extension(source).find().is_relative_to(cache)
+
+
+def test_a_cache_of_someone_else_is_refused(cache, source, monkeypatch, tmp_path):
+    extension(source).load()
+    monkeypatch.setattr(_roots, "private_root", lambda: tmp_path / "private")
+    monkeypatch.setattr(os, "getuid", lambda: 12345)
+    os.chown(cache, 4321, -1) if os.geteuid() == 0 else None
+    _roots._trusted.cache_clear()
+    if os.geteuid() != 0:
+        monkeypatch.setattr(os, "getuid", lambda: os.geteuid() + 1)
+    with pytest.warns(ops.CacheWarning, match=r"belongs to user \d+, not to you or root"):
+        assert extension(source).find() is None
+
+
+def test_unwritable_cache(source, monkeypatch, tmp_path):
+    monkeypatch.setenv("JITOPS_CACHE_DIR", "/proc/nowhere")
+    _config.settings.cache_clear()
+    monkeypatch.setattr(_roots, "private_root", lambda: tmp_path / "private")
+    with pytest.warns(ops.CacheWarning, match=r"since /proc/nowhere cannot be written"):
+        assert extension(source).load().is_relative_to(tmp_path / "private")
+    monkeypatch.setattr(_roots, "private_root", lambda: Path("/proc/either"))
+    with pytest.raises(
+        ops.CacheError, match=r"/proc/nowhere .*; /proc/either .* Set JITOPS_CACHE_DIR"
+    ):
+        extension(source).load()
+
+
+@pytest.mark.parametrize(
+    ("variables", "expected"),
+    [
+        ({"JITOPS_CACHE_DIR": "/a/b", "TORCH_EXTENSIONS_DIR": "/t"}, "/a/b"),
+        ({"TORCH_EXTENSIONS_DIR": "/t"}, "/t/jitops"),
+        ({"XDG_CACHE_HOME": "/x"}, "/x/jitops"),
+        ({"XDG_CACHE_HOME": "relative"}, "/home/me/.cache/jitops"),
+        ({}, "/home/me/.cache/jitops"),
+    ],
+)
+@pytest.mark.skipif(sys.platform != "linux", reason="XDG folders are Linux's")
+def test_where_the_cache_is(monkeypatch, variables, expected):
+    for name in ("JITOPS_CACHE_DIR", "TORCH_EXTENSIONS_DIR", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", "/home/me")
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    _config.settings.cache_clear()
+    assert _roots.configured_root() == Path(expected)
