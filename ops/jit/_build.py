@@ -76,7 +76,7 @@ def _run(spec: Spec, folder: Path, architectures: tuple[str, ...]) -> Any:
             *spec.extra_cuda_cflags,
             *_hardware.gencode_flags(architectures),
         ],
-        "extra_ldflags": list(spec.extra_ldflags),
+        "extra_ldflags": [*spec.extra_ldflags, *_cuda_libraries(spec)],
         "extra_include_paths": [str(path) for path in spec.extra_include_paths],
         "build_directory": str(folder),
         "with_cuda": spec.with_cuda,
@@ -91,6 +91,12 @@ def _run(spec: Spec, folder: Path, architectures: tuple[str, ...]) -> Any:
         no_implicit_headers=spec.no_implicit_headers,
         **options,
     )
+
+
+def _cuda_libraries(spec: Spec) -> list[str]:
+    """Where toolkits from conda and PyPI have their libraries: torch looks in ``lib64`` only."""
+    home = _toolchain.cuda_home() if spec.with_cuda else None
+    return [f"-L{home / 'lib'}"] if home and not (home / "lib64").is_dir() else []
 
 
 def _numbered(name: str, suffix: str, texts: tuple[str, ...]) -> list[str]:
@@ -129,12 +135,16 @@ def _environment() -> Iterator[None]:
     path = os.environ.get("PATH", "")
     if str(ninja) not in path.split(os.pathsep):  # its virtual environment is not activated
         wanted["PATH"] = f"{path}{os.pathsep}{ninja}"
+    cpp_extension, home = _cpp_extension(), _toolchain.cuda_home()
     with _environment_lock:
         before = {name: os.environ.get(name) for name in wanted}
+        torchs_home = cpp_extension.CUDA_HOME  # read from the environment once, at its import
         os.environ.update(wanted)
+        cpp_extension.CUDA_HOME = str(home) if home else torchs_home
         try:
             yield
         finally:
+            cpp_extension.CUDA_HOME = torchs_home
             for name, value in before.items():
                 if value is None:
                     os.environ.pop(name, None)

@@ -62,15 +62,16 @@ def cxx() -> Tool | None:
 
 
 def cuda_home() -> Path | None:
-    """The CUDA toolkit, looked for where torch looks for it."""
+    """The CUDA toolkit, looked for where torch does; past an nvcc that is a mere wrapper of it."""
     named = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
     if named:
         return Path(named)
-    nvcc_on_path = shutil.which("nvcc")
-    if nvcc_on_path:
-        return Path(nvcc_on_path).parent.parent  # unresolved, as torch takes it
-    default = Path("/usr/local/cuda")
-    return default if default.is_dir() else None
+    on_path = shutil.which("nvcc")
+    homes = [Path("/usr/local/cuda")]
+    if on_path:
+        homes[:0] = [Path(on_path).parent.parent, Path(on_path).resolve().parent.parent]
+    with_headers = (home for home in homes if (home / "include" / "cuda_runtime.h").is_file())
+    return next(with_headers, homes[0] if on_path else None)
 
 
 def nvcc() -> Tool | None:

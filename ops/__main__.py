@@ -1,0 +1,10 @@
+"""``python -m ops``: the command ``jitops`` where its script is not on PATH."""
+
+from __future__ import annotations
+
+import sys
+
+from ops.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

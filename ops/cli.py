@@ -1,0 +1,62 @@
+"""The command ``jitops``, also ``python -m ops``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import ops
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; the exit status is 0 for success and 1 for an error, which is printed."""
+    options = _parser().parse_args(arguments)
+    try:
+        options.run(options)
+    except ops.JitopsError as error:
+        print(f"jitops: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="jitops", description="Custom losses and ops for PyTorch."
+    )
+    parser.add_argument("--version", action="version", version=f"jitops {ops.__version__}")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    demo = commands.add_parser(
+        "demo",
+        help="train on handwritten digits, compiled and pure torch in turn",
+        description="Compile the improved triplet loss, train an embedding of scikit-learn's "
+        "handwritten digits with it, compiled and pure torch in turn, and draw the result.",
+    )
+    demo.add_argument("--steps", type=_positive, default=400, help="of training (default: 400)")
+    demo.add_argument(
+        "--output",
+        type=Path,
+        default=Path("jitops_demo.png"),
+        help="where to save the picture (default: ./jitops_demo.png)",
+    )
+    demo.set_defaults(run=_demo)
+
+    explain = commands.add_parser("explain", help="say which back end runs each op, and why")
+    explain.add_argument("ops", nargs="*", metavar="OP", help="ops to explain (default: all)")
+    explain.set_defaults(run=lambda options: print(ops.explain(*options.ops)))
+    return parser
+
+
+def _demo(options: argparse.Namespace) -> None:
+    from ops import _demo
+
+    _demo.main(options.steps, options.output.resolve())
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {text}")
+    return number

@@ -1,0 +1,133 @@
+"""The shape of the project: who imports whom, and that every op has all of its files."""
+
+from __future__ import annotations
+
+import ast
+import re
+
+import pytest
+
+from ops import _extensions
+from tests.helpers import ROOT
+
+PACKAGE = ROOT / "ops"
+SOURCES = ROOT / "cuda_src"
+OPS = sorted(path.stem for path in SOURCES.glob("*.cpp"))
+
+# A module imports from the layers above its own only; two of one layer never see each other.
+LAYERS = (
+    {"ops._errors"},
+    {"ops._config"},
+    {f"ops.jit.{name}" for name in ("_diagnose", "_hardware", "_lock", "_roots", "_spec")},
+    {"ops.jit._progress", "ops.jit._toolchain"},
+    {"ops.jit._build", "ops.jit._store"},  # one knows no cache, the other no C++
+    {"ops.jit._key"},
+    {"ops.jit._extension"},
+    {"ops.jit"},
+    {"ops._autograd", "ops._checks", "ops._extensions"},
+    {"ops._backend"},
+    {"ops._explain", *(f"ops.{op}" for op in OPS)},
+    {"ops"},
+    {"ops._demo"},
+    {"ops.cli"},
+    {"ops.__main__"},
+)
+
+
+def modules():
+    for path in sorted(PACKAGE.rglob("*.py")):
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        yield ".".join(parts[:-1] if parts[-1] == "__init__" else parts), path
+
+
+MODULES = dict(modules())
+
+
+def imports_of(name):
+    """The ops modules that this one imports, anywhere in it but for type checkers."""
+    tree = ast.parse(MODULES[name].read_text())
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If) and getattr(node.test, "id", "") == "TYPE_CHECKING":
+            node.body = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{name}: imports are absolute"
+            for alias in node.names:
+                inner = f"{node.module}.{alias.name}"
+                yield inner if inner in MODULES else node.module
+
+
+def layer(name):
+    found = [number for number, names in enumerate(LAYERS) if name in names]
+    assert found, f"{name} is in no layer: give it one"
+    return found[0]
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_imports_point_one_way(name):
+    for imported in imports_of(name):
+        if imported in MODULES and imported != name:
+            assert layer(imported) < layer(name), f"{name} imports {imported}"
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_only_the_build_imports_cpp_extension(name):
+    if name != "ops.jit._build":
+        assert not any("cpp_extension" in imported for imported in imports_of(name))
+
+
+def test_the_loader_knows_no_op():
+    for path in (PACKAGE / "jit").glob("*.py"):
+        for op in OPS:
+            assert op not in path.read_text(), path
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_an_op_is_one_stem_everywhere(op):
+    assert op in _extensions.stems()
+    for path in (
+        PACKAGE / f"{op}.py",
+        SOURCES / f"{op}.h",
+        SOURCES / f"{op}.cpp",
+        SOURCES / f"{op}.cu",
+        ROOT / "tests" / f"test_{op}.py",
+        ROOT / "benchmarks" / f"bench_{op}.py",
+    ):
+        assert path.is_file(), path
+    readme = (ROOT / "README.md").read_text()
+    assert f"`ops.{op}`" in readme
+
+
+def test_every_source_belongs_to_an_op():
+    assert {path.stem for path in SOURCES.iterdir() if path.is_file()} == set(OPS)
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_no_bare_assert(name):
+    """``python -O`` removes them."""
+    tree = ast.parse(MODULES[name].read_text())
+    assert not any(isinstance(node, ast.Assert) for node in ast.walk(tree))
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_modules_are_short(name):
+    assert len(MODULES[name].read_text().splitlines()) <= 250
+
+
+@pytest.mark.parametrize("path", sorted(SOURCES.rglob("*.cu*")), ids=lambda path: path.name)
+def test_kernels_know_nothing_of_torch_and_are_launched_in_one_place(path):
+    text = path.read_text()
+    assert not re.search(r"#include\s*[<\"](torch|ATen|c10)/", text)
+    if path.name == "launch.cuh":
+        assert text.count("<<<") == 1
+        assert "shared_bytes, static_cast<cudaStream_t>(stream)>>>" in text
+    else:
+        assert "<<<" not in text
+
+
+@pytest.mark.parametrize("path", sorted(SOURCES.rglob("*.h")), ids=lambda path: path.name)
+def test_headers_of_torch_are_those_that_compile_fast(path):
+    for header in re.findall(r"#include\s*<((?:torch|ATen|c10)/[^>]+)>", path.read_text()):
+        assert header.startswith(("torch/csrc/stable/", "torch/headeronly/")), header
