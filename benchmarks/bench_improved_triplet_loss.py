@@ -1,0 +1,122 @@
+"""The improved triplet loss, forward + backward, against the code of a tutorial and its compile."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import ops
+from benchmarks.common import child, in_turns, table
+
+T1, T2, BETA = -1.0, 0.01, 0.002
+SHAPES = ((32, 128), (256, 256), (4096, 512), (32768, 512))
+DTYPES = (torch.float32, torch.bfloat16)
+DEVICES = {"cpp": "cpu", "cuda": "cuda"}
+
+
+class Tutorial(nn.Module):
+    """The loss as one writes it: torch's distance, squared again."""
+
+    def forward(self, anchor, positive, negative):
+        matched = torch.pow(F.pairwise_distance(anchor, positive), 2)
+        mismatched = torch.pow(F.pairwise_distance(anchor, negative), 2)
+        part_1 = torch.clamp(matched - mismatched, min=T1)
+        part_2 = torch.clamp(matched, min=T2)
+        return torch.mean(part_1 + BETA * part_2)
+
+
+def run() -> dict:
+    backends = ["cpp", *(["cuda"] if torch.cuda.is_available() else [])]
+    return {name: {"speed": _speed(name), "memory": _memory(name)} for name in backends}
+
+
+def _speed(backend: str) -> list[dict]:
+    device = DEVICES[backend]
+    figures = []
+    for dtype in DTYPES:
+        for shape in SHAPES:
+            inputs = [torch.randn(shape).to(device, dtype).requires_grad_() for _ in range(3)]
+            torch._dynamo.reset()
+            criteria = {
+                "eager": Tutorial(),
+                "compile": torch.compile(Tutorial(), dynamic=False),
+                "torch": ops.ImprovedTripletLoss(T1, T2, BETA),
+                backend: ops.ImprovedTripletLoss(T1, T2, BETA),
+            }
+
+            def step(criterion, inputs=inputs):
+                return lambda: torch.autograd.grad(criterion(*inputs), inputs)
+
+            synchronize = torch.cuda.synchronize if device == "cuda" else lambda: None
+            calls = {name: step(criterion) for name, criterion in criteria.items()}
+            seconds = in_turns(calls, {"torch": "torch", backend: backend}, synchronize)
+            figures.append(
+                {
+                    "shape": shape,
+                    "dtype": str(dtype).removeprefix("torch."),
+                    "us": {name: 1e6 * value for name, value in seconds.items()},
+                    "to_eager": seconds["eager"] / seconds[backend],
+                    "to_compile": seconds["compile"] / seconds[backend],
+                }
+            )
+    row_names = ["eager, us", "compile", "ops, torch", f"ops, {backend}"]
+    table(
+        f"Improved triplet loss, forward + backward, {backend}",
+        ["shape", "dtype", *row_names, "eager / ours", "compile / ours"],
+        [
+            [
+                row["shape"],
+                row["dtype"],
+                *(f"{us:.0f}" for us in row["us"].values()),
+                f"**{row['to_eager']:.2f}x**",
+                f"**{row['to_compile']:.2f}x**",
+            ]
+            for row in figures
+        ],
+    )
+    return figures
+
+
+# In a process of its own: the peak over what stands there before inputs and gradients exist.
+MEMORY = """
+    import ops
+    from benchmarks.bench_improved_triplet_loss import BETA, T1, T2, Tutorial
+    device, dtype, which = {device!r}, {dtype}, {which!r}
+    if which in ("eager", "compile"):
+        criterion = Tutorial()
+    else:
+        criterion = ops.ImprovedTripletLoss(T1, T2, BETA)
+    if which == "compile":
+        criterion = torch.compile(criterion, dynamic=False)
+    def step(rows, count=1):
+        new = lambda: torch.ones(rows, 512, device=device, dtype=dtype, requires_grad=True)
+        inputs = [new() for _ in range(3)]
+        for _ in range(count):
+            torch.autograd.grad(criterion(*inputs), inputs)
+    def peak():
+        return torch.cuda.max_memory_allocated() / 1e6 if device == "cuda" else peak_mb()
+    step(8)
+    if device == "cpu":
+        open("/proc/self/clear_refs", "w").write("5")  # the peak starts anew from here
+    before = 0 if device == "cuda" else peak()
+    step(32768, 3)
+    inputs_and_gradients = 6 * 32768 * 512 * dtype.itemsize / 1e6
+    print(json.dumps({{"mb": peak() - before, "floor_mb": inputs_and_gradients}}))
+"""
+
+
+def _memory(backend: str) -> list[dict]:
+    figures = []
+    for dtype in DTYPES:
+        for which in ("eager", "compile", "torch", backend):
+            code = MEMORY.format(device=DEVICES[backend], dtype=dtype, which=which)
+            asked = which if which in ("torch", backend) else "auto"
+            told = child(code, JITOPS_BACKEND=asked)
+            figures.append({"dtype": str(dtype).removeprefix("torch."), "which": which, **told})
+    table(
+        f"Peak memory of (32768, 512), inputs and gradients included, {DEVICES[backend]}",
+        ["dtype", "", "MB", "inputs + gradients, MB"],
+        [[f["dtype"], f["which"], f"{f['mb']:.0f}", f"{f['floor_mb']:.0f}"] for f in figures],
+    )
+    return figures

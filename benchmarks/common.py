@@ -1,0 +1,154 @@
+"""What the benches share: timing in turns, processes of their own, the machine, tables."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+import ops
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+# ---- timing -------------------------------------------------------------------------------------
+
+
+def in_turns(
+    contenders: dict[str, Callable[[], object]],
+    backends: dict[str, str],
+    synchronize: Callable[[], object] = lambda: None,
+) -> dict[str, float]:
+    """Median seconds of a call of each contender, timed in alternating blocks of calls.
+
+    ``backends`` names the back end that a contender's block asks for, where it asks for one.
+
+    Blocks, not single calls: a call then finds the caches and the memory allocator as its own
+    predecessor left them, which is what a training loop sees. Warm-up is not counted: first
+    touches of fresh memory are slow for a while, most of all on virtual machines.
+    """
+    calls = {}
+    for name, call in contenders.items():
+        with ops.use_backend(backends.get(name, "auto")):
+            started = time.perf_counter()
+            for _ in range(12):
+                call()
+            synchronize()
+        calls[name] = max(3, min(50, round(0.04 / ((time.perf_counter() - started) / 12))))
+    times: dict[str, list[float]] = {name: [] for name in contenders}
+    for _ in range(15):
+        for name, call in contenders.items():
+            with ops.use_backend(backends.get(name, "auto")):
+                for number in range(calls[name] + 1):
+                    started = time.perf_counter()
+                    call()
+                    synchronize()
+                    if number:  # the first of a block finds the other contender's caches
+                        times[name].append(time.perf_counter() - started)
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def child(code: str, watched: bool = False, **variables: object) -> dict:
+    """Run ``code`` in a fresh Python that prints one line of JSON last; returns that.
+
+    ``elapsed()`` and ``peak_mb()`` are at its disposal: seconds since torch was imported, and the
+    peak memory of the process. ``watched`` adds ``tool_mb``, the peak of the largest process that
+    it ran. (Not ``ru_maxrss``: that counts what a process was before it became another program.)
+    """
+    prelude = """
+        import json, re, time, torch
+        started = time.perf_counter()
+        def elapsed():
+            return time.perf_counter() - started
+        def peak_mb():
+            told = open("/proc/self/status").read()
+            return int(re.search(r"VmHWM:\\s*(\\d+)", told)[1]) * 1024 / 1e6
+    """
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "JITOPS_PROGRESS": "0"}
+    environment.update({name: str(value) for name, value in variables.items()})
+    process = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(prelude) + textwrap.dedent(code)],
+        env=environment,
+        cwd="/",
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    tool_mb = 0.0
+    while True:
+        try:
+            out, err = process.communicate(timeout=0.02 if watched else None)
+            break
+        except subprocess.TimeoutExpired:
+            tool_mb = max(tool_mb, _largest_below(process.pid))
+    if process.returncode:
+        raise RuntimeError(err)
+    told = json.loads(out.splitlines()[-1])
+    return {**told, "tool_mb": tool_mb} if watched else told
+
+
+def _largest_below(pid: int) -> float:
+    """The peak memory, in MB, of the largest process now running below this one."""
+    parents, peaks = {}, {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            told = dict(line.split(":", 1) for line in (folder / "status").read_text().splitlines())
+        except OSError:
+            continue  # it has just ended
+        parents[int(folder.name)] = int(told["PPid"])
+        peaks[int(folder.name)] = int(told.get("VmHWM", "0 kB").split()[0]) * 1024 / 1e6
+    below = {pid}
+    while new := {child for child, parent in parents.items() if parent in below} - below:
+        below |= new
+    return max((peaks[one] for one in below - {pid}), default=0.0)
+
+
+# ---- reporting ----------------------------------------------------------------------------------
+
+
+def machine() -> dict[str, str]:
+    """What the figures depend on."""
+    names = [
+        line.partition(":")[2].strip()
+        for line in Path("/proc/cpuinfo").read_text().splitlines()
+        if line.startswith("model name")
+    ]
+    told = {
+        "cpu": f"{names[0] if names else platform.machine()}, {len(os.sched_getaffinity(0))} cores",
+        "torch": f"{torch.__version__}, {torch.get_num_threads()} threads",
+        "python": platform.python_version(),
+        "compiler": _first_line("c++", "--version"),
+        "system": platform.platform(terse=True),
+    }
+    if torch.cuda.is_available():
+        told["gpu"] = torch.cuda.get_device_name()
+    return told
+
+
+def _first_line(*command: str) -> str:
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.split("\n")[0]
+
+
+def table(title: str, header: list[str], rows: list[list[object]]) -> None:
+    """Print a Markdown table."""
+    cells = [header, *([str(cell) for cell in row] for row in rows)]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
+    print(f"\n### {title}\n")
+    for number, row in enumerate(cells):
+        print(
+            "| "
+            + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+            + " |"
+        )
+        if number == 0:
+            print("|" + "|".join("-" * (width + 2) for width in widths) + "|")
+    sys.stdout.flush()
