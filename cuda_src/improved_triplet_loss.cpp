@@ -43,7 +43,7 @@ struct Inputs {
 
 constexpr int64_t kBlockElements = 32768;  // below this a second thread costs more than it brings
 
-template <typename T, typename A = cpu::acc_t<T>>
+template <typename T, typename A = acc_t<T>>
 JITOPS_KERNEL void squared_distances(const T* a, const T* p, const T* n, int64_t cols, A eps,
                                      A* d_pos, A* d_neg) {
   A pos = 0, neg = 0;
@@ -59,7 +59,7 @@ JITOPS_KERNEL void squared_distances(const T* a, const T* p, const T* n, int64_t
   *d_neg = neg;
 }
 
-template <typename T, typename A = cpu::acc_t<T>>
+template <typename T, typename A = acc_t<T>>
 JITOPS_KERNEL void gradient_row(const T* a, const T* p, const T* n, T* grad_a, T* grad_p,
                                 T* grad_n, int64_t cols, A eps, A c_pos, A c_neg) {
 #pragma omp simd
@@ -73,7 +73,7 @@ JITOPS_KERNEL void gradient_row(const T* a, const T* p, const T* n, T* grad_a, T
   }
 }
 
-template <typename T, typename A = cpu::acc_t<T>>
+template <typename T, typename A = acc_t<T>>
 JITOPS_KERNEL void gradient_row_without_negative(const T* a, const T* p, T* grad_a, T* grad_p,
                                                  T* grad_n, int64_t cols, A eps, A c_pos) {
 #pragma omp simd
@@ -98,7 +98,7 @@ A clamp_min(A x, A bound) {
 
 template <typename T>
 void forward_cpu(const Params& params) {
-  using A = cpu::acc_t<T>;
+  using A = acc_t<T>;
   const A t1 = static_cast<A>(params.t1), t2 = static_cast<A>(params.t2);
   const A beta = static_cast<A>(params.beta), eps = static_cast<A>(params.eps);
   const bool reduces = params.reduction != Reduction::kNone;
@@ -132,7 +132,7 @@ void forward_cpu(const Params& params) {
 
 template <typename T>
 void backward_cpu(const Params& params) {
-  using A = cpu::acc_t<T>;
+  using A = acc_t<T>;
   const A beta = static_cast<A>(params.beta), eps = static_cast<A>(params.eps);
   const bool reduces = params.reduction != Reduction::kNone;
   const A scale = params.reduction == Reduction::kMean ? A(1) / static_cast<A>(params.rows) : A(1);

@@ -13,7 +13,6 @@
 namespace jitops::improved_triplet_loss {
 namespace {
 
-using cuda::acc_t;
 using cuda::load;
 using cuda::Pack;
 using cuda::store;

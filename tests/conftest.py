@@ -19,6 +19,7 @@ os.environ["JITOPS_PROGRESS"] = "0"
 import torch  # noqa: E402
 
 import ops  # noqa: E402
+from ops import _config  # noqa: E402
 from ops.jit import _toolchain  # noqa: E402
 
 DEVICES = {"torch": "cpu", "cpp": "cpu", "cuda": "cuda"}
@@ -128,3 +129,17 @@ def seeded():
 def root():
     """The repository."""
     return Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture
+def settings(monkeypatch):
+    """Set variables as if the process had been started with them."""
+
+    def apply(**values):
+        for name, value in values.items():
+            monkeypatch.setenv(f"JITOPS_{name}", value)
+        _config.settings.cache_clear()
+
+    yield apply
+    monkeypatch.undo()
+    _config.settings.cache_clear()

@@ -1,4 +1,4 @@
-"""Running things in a process of their own, with an environment of their own."""
+"""What tests share: a call of an op, and processes with an environment of their own."""
 
 from __future__ import annotations
 
@@ -8,7 +8,23 @@ import sys
 import textwrap
 from pathlib import Path
 
+import torch
+
 ROOT = Path(__file__).resolve().parent.parent
+
+# A first use of an op; prints the backward node, which tells the back end.
+LOSS = """
+    import sys, warnings, torch, ops
+    x = [torch.ones(2, 3, requires_grad=True) for _ in range(3)]
+    loss = ops.improved_triplet_loss(*x, -1.0, 0.01, 0.002)
+    loss.backward()
+    print(type(loss.grad_fn).__name__)
+"""
+
+
+def triplet():
+    """Three small leaves for the triplet losses."""
+    return [torch.randn(3, 4, requires_grad=True) for _ in range(3)]
 
 
 def environment(**changes):

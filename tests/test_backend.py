@@ -3,39 +3,16 @@
 from __future__ import annotations
 
 import importlib
-import sys
-import warnings
 
 import pytest
 import torch
 
 import ops
-from ops import _backend, _config, _extensions
-from tests.helpers import path_without, run
+from ops import _backend
+from tests.helpers import LOSS, path_without, run, triplet
 
-LOSS = """
-    import sys, warnings, torch, ops
-    x = [torch.ones(2, 3, requires_grad=True) for _ in range(3)]
-    loss = ops.improved_triplet_loss(*x, -1.0, 0.01, 0.002)
-    loss.backward()
-    print(type(loss.grad_fn).__name__)
-"""
 COMPILED = "ImprovedTripletLossFunctionBackward"
 COMPILERS = ("c++", "g++", "clang++", "gcc", "cc", "clang")
-
-
-@pytest.fixture
-def settings(monkeypatch):
-    """Set variables as if the process had been started with them."""
-
-    def apply(**values):
-        for name, value in values.items():
-            monkeypatch.setenv(f"JITOPS_{name}", value)
-        _config.settings.cache_clear()
-
-    yield apply
-    monkeypatch.undo()
-    _config.settings.cache_clear()
 
 
 def fresh_op(monkeypatch):
@@ -44,10 +21,6 @@ def fresh_op(monkeypatch):
     op = _backend._ops["improved_triplet_loss"]
     monkeypatch.setattr(op, "_chosen", {})
     return op
-
-
-def triplet():
-    return [torch.randn(3, 4, requires_grad=True) for _ in range(3)]
 
 
 # ---- auto ----------------------------------------------------------------------------------------
@@ -222,149 +195,3 @@ def test_no_ninja(tmp_path):
     # The package brings its own: nobody need activate the virtual environment.
     out, _ = run("import ops.improved_triplet_loss as f; print('built')", **env)
     assert out.split() == ["built"]
-
-
-# ---- JITOPS_FORCE_CPU and the other variables ----------------------------------------------------
-
-
-def test_force_cpu():
-    out, err = run(LOSS, JITOPS_FORCE_CPU="1", PATH="/nowhere")
-    assert out.split() == ["MeanBackward0"]
-    assert err == ""
-
-
-def test_force_cpu_and_a_compiled_backend_contradict(settings):
-    settings(FORCE_CPU="1", BACKEND="cpp")
-    with pytest.raises(ops.ConfigError, match="JITOPS_FORCE_CPU forces the pure-torch path, but"):
-        _config.settings()
-
-
-def test_force_cpu_forbids_use_backend(settings):
-    settings(FORCE_CPU="1")
-    with (
-        pytest.raises(ops.ConfigError, match=r"use_backend\('cpp'\) contradicts JITOPS_FORCE_CPU"),
-        ops.use_backend("cpp"),
-    ):
-        pass
-
-
-@pytest.mark.parametrize(
-    ("name", "value", "text"),
-    [
-        ("BACKEND", "gpu", "JITOPS_BACKEND must be one of auto, torch, cpp, cuda, got 'gpu'"),
-        ("FORCE_CPU", "maybe", "JITOPS_FORCE_CPU must be 1 or 0 .*, got 'maybe'"),
-        ("STRICT", "2", "JITOPS_STRICT must be 1 or 0 .*, got '2'"),
-        ("CACHE_DIR", "here", "JITOPS_CACHE_DIR must be an absolute path .*, got 'here'"),
-        ("BUILD_TIMEOUT", "soon", "JITOPS_BUILD_TIMEOUT must be a positive number of seconds, got"),
-        ("BUILD_TIMEOUT", "-1", "JITOPS_BUILD_TIMEOUT must be a positive number of seconds, got"),
-        ("BUILD_TIMEOUT", "nan", "JITOPS_BUILD_TIMEOUT must be a positive number of seconds, got"),
-        ("PROGRESS", "x", "JITOPS_PROGRESS must be 1 or 0 .*, got 'x'"),
-    ],
-)
-def test_unusable_variables(settings, name, value, text):
-    settings(**{name: value})
-    with pytest.raises(ops.ConfigError, match=text):
-        _config.settings()
-
-
-def test_unknown_variable_is_mentioned(settings):
-    settings(BACKND="cpp")
-    with pytest.warns(ops.ConfigWarning, match="JITOPS_BACKND is not a variable of jitops"):
-        _config.settings()
-
-
-def test_every_variable_is_documented(root):
-    readme = (root / "README.md").read_text()
-    for variable in _config.VARIABLES:
-        assert f"| `{variable.name}` | " in readme, variable.name
-        assert variable.meaning in readme, variable.name
-
-
-# ---- explain, and torch.compile ------------------------------------------------------------------
-
-
-def test_explain(compiled):
-    (explanation,) = ops.explain("improved_triplet_loss")
-    device = _backend.DEVICE_OF[compiled]
-    assert explanation.runs[device] == compiled
-    assert f"use_backend({compiled!r})" in explanation.reasons[device]
-    with ops.use_backend("torch"):
-        assert set(ops.explain()[0].runs.values()) == {"torch"}
-    ops.improved_triplet_loss(*[t.to(device) for t in triplet()], -1.0, 0.0, 1.0)
-    library = _extensions.extension("improved_triplet_loss", compiled).find()
-    assert ops.explain()[0].compiled[compiled] == f"built: {library}"
-    assert str(library) in str(ops.explain())
-
-
-def test_explain_builds_nothing(tmp_path):
-    out, _ = run(
-        "import ops, sys; print(ops.explain()); print('torch.utils.cpp_extension' in sys.modules)",
-        JITOPS_BACKEND="cpp",
-        JITOPS_CACHE_DIR=tmp_path / "cache",
-    )
-    assert "not built yet: the first call that needs it compiles it" in out
-    assert out.splitlines()[-1] == "False"
-    assert not (tmp_path / "cache").exists()
-
-
-def test_explain_unknown_op():
-    with pytest.raises(
-        ops.ArgumentError, match="names must be among improved_triplet_loss, got 'x'"
-    ):
-        ops.explain("x")
-
-
-def test_compiled_graphs_follow_the_backend(compiled, device):
-    """torch.compile retraces when another back end is asked for, and calls the fused operator."""
-    graphs = []
-
-    def keep(graph, _):
-        graphs.append(str(graph.code) + str([str(m.code) for m in graph.children()]))
-        return graph
-
-    torch._dynamo.reset()
-    loss = torch.compile(
-        lambda *t: ops.improved_triplet_loss(*t, -1.0, 0.0, 1.0), fullgraph=True, backend=keep
-    )
-    x = [t.to(device).detach().requires_grad_() for t in triplet()]
-    fused = loss(*x)
-    with ops.use_backend("torch"):
-        plain = loss(*x)
-    torch.testing.assert_close(fused, plain)
-    assert len(graphs) == 2
-    assert "improved_triplet_loss_forward" in graphs[0]
-    assert "improved_triplet_loss_forward" not in graphs[1]
-
-
-# ---- the package's face --------------------------------------------------------------------------
-
-
-def test_all_is_complete_and_sorted():
-    assert ops.__all__ == sorted(ops.__all__)
-    for name in ops.__all__:
-        assert getattr(ops, name) is not None
-        assert name in dir(ops)
-    for module, names in ops._PUBLIC.items():
-        if not module.startswith("_"):
-            assert sorted(sys.modules[f"ops.{module}"].__all__) == sorted(names)
-    with pytest.raises(AttributeError, match="module 'ops' has no attribute 'nothing'"):
-        ops.nothing  # noqa: B018
-
-
-def test_function_wins_over_the_module_of_its_name():
-    import ops.improved_triplet_loss
-
-    assert callable(ops.improved_triplet_loss)
-    assert (
-        sys.modules["ops.improved_triplet_loss"].improved_triplet_loss is ops.improved_triplet_loss
-    )
-    from ops.improved_triplet_loss import ImprovedTripletLoss
-
-    assert ImprovedTripletLoss is ops.ImprovedTripletLoss
-
-
-def test_no_warning_in_ordinary_use(backend, device):
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        x = [t.to(device).detach().requires_grad_() for t in triplet()]
-        ops.improved_triplet_loss(*x, -1.0, 0.0, 1.0).backward()

@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 
 import ops
-from tests.battery import Battery, OpUnderTest, close, leaves
+from tests.battery import Battery
+from tests.op_under_test import OpUnderTest, close, leaves
 
 
 def reference(anchor, positive, negative, t1, t2, beta, eps=1e-6, reduction="mean"):

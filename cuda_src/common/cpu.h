@@ -36,13 +36,6 @@ struct Float16 { uint16_t bits; };
   return x;
 }
 
-template <typename T>
-struct Acc { using type = float; };
-template <>
-struct Acc<double> { using type = double; };
-template <typename T>
-using acc_t = typename Acc<T>::type;
-
 [[gnu::always_inline]] inline double load(double x) { return x; }
 [[gnu::always_inline]] inline float load(float x) { return x; }
 [[gnu::always_inline]] inline float load(BFloat16 x) { return from_bits(uint32_t{x.bits} << 16); }

@@ -15,13 +15,6 @@ constexpr int kPackBytes = 16;    // the widest load there is
 
 // ---- element types: load widens to the type to compute in, store rounds to nearest even ---------
 
-template <typename T>
-struct Acc { using type = float; };
-template <>
-struct Acc<double> { using type = double; };
-template <typename T>
-using acc_t = typename Acc<T>::type;
-
 __device__ inline double load(double x) { return x; }
 __device__ inline float load(float x) { return x; }
 __device__ inline float load(__nv_bfloat16 x) { return __bfloat162float(x); }

@@ -1,4 +1,4 @@
-// The four element types every op serves, under a name both compilers know.
+// The four element types every op serves, under names both compilers know.
 #pragma once
 
 #include <cstdint>
@@ -6,5 +6,13 @@
 namespace jitops {
 
 enum class DType : int32_t { kFloat64, kFloat32, kBFloat16, kFloat16 };
+
+// The type to compute in: float32 for the half precisions.
+template <typename T>
+struct Acc { using type = float; };
+template <>
+struct Acc<double> { using type = double; };
+template <typename T>
+using acc_t = typename Acc<T>::type;
 
 }  // namespace jitops

@@ -1,0 +1,102 @@
+"""What users see of the package: its names, ops.explain(), its ways with torch.compile."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+
+import pytest
+import torch
+
+import ops
+from ops import _backend, _extensions
+from tests.helpers import run, triplet
+
+# ---- explain, and torch.compile ------------------------------------------------------------------
+
+
+def test_explain(compiled):
+    (explanation,) = ops.explain("improved_triplet_loss")
+    device = _backend.DEVICE_OF[compiled]
+    assert explanation.runs[device] == compiled
+    assert f"use_backend({compiled!r})" in explanation.reasons[device]
+    with ops.use_backend("torch"):
+        assert set(ops.explain()[0].runs.values()) == {"torch"}
+    ops.improved_triplet_loss(*[t.to(device) for t in triplet()], -1.0, 0.0, 1.0)
+    library = _extensions.extension("improved_triplet_loss", compiled).find()
+    assert ops.explain()[0].compiled[compiled] == f"built: {library}"
+    assert str(library) in str(ops.explain())
+
+
+def test_explain_builds_nothing(tmp_path):
+    out, _ = run(
+        "import ops, sys; print(ops.explain()); print('torch.utils.cpp_extension' in sys.modules)",
+        JITOPS_BACKEND="cpp",
+        JITOPS_CACHE_DIR=tmp_path / "cache",
+    )
+    assert "not built yet: the first call that needs it compiles it" in out
+    assert out.splitlines()[-1] == "False"
+    assert not (tmp_path / "cache").exists()
+
+
+def test_explain_unknown_op():
+    with pytest.raises(
+        ops.ArgumentError, match="names must be among improved_triplet_loss, got 'x'"
+    ):
+        ops.explain("x")
+
+
+def test_compiled_graphs_follow_the_backend(compiled, device):
+    """torch.compile retraces when another back end is asked for, and calls the fused operator."""
+    graphs = []
+
+    def keep(graph, _):
+        graphs.append(str(graph.code) + str([str(m.code) for m in graph.children()]))
+        return graph
+
+    torch._dynamo.reset()
+    loss = torch.compile(
+        lambda *t: ops.improved_triplet_loss(*t, -1.0, 0.0, 1.0), fullgraph=True, backend=keep
+    )
+    x = [t.to(device).detach().requires_grad_() for t in triplet()]
+    fused = loss(*x)
+    with ops.use_backend("torch"):
+        plain = loss(*x)
+    torch.testing.assert_close(fused, plain)
+    assert len(graphs) == 2
+    assert "improved_triplet_loss_forward" in graphs[0]
+    assert "improved_triplet_loss_forward" not in graphs[1]
+
+
+# ---- the package's face --------------------------------------------------------------------------
+
+
+def test_all_is_complete_and_sorted():
+    assert ops.__all__ == sorted(ops.__all__)
+    for name in ops.__all__:
+        assert getattr(ops, name) is not None
+        assert name in dir(ops)
+    for module, names in ops._PUBLIC.items():
+        if not module.startswith("_"):
+            assert sorted(sys.modules[f"ops.{module}"].__all__) == sorted(names)
+    with pytest.raises(AttributeError, match="module 'ops' has no attribute 'nothing'"):
+        ops.nothing  # noqa: B018
+
+
+def test_function_wins_over_the_module_of_its_name():
+    import ops.improved_triplet_loss
+
+    assert callable(ops.improved_triplet_loss)
+    assert (
+        sys.modules["ops.improved_triplet_loss"].improved_triplet_loss is ops.improved_triplet_loss
+    )
+    from ops.improved_triplet_loss import ImprovedTripletLoss
+
+    assert ImprovedTripletLoss is ops.ImprovedTripletLoss
+
+
+def test_no_warning_in_ordinary_use(backend, device):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        x = [t.to(device).detach().requires_grad_() for t in triplet()]
+        ops.improved_triplet_loss(*x, -1.0, 0.0, 1.0).backward()
