@@ -17,6 +17,12 @@ __version__ = "0.1.0"
 # Module -> what it gives to the public. An op adds its line here and below, and files of its own.
 _PUBLIC = {
     "improved_triplet_loss": ("ImprovedTripletLoss", "TripletLossFunc", "improved_triplet_loss"),
+    "linear": ("LinearFunction", "linear"),
+    "normalize_with_norm": (
+        "DirectionAndNorm",
+        "NormalizeWithNormFunction",
+        "normalize_with_norm",
+    ),
     "_backend": ("use_backend",),
     "_explain": ("explain",),
     "_errors": (
@@ -44,6 +50,8 @@ if TYPE_CHECKING:
     from ops._errors import *  # noqa: F403
     from ops._explain import explain as explain
     from ops.improved_triplet_loss import *  # noqa: F403
+    from ops.linear import *  # noqa: F403
+    from ops.normalize_with_norm import *  # noqa: F403
 
 
 def __getattr__(name: str) -> Any:

@@ -60,7 +60,14 @@ def widened(value: Any) -> Any:
     return value
 
 
-def _floating_rows(tensors: dict[str, Any]) -> tuple[Tensor, ...]:
+def same_kind(**tensors: Any) -> None:
+    """The tensors are dense and floating, of one dtype and on one device.
+
+    Raises:
+        ArgumentTypeError: not a tensor, or a dtype outside float64, float32, bfloat16 and float16,
+            or different from the first tensor's.
+        ArgumentError: a layout other than strided, a device other than the first tensor's.
+    """
     first_name, first = next(iter(tensors.items()))
     for name, value in tensors.items():
         if not isinstance(value, Tensor):
@@ -81,10 +88,15 @@ def _floating_rows(tensors: dict[str, Any]) -> tuple[Tensor, ...]:
             raise ArgumentError(
                 f"{name} must be on {first_name}'s device {first.device}, got {value.device}"
             )
+
+
+def _floating_rows(tensors: dict[str, Any]) -> tuple[Tensor, ...]:
+    same_kind(**tensors)
+    for name, value in tensors.items():
         if value.dim() == 0:
             raise ArgumentError(f"{name} must have at least one dimension, got shape []")
     values = tuple(tensors.values())
-    if all(value.shape == first.shape for value in values):
+    if all(value.shape == values[0].shape for value in values):
         return values
     try:
         return tuple(torch.broadcast_tensors(*values))

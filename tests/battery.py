@@ -12,103 +12,88 @@ import itertools
 import pytest
 import torch
 
-from tests.op_under_test import DTYPES, OpUnderTest, close, leaves
+import ops
+from tests.op_under_test import DTYPES, OpUnderTest, backward, close, leaves
 
 
 class Battery:
-    """Subclass with ``op = OpUnderTest(...)``."""
+    """Subclass with ``op = OpUnderTest(...)``, and ``backends`` if the op has not all of them."""
 
     op: OpUnderTest
+    backends = ("torch", "cpp", "cuda")
+
+    def inputs(self, device, dtype=torch.float64, shape=None):
+        return self.op.inputs(shape or self.op.shapes[-1], dtype, device)
 
     # ---- values and gradients against the naive reference ----------------------------------------
 
-    def agree(self, inputs, keywords, needed=None, dtype=None):
-        """Result and gradients agree with the reference computed in float64."""
-        dtype = dtype or inputs[0].dtype
+    def agree(self, inputs, keywords, needed=None):
+        """Results and gradients agree with the reference computed in float64."""
+        dtype = inputs[0].dtype
         ours = leaves(inputs, needed)
         theirs = [t.detach().double().requires_grad_(t.requires_grad) for t in ours]
-        result = self.op.call(*ours, **keywords)
-        expected = self.op.reference(*theirs, **keywords)
-        assert result.dtype == dtype
-        assert result.shape == expected.shape
-        close(result, expected, dtype)
-        if not result.requires_grad:
-            assert not any(t.requires_grad for t in ours)
-            return
-        grad = torch.randn_like(expected).to(dtype)
-        result.backward(grad)
-        expected.backward(grad.double())
+        results, expected = self.op.results(ours, keywords), self.op.naive(theirs, keywords)
+        grads = []
+        for result, reference in zip(results, expected, strict=True):
+            assert result.dtype == (dtype if result.is_floating_point() else reference.dtype)
+            assert result.shape == reference.shape
+            assert result.requires_grad == reference.requires_grad
+            close(result, reference, dtype)
+            grads.append(torch.randn_like(reference).to(dtype) if reference.requires_grad else None)
+        backward(results, grads)
+        backward(expected, [grad if grad is None else grad.double() for grad in grads])
         for name, mine, reference in zip(self.op.names, ours, theirs, strict=True):
             assert (mine.grad is None) == (reference.grad is None), name
             if mine.grad is not None:
                 assert mine.grad.dtype == dtype
                 close(mine.grad, reference.grad, dtype)
 
-    def variants(self):
-        return self.op.variants
-
     @pytest.mark.parametrize("dtype", DTYPES, ids=str)
     def test_values_and_gradients(self, backend, device, dtype):
         for shape, keywords in itertools.product(self.op.shapes, self.op.variants):
-            self.agree(self.op.inputs(shape, dtype, device), keywords)
+            self.agree(self.inputs(device, dtype, shape), keywords)
 
     def test_every_requires_grad_subset(self, backend, device):
-        shape = self.op.shapes[-1]
         for needed in itertools.product((True, False), repeat=len(self.op.names)):
             for keywords in self.op.variants:
-                self.agree(self.op.inputs(shape, torch.float64, device), keywords, needed)
+                self.agree(self.inputs(device), keywords, needed)
 
     def test_layouts(self, backend, device):
-        """Transposed, strided, offset by one element, and broadcast inputs."""
-        keywords = self.op.variants[0]
+        """Transposed, strided, offset and overlapping inputs, all and one by one."""
+        layouts = {
+            "transposed": lambda t: t.mT.contiguous().mT if t.dim() > 1 else t,
+            "every other": lambda t: torch.stack([t, t], -1)[..., 0],
+            "inside a wider one": lambda t: torch.cat([t, t, t], -1)[
+                ..., t.shape[-1] : 2 * t.shape[-1]
+            ],
+            "offset": lambda t: torch.cat([t.flatten()[:1], t.flatten()])[1:].view(t.shape),
+            "one shared row": lambda t: t[:1].expand(t.shape),
+        }
         for dtype in (torch.float64, torch.float32):
-            plain = self.op.inputs((6, 8), dtype, device)
-            layouts = {
-                "transposed": [t.t().contiguous().t() for t in plain],
-                "every other row": [torch.stack([t, t], 1).flatten(0, 1)[::2] for t in plain],
-                "every other column": [torch.stack([t, t], -1).flatten(1)[:, ::2] for t in plain],
-                "column slice": [torch.cat([t, t, t], 1)[:, 3:11] for t in plain],
-                "offset": [torch.cat([t.flatten(), t[0]])[1:49].view(6, 8) for t in plain],
-                "3-d, permuted": [torch.stack([t, t + 1]).permute(1, 0, 2) for t in plain],
-                "one shared row": [t[:1].expand(6, 8) if i else t for i, t in enumerate(plain)],
-            }
-            for inputs in layouts.values():
-                self.agree(inputs, keywords)
-
-    def test_broadcasting(self, backend, device):
-        wide, keywords = self.op.inputs((3, 4, 5), torch.float64, device), self.op.variants[0]
-        for narrow_shape in ((5,), (4, 5), (3, 1, 5), (1, 1, 1)):
-            for place in range(len(wide)):
-                inputs = list(wide)
-                inputs[place] = self.op.inputs(narrow_shape, torch.float64, device)[place]
-                self.agree(inputs, keywords)
-
-    def test_same_tensor_twice(self, backend, device):
-        x, y, *rest = self.op.inputs((4, 6), torch.float64, device)
-        keywords = self.op.variants[0]
-        mine = leaves([x, y, *rest])
-        other = [t.detach().clone().requires_grad_() for t in mine]
-        self.op.call(mine[0], mine[0], *mine[2:], **keywords).sum().backward()
-        self.op.reference(other[0], other[0], *other[2:], **keywords).sum().backward()
-        close(mine[0].grad, other[0].grad, torch.float64)
+            plain = self.inputs(device, dtype, self.op.shapes[-1])
+            for lay in layouts.values():
+                self.agree([lay(t) for t in plain], self.op.variants[0])
+                for place in range(len(plain)):
+                    one = [lay(t) if i == place else t for i, t in enumerate(plain)]
+                    self.agree(one, self.op.variants[0])
 
     def test_conjugated_and_negated_views(self, backend, device):
         """A lazy negative view is what it stands for."""
-        inputs = self.op.inputs((4, 6), torch.float64, device)
+        inputs = self.inputs(device)
         lazy = [torch.complex(t, -t).conj().imag for t in inputs]
         assert lazy[0].is_neg()
-        close(
-            self.op.call(*lazy, **self.op.variants[0]),
-            self.op.reference(*inputs, **self.op.variants[0]),
-            torch.float64,
-        )
+        keywords = self.op.variants[0]
+        for one, other in zip(
+            self.op.results(lazy, keywords), self.op.naive(inputs, keywords), strict=True
+        ):
+            close(one, other, torch.float64)
 
     # ---- finite differences ----------------------------------------------------------------------
 
     def test_gradcheck(self, backend, device):
         for keywords in self.op.variants:
-            inputs = leaves(self.op.inputs(self.op.shapes[-1], torch.float64, device))
-            call = lambda *t: self.op.call(*t, **keywords)  # noqa: B023, E731
+            inputs = leaves(self.inputs(device))
+            call = lambda *t: self.op.differentiable(t, keywords)  # noqa: B023, E731
             assert torch.autograd.gradcheck(
                 call, inputs, check_forward_ad=True, check_batched_grad=False
             )
@@ -116,66 +101,66 @@ class Battery:
 
     def test_batched_gradients(self, backend, device):
         """is_grads_batched, as torch.autograd.functional.jacobian(vectorize=True) uses."""
-        inputs = leaves(self.op.inputs((3, 5), torch.float64, device))
-        out = self.op.call(*inputs, **self.op.variants[-1]).flatten()
-        seeds = torch.eye(len(out), dtype=torch.float64, device=device)
-        batched = torch.autograd.grad(out, inputs, seeds, is_grads_batched=True, retain_graph=True)
-        for i, seed in enumerate(seeds):
-            single = torch.autograd.grad(out, inputs, seed, retain_graph=True)
-            for one, many in zip(single, batched, strict=True):
-                close(many[i], one, torch.float64)
+        inputs = leaves(self.inputs(device))
+        for output in self.op.differentiable(inputs, self.op.variants[-1]):
+            seeds = torch.eye(output.numel(), dtype=output.dtype, device=device)
+            out = output.flatten()
+            keep = {"retain_graph": True}
+            batched = torch.autograd.grad(out, inputs, seeds, is_grads_batched=True, **keep)
+            for i, seed in enumerate(seeds):
+                single = torch.autograd.grad(out, inputs, seed, **keep)
+                for one, many in zip(single, batched, strict=True):
+                    close(many[i], one, torch.float64)
 
     def test_function_transforms(self, backend, device):
         keywords = self.op.variants[0]
-        inputs = self.op.inputs((4, 3, 5), torch.float64, device)
-        scalar = lambda *t: self.op.call(*t, **keywords).sum()  # noqa: E731
-        plain = lambda *t: self.op.reference(*t, **keywords).sum()  # noqa: E731
+        inputs = self.inputs(device)
+        scalar = lambda *t: sum(x.sum() for x in self.op.differentiable(t, keywords))  # noqa: E731
+        plain = lambda *t: sum(  # noqa: E731
+            x.sum() for x in self.op.naive(t, keywords) if x.is_floating_point()
+        )
         close(torch.func.grad(scalar)(*inputs), torch.func.grad(plain)(*inputs), torch.float64)
-        close(torch.func.vmap(scalar)(*inputs), torch.func.vmap(plain)(*inputs), torch.float64)
+        many = [torch.stack([t, 2 * t, -t]) for t in inputs]
+        close(torch.func.vmap(scalar)(*many), torch.func.vmap(plain)(*many), torch.float64)
 
     # ---- edges -----------------------------------------------------------------------------------
 
     def test_empty_and_single(self, backend, device):
-        for shape in ((0, 4), (4, 0), (0, 0), (1, 4), (1, 1), (7,), (2, 0, 3)):
-            for keywords in self.op.variants:
-                self.agree(self.op.inputs(shape, torch.float64, device), keywords)
+        for shape, keywords in itertools.product(self.op.edges, self.op.variants):
+            self.agree(self.inputs(device, shape=shape), keywords)
 
     @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
     def test_non_finite_inputs(self, backend, device, value):
         """NaN and infinity go where they go in the op's own tensor code."""
         for place, keywords in itertools.product(range(len(self.op.names)), self.op.variants):
-            inputs = self.op.inputs((5, 6), torch.float32, device)
-            inputs[place][2, 3] = value
-            self.agree_on_non_finite(inputs, keywords)
-
-    def agree_on_non_finite(self, inputs, keywords):
-        import ops
-
-        mine, theirs = leaves(inputs), leaves(inputs)
-        result = self.op.call(*mine, **keywords)
-        with ops.use_backend("torch"):
-            expected = self.op.call(*theirs, **keywords)
-        close(result, expected, torch.float32)
-        result.sum().backward()
-        expected.sum().backward()
-        for one, other in zip(mine, theirs, strict=True):
-            close(one.grad, other.grad, torch.float32)
+            inputs = self.inputs(device, torch.float32)
+            inputs[place].flatten()[1] = value
+            mine, theirs = leaves(inputs), leaves(inputs)
+            results = self.op.differentiable(mine, keywords)
+            with ops.use_backend("torch"):
+                expected = self.op.differentiable(theirs, keywords)
+            for one, other in zip(results, expected, strict=True):
+                close(one, other, torch.float32)
+            sum(x.sum() for x in results).backward()
+            sum(x.sum() for x in expected).backward()
+            for one, other in zip(mine, theirs, strict=True):
+                close(one.grad, other.grad, torch.float32)
 
     def test_inputs_are_untouched(self, backend, device):
-        inputs = leaves(self.op.inputs((5, 7), torch.float32, device))
+        inputs = leaves(self.inputs(device, torch.float32))
         before = [t.detach().clone() for t in inputs]
         versions = [t._version for t in inputs]
-        self.op.call(*inputs, **self.op.variants[0]).sum().backward()
+        sum(x.sum() for x in self.op.differentiable(inputs, self.op.variants[0])).backward()
         assert [t._version for t in inputs] == versions
         for now, then in zip(inputs, before, strict=True):
             assert torch.equal(now, then)
 
     def test_same_bits_every_time(self, backend, device):
-        inputs = leaves(self.op.inputs((777, 333), torch.float32, device))
+        inputs = leaves(self.inputs(device, torch.float32, self.op.large))
 
         def run():
-            out = self.op.call(*inputs, **self.op.variants[0])
-            return [out, *torch.autograd.grad(out.sum(), inputs)]
+            results = self.op.differentiable(inputs, self.op.variants[0])
+            return [*results, *torch.autograd.grad(sum(x.sum() for x in results), inputs)]
 
         first = run()
         threads = torch.get_num_threads()
@@ -190,16 +175,18 @@ class Battery:
             torch.set_num_threads(threads)
 
     def test_no_gradient_wanted(self, backend, device):
-        inputs = self.op.inputs((3, 4), torch.float32, device)
-        assert self.op.call(*inputs, **self.op.variants[0]).grad_fn is None
+        inputs = self.inputs(device, torch.float32)
+        for result in self.op.results(inputs, self.op.variants[0]):
+            assert result.grad_fn is None
         with torch.no_grad():
-            assert self.op.call(*leaves(inputs), **self.op.variants[0]).grad_fn is None
+            for result in self.op.results(leaves(inputs), self.op.variants[0]):
+                assert result.grad_fn is None
         with torch.inference_mode():
-            self.op.call(*inputs, **self.op.variants[0])
+            self.op.results(inputs, self.op.variants[0])
 
     def test_backward_twice(self, backend, device):
-        inputs = leaves(self.op.inputs((3, 4), torch.float64, device))
-        out = self.op.call(*inputs, **self.op.variants[0]).sum()
+        inputs = leaves(self.inputs(device))
+        out = sum(x.sum() for x in self.op.differentiable(inputs, self.op.variants[0]))
         once = torch.autograd.grad(out, inputs, retain_graph=True)
         for one, other in zip(once, torch.autograd.grad(out, inputs), strict=True):
             assert torch.equal(one, other)
@@ -207,53 +194,56 @@ class Battery:
             out.backward()
 
     def test_modified_input_is_noticed(self, backend, device):
-        inputs = leaves(self.op.inputs((3, 4), torch.float64, device))
+        inputs = leaves(self.inputs(device))
         first = inputs[0] * 1
-        out = self.op.call(first, *inputs[1:], **self.op.variants[0]).sum()
+        results = self.op.differentiable([first, *inputs[1:]], self.op.variants[0])
         first += 1
         if backend != "torch":  # the torch path need not have saved this very tensor
             with pytest.raises(RuntimeError, match="modified by an inplace operation"):
-                out.backward()
+                sum(x.sum() for x in results).backward()
 
     # ---- what surrounds an op in a training script -----------------------------------------------
 
     def test_module(self, backend, device):
-        module = self.op.module()
-        inputs = leaves(self.op.inputs((3, 4), torch.float32, device))
+        if self.op.module is None:
+            return  # the op is a function only
+        module = self.op.module().to(device)
+        inputs = self.inputs(device, torch.float32)[: self.op.module_takes]
         again = copy.deepcopy(module)
         assert torch.equal(module(*inputs), again(*inputs))
         assert repr(module) == repr(again)
-        assert list(module.state_dict()) == []
 
     def test_autocast(self, backend, device):
-        """In float32 within autocast, mixed inputs included, as torch's distances are."""
-        a, *rest = self.op.inputs((3, 4), torch.float32, device)
-        with torch.autocast(device.type, dtype=torch.bfloat16):
-            mixed = self.op.call(a, *[t.bfloat16() for t in rest], **self.op.variants[0])
-        assert mixed.dtype == torch.float32
-        close(
-            mixed,
-            self.op.call(a, *[t.bfloat16().float() for t in rest], **self.op.variants[0]),
-            torch.float32,
-        )
+        """Mixed inputs are taken to the dtype in which torch's own such functions compute."""
+        first, *rest = self.inputs(device, torch.float32)
+        mixed = [first, *[t.bfloat16() for t in rest]]
+        for inputs in (mixed, [t.bfloat16() for t in mixed]):
+            with torch.autocast(device.type, dtype=torch.bfloat16):
+                results = self.op.results(inputs, self.op.variants[0])
+            same = [t.to(self.op.autocast) for t in inputs]
+            expected = self.op.results(same, self.op.variants[0])
+            for one, other in zip(results, expected, strict=True):
+                assert one.dtype == other.dtype
+                close(one, other, self.op.autocast)
 
     def test_compiles_without_a_graph_break(self, backend, device):
         torch._dynamo.reset()
         keywords = self.op.variants[0]
-        compiled = torch.compile(
-            lambda *t: self.op.call(*t, **keywords) * 2, fullgraph=True, backend="aot_eager"
-        )
-        inputs = leaves(self.op.inputs((5, 6), torch.float32, device))
+        call = lambda *t: [x * 2 for x in self.op.differentiable(t, keywords)]  # noqa: E731
+        compiled = torch.compile(call, fullgraph=self.op.compiles, backend="aot_eager")
+        inputs = leaves(self.inputs(device, torch.float32))
         same = leaves(inputs)
-        compiled(*inputs).sum().backward()
-        (self.op.call(*same, **keywords) * 2).sum().backward()
+        sum(x.sum() for x in compiled(*inputs)).backward()
+        sum(x.sum() for x in call(*same)).backward()
         for one, other in zip(inputs, same, strict=True):
             close(one.grad, other.grad, torch.float32)
 
     # ---- the compiled operators themselves -------------------------------------------------------
 
-    def test_operators(self, compiled, device):
+    def test_operators(self, backend, device):
         """Schema, shapes and tracing of each operator, by torch's own checker."""
-        self.op.call(*self.op.inputs((2, 3), torch.float32, device), **self.op.variants[0])
-        for operator, arguments in self.op.operator_samples(device):
+        self.op.results(self.inputs(device, torch.float32), self.op.variants[0])
+        samples = [] if backend == "torch" else list(self.op.operator_samples(device))
+        assert samples or backend == "torch"
+        for operator, arguments in samples:
             torch.library.opcheck(operator, arguments)

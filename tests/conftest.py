@@ -94,7 +94,9 @@ def pytest_collection_modifyitems(config, items):
 def pytest_generate_tests(metafunc):
     """A test that takes ``backend`` runs once on each back end under test."""
     if "backend" in metafunc.fixturenames:
-        metafunc.parametrize("backend", metafunc.config.backends, indirect=True)
+        told = metafunc.config.backends
+        its = [name for name in told if name in getattr(metafunc.cls, "backends", told)]
+        metafunc.parametrize("backend", its, indirect=True)
     if "compiled" in metafunc.fixturenames:
         compiled = [name for name in metafunc.config.backends if name != "torch"]
         metafunc.parametrize("compiled", compiled, indirect=True)

@@ -33,28 +33,68 @@ class OpUnderTest:
     """What the battery needs to know of an op.
 
     Attributes:
-        call: the public function, of the inputs and keywords.
-        reference: independent, naive and differentiable; same signature.
+        call: the public function, of the inputs and keywords; one tensor or several.
+        reference: independent, naive and differentiable; same signature and results.
         names: the inputs' names.
         inputs: makes the inputs from (shape, dtype, device).
         shapes: shapes to try; the last one is small, for finite differences.
         variants: keywords to try.
-        module: makes the module.
+        edges: empty and single shapes.
+        large: a shape that several threads share.
+        module: makes the module, where there is one; it takes the first ``module_takes`` inputs.
+        autocast: the dtype the op computes in under autocast.
+        compiles: whether ``torch.compile`` traces it in one graph.
         operator_samples: calls of the compiled operators, for ``opcheck``, on a device.
     """
 
-    call: Callable[..., Tensor]
-    reference: Callable[..., Tensor]
+    call: Callable[..., Tensor | tuple[Tensor, ...]]
+    reference: Callable[..., Tensor | tuple[Tensor, ...]]
     names: tuple[str, ...]
     inputs: Callable[..., list[Tensor]]
     shapes: tuple[tuple[int, ...], ...]
-    variants: tuple[dict, ...]
-    module: Callable[[], torch.nn.Module]
+    variants: tuple[dict, ...] = ({},)
+    edges: tuple[tuple[int, ...], ...] = (
+        (0, 4),
+        (4, 0),
+        (0, 0),
+        (1, 4),
+        (1, 1),
+        (7,),
+        (2, 0, 3),
+    )
+    large: tuple[int, ...] = (777, 333)
+    module: Callable[[], torch.nn.Module] | None = None
+    module_takes: int | None = None
+    autocast: torch.dtype = torch.float32
+    compiles: bool = True
     operator_samples: Callable[[torch.device], list] = field(default=lambda device: [])
+
+    def results(self, inputs, keywords) -> tuple[Tensor, ...]:
+        return _several(self.call(*inputs, **keywords))
+
+    def differentiable(self, inputs, keywords) -> tuple[Tensor, ...]:
+        return tuple(x for x in self.results(inputs, keywords) if x.is_floating_point())
+
+    def naive(self, inputs, keywords) -> tuple[Tensor, ...]:
+        return _several(self.reference(*inputs, **keywords))
+
+
+def _several(results) -> tuple[Tensor, ...]:
+    return (results,) if isinstance(results, Tensor) else tuple(results)
+
+
+def backward(results, grads) -> None:
+    """Propagate the gradients that are not ``None``."""
+    pairs = [(x, grad) for x, grad in zip(results, grads, strict=True) if grad is not None]
+    if pairs:
+        torch.autograd.backward(*map(list, zip(*pairs, strict=True)))
 
 
 def close(actual: Tensor, expected: Tensor, dtype: torch.dtype) -> None:
     """Within the tolerance of ``dtype``, relative to the largest finite expected value."""
+    if not expected.is_floating_point():
+        assert torch.equal(actual, expected)
+        return
     finite = expected.detach().double()[expected.detach().isfinite()].abs()
     scale = max(1e-3, finite.max().item() if finite.numel() else 0.0)
     tolerance = TOLERANCE[dtype]

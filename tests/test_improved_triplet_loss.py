@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 
 import ops
-from tests.battery import Battery
 from tests.op_under_test import OpUnderTest, close, leaves
+from tests.row_battery import RowBattery
 
 
 def reference(anchor, positive, negative, t1, t2, beta, eps=1e-6, reduction="mean"):
@@ -55,7 +55,7 @@ OP = OpUnderTest(
 )
 
 
-class TestImprovedTripletLoss(Battery):
+class TestImprovedTripletLoss(RowBattery):
     op = OP
 
     def test_worked_by_hand(self, backend, device):
