@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -31,50 +33,48 @@ class Tutorial(torch.autograd.Function):
 def run() -> list[dict]:
     figures = []
     for device in ("cpu", *(["cuda"] if torch.cuda.is_available() else [])):
-        synchronize = torch.cuda.synchronize if device == "cuda" else lambda: None
-        for rows, ins, outs in SIZES:
-            x, w, b = (torch.randn(s, device=device) for s in ((rows, ins), (outs, ins), (outs,)))
-            inputs = [t.requires_grad_() for t in (x, w, b)]
-            grad = torch.randn(rows, outs, device=device)
-            torch._dynamo.reset()
-            contenders = {
-                "F.linear": F.linear,
-                "compile": torch.compile(F.linear, dynamic=False),
-                "tutorial": Tutorial.apply,
-                "ops": ops.linear,
-            }
-            for part in ("forward", "backward"):
-                calls = {}
-                for name, call in contenders.items():
-                    out = call(*inputs)
-                    calls[name] = (
-                        (lambda call=call: call(*inputs))
-                        if part == "forward"
-                        else lambda out=out: torch.autograd.grad(
-                            out, inputs, grad, retain_graph=True
-                        )
-                    )
-                seconds = in_turns(calls, {}, synchronize)
-                figures.append(
-                    {
-                        "device": device,
-                        "size": (rows, ins, outs),
-                        "part": part,
-                        "us": {name: 1e6 * value for name, value in seconds.items()},
-                        "to_torch": seconds["F.linear"] / seconds["ops"],
-                    }
-                )
+        for size in SIZES:
+            figures += _race(device, size)
     table(
         "Linear, float32: rows, in_features, out_features",
         ["size", "", "F.linear, us", "compile", "tutorial's Function", "ops", "F.linear / ops"],
         [
             [
-                f["size"],
-                f["part"],
-                *(f"{us:.0f}" for us in f["us"].values()),
-                f"**{f['to_torch']:.2f}x**",
+                row["size"],
+                row["part"],
+                *(f"{us:.0f}" for us in row["us"].values()),
+                f"**{row['us']['F.linear'] / row['us']['ops']:.2f}x**",
             ]
-            for f in figures
+            for row in figures
         ],
     )
+    return figures
+
+
+def _race(device: str, size: tuple[int, int, int]) -> list[dict]:
+    rows, ins, outs = size
+    shapes = ((rows, ins), (outs, ins), (outs,))
+    inputs = [torch.randn(shape, device=device, requires_grad=True) for shape in shapes]
+    grad = torch.randn(rows, outs, device=device)
+    torch._dynamo.reset()
+    contenders = {
+        "F.linear": F.linear,
+        "compile": torch.compile(F.linear, dynamic=False),
+        "tutorial": Tutorial.apply,
+        "ops": ops.linear,
+    }
+
+    def backward(out: Tensor):
+        return lambda: torch.autograd.grad(out, inputs, grad, retain_graph=True)
+
+    synchronize = torch.cuda.synchronize if device == "cuda" else lambda: None
+    parts = {
+        "forward": {name: functools.partial(f, *inputs) for name, f in contenders.items()},
+        "backward": {name: backward(f(*inputs)) for name, f in contenders.items()},
+    }
+    figures = []
+    for part, calls in parts.items():
+        seconds = in_turns(calls, {}, synchronize)
+        us = {name: 1e6 * value for name, value in seconds.items()}
+        figures.append({"device": device, "size": size, "part": part, "us": us})
     return figures

@@ -50,8 +50,8 @@ def normalize_with_norm(input: Tensor, dim: int = -1) -> DirectionAndNorm:
         dtypes float64, float32, bfloat16 and float16; the half precisions compute in float32, and
         under autocast also return it. Differentiable to any order; for a zero vector all gradients
         are zero, which is a subgradient of the norm there. Outputs whose gradients nobody asks for
-        cost nothing in the backward pass. The squares overflow where those of :func:`torch.linalg.vector_norm` do.
-        Deterministic. One back end, ``torch``.
+        cost nothing in the backward pass. Squares overflow as they do in
+        :func:`torch.linalg.vector_norm`. Deterministic. One back end, ``torch``.
     """
     (input,) = _checks.floating_rows(input=input)
     if isinstance(dim, bool) or not isinstance(dim, int):
