@@ -23,6 +23,7 @@ _PUBLIC = {
         "NormalizeWithNormFunction",
         "normalize_with_norm",
     ),
+    "from_numpy": ("NumpyOp", "from_numpy"),
     "_backend": ("use_backend",),
     "_explain": ("explain",),
     "_errors": (
@@ -36,6 +37,7 @@ _PUBLIC = {
         "CacheWarning",
         "ConfigError",
         "ConfigWarning",
+        "GradientError",
         "JitopsError",
         "ToolchainError",
     ),
@@ -49,6 +51,7 @@ if TYPE_CHECKING:
     from ops._backend import use_backend as use_backend
     from ops._errors import *  # noqa: F403
     from ops._explain import explain as explain
+    from ops.from_numpy import *  # noqa: F403
     from ops.improved_triplet_loss import *  # noqa: F403
     from ops.linear import *  # noqa: F403
     from ops.normalize_with_norm import *  # noqa: F403

@@ -5,6 +5,7 @@
     JitopsError
      ├── ArgumentError                   (also ValueError)   a value, shape, device or layout
      ├── ArgumentTypeError               (also TypeError)    a Python type or a dtype
+     ├── GradientError                   (also RuntimeError) a gradient that cannot be had
      ├── ConfigError                     (also ValueError)   a JITOPS_* variable, a back-end request
      ├── BackendUnavailableError         (also RuntimeError) the asked-for back end cannot run here
      ├── BuildError                      (also RuntimeError) an extension did not build or load
@@ -29,6 +30,10 @@ class ArgumentError(JitopsError, ValueError):
 
 class ArgumentTypeError(JitopsError, TypeError):
     """An argument has an unusable Python type or dtype."""
+
+
+class GradientError(JitopsError, RuntimeError):
+    """A gradient was asked for that there is no way to compute."""
 
 
 class ConfigError(JitopsError, ValueError):

@@ -25,7 +25,7 @@ LAYERS = (
     {"ops.jit._key"},
     {"ops.jit._extension"},
     {"ops.jit"},
-    {"ops._autograd", "ops._checks", "ops._extensions"},
+    {"ops._arrays", "ops._autograd", "ops._checks", "ops._extensions"},
     {"ops._backend"},
     {"ops._explain", *(f"ops.{op}" for op in PUBLIC)},
     {"ops"},

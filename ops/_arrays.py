@@ -1,0 +1,75 @@
+"""Tensors to NumPy arrays and back, for ops that compute with arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ops._errors import ArgumentError, ArgumentTypeError, GradientError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+_HALF = (torch.bfloat16, torch.float16)  # NumPy has no bfloat16, and is slow in float16
+
+
+def check(name: str, tensors: Sequence[Any], keywords: dict[str, Any]) -> None:
+    """The arguments of an op on arrays: tensors by position, anything else by keyword.
+
+    Raises:
+        ArgumentTypeError, ArgumentError, GradientError: as :class:`ops.NumpyOp` says.
+    """
+    if not tensors:
+        raise ArgumentError(f"{name} must be called with at least one tensor, got none")
+    for place, value in enumerate(tensors):
+        if not isinstance(value, Tensor):
+            raise ArgumentTypeError(
+                f"argument {place} of {name} must be a torch.Tensor, got {type(value).__name__} "
+                f"(other things are given by keyword)"
+            )
+        if value.device != tensors[0].device:
+            raise ArgumentError(
+                f"argument {place} of {name} must be on the device of the first, "
+                f"{tensors[0].device}, got {value.device}"
+            )
+        if value.layout is not torch.strided:
+            raise ArgumentError(
+                f"argument {place} of {name} must be a dense tensor, got layout {value.layout}"
+            )
+        if torch._C._functorch.is_legacy_batchedtensor(value):
+            raise GradientError(
+                f"{name} cannot take batched gradients (is_grads_batched): use torch.func.vmap"
+            )
+    for keyword, value in keywords.items():
+        if isinstance(value, Tensor):
+            raise ArgumentTypeError(
+                f"{keyword} of {name} must not be a tensor, whose gradient would be dropped: "
+                f"tensors are given by position"
+            )
+
+
+def to_array(tensor: Tensor) -> np.ndarray[Any, Any]:
+    """A read-only view where that can be had: the caller's tensors are not to be written to."""
+    wide = tensor.detach().float() if tensor.dtype in _HALF else tensor.detach()
+    array = wide.resolve_conj().resolve_neg().cpu().numpy().view()
+    array.flags.writeable = False
+    return array
+
+
+def to_tensor(name: str, value: Any, dtype: torch.dtype | None) -> Tensor:
+    """A copy: what a function returns may be its argument, or a buffer that it keeps."""
+    import numpy as np
+
+    array = np.array(value, order="C")
+    if array.dtype.kind not in "fiub":
+        raise ArgumentTypeError(
+            f"{name} must return real arrays, got {type(value).__name__} of {array.dtype}"
+        )
+    if array.dtype.kind != "f":
+        return torch.from_numpy(array)
+    if array.dtype.itemsize > 8:
+        array = array.astype(np.float64)
+    return torch.from_numpy(array).to(dtype)
