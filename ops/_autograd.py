@@ -35,9 +35,15 @@ def define(schema: str, shapes: Callable[..., Any]) -> None:
 
 def needs_torch_path() -> bool:
     """Whether this call must be plain tensor code: inside torch.func, or in forward mode."""
-    if torch.compiler.is_compiling():
-        return False
-    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+    return _in_transform() or forward_ad._current_level >= 0
+
+
+def _in_transform() -> bool:
+    return bool(torch._C._are_functorch_transforms_active())
+
+
+# torch.compile asks while tracing, when the transforms of the traced code are really active.
+_in_transform._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def autocast(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -67,12 +73,12 @@ def reduce(loss: Tensor, reduction: int) -> Tensor:
 
 
 def needs_torch_backward(grad: Tensor) -> bool:
-    """Whether the backward pass is itself recorded (``create_graph=True``) or batched (vmap)."""
+    """Whether the backward pass is recorded (``create_graph=True``), batched or in forward mode."""
     if torch.compiler.is_compiling():
         return False
     return (
         torch.is_grad_enabled()
-        or torch._C._are_functorch_transforms_active()
+        or needs_torch_path()
         or torch._C._functorch.is_legacy_batchedtensor(grad)
     )
 

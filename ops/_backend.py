@@ -51,7 +51,8 @@ _request = _Request()
 def use_backend(backend: str) -> Iterator[None]:
     """Ask for a back end within a ``with`` block, in place of ``JITOPS_BACKEND``.
 
-    Holds for the whole process, as torch's own back-end flags do. The backward pass runs on the
+    Holds for the whole process, as torch's own back-end flags do: not for threads that ask for
+    different ones at once. The backward pass runs on the
     back end that its forward pass ran on.
 
     Args:

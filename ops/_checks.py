@@ -118,10 +118,20 @@ def check_number(name: str, value: Any) -> float:
     if type(value) is not float:
         if isinstance(value, bool) or not isinstance(value, numbers.Real):
             raise ArgumentTypeError(f"{name} must be a real number, got {type(value).__name__}")
-        value = float(value)
-    if math.isnan(value):
+        try:
+            value = float(value)
+        except OverflowError:
+            raise ArgumentError(
+                f"{name} must be a number, got one beyond the range of floats"
+            ) from None
+    if value != value:  # not math.isnan, which torch.compile cannot trace for a changing number
         raise ArgumentError(f"{name} must be a number, got nan")
     return value
+
+
+def rounded(value: float, dtype: torch.dtype) -> float:
+    """``value``, or infinity beyond the range of ``dtype``, where torch.clamp would raise."""
+    return value if abs(value) <= torch.finfo(dtype).max else math.copysign(math.inf, value)
 
 
 def check_reduction(reduction: str) -> int:

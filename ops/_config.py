@@ -63,7 +63,10 @@ def _switch(text: str) -> bool:
 
 
 def _directory(text: str) -> Path:
-    path = Path(text).expanduser()
+    try:
+        path = Path(text).expanduser()
+    except RuntimeError:  # no such user
+        raise ValueError(text) from None
     if not path.is_absolute():
         raise ValueError(text)
     return path

@@ -137,6 +137,7 @@ def _torch_path(
     anchor, positive, negative = map(_checks.widened, (anchor, positive, negative))
     d_pos = (anchor - positive).add_(eps).square().sum(-1)
     d_neg = (anchor - negative).add_(eps).square().sum(-1)
+    t1, t2 = _checks.rounded(t1, anchor.dtype), _checks.rounded(t2, anchor.dtype)
     loss = (d_pos - d_neg).clamp(min=t1) + beta * d_pos.clamp(min=t2)
     return _autograd.reduce(loss, reduction).to(dtype)
 

@@ -123,6 +123,32 @@ class Battery:
         many = [torch.stack([t, 2 * t, -t]) for t in inputs]
         close(torch.func.vmap(scalar)(*many), torch.func.vmap(plain)(*many), torch.float64)
 
+    def test_transforms_within_compile(self, backend, device):
+        torch._dynamo.reset()
+        keywords = self.op.variants[0]
+        inputs = self.inputs(device)
+        scalar = lambda *t: sum(x.sum() for x in self.op.differentiable(t, keywords))  # noqa: E731
+        for transform in (
+            torch.func.grad(scalar),
+            lambda *t: torch.func.jvp(scalar, t, t)[1],
+        ):
+            compiled = torch.compile(transform, backend="aot_eager", fullgraph=self.op.compiles)
+            close(compiled(*inputs), transform(*inputs), torch.float64)
+            assert compiled(*inputs).abs().sum() > 0
+
+    def test_forward_mode_over_a_backward_pass(self, backend, device):
+        """A tangent that arrives with the gradient goes on."""
+        inputs = leaves(self.inputs(device))
+        for out in self.op.differentiable(inputs, self.op.variants[0]):
+            grad, tangent = torch.randn(2, *out.shape, dtype=out.dtype, device=device)
+            (expected,) = torch.autograd.grad(out, inputs[:1], tangent, retain_graph=True)
+            with torch.autograd.forward_ad.dual_level():
+                dual = torch.autograd.forward_ad.make_dual(grad, tangent)
+                (result,) = torch.autograd.grad(out, inputs[:1], dual, retain_graph=True)
+                close(
+                    torch.autograd.forward_ad.unpack_dual(result).tangent, expected, torch.float64
+                )
+
     # ---- edges -----------------------------------------------------------------------------------
 
     def test_empty_and_single(self, backend, device):

@@ -113,6 +113,20 @@ class TestImprovedTripletLoss(RowBattery):
 
         close(penalty(ops.improved_triplet_loss), penalty(reference), torch.float64)
 
+    def test_a_margin_that_changes_under_compile(self, backend, device):
+        torch._dynamo.reset()
+        x = [t.to(device) for t in inputs((4, 5), torch.float64, device)]
+        call = lambda t1: ops.improved_triplet_loss(*x, t1, 0.01, 0.5)  # noqa: E731
+        compiled = torch.compile(call, backend="aot_eager", fullgraph=True, dynamic=True)
+        for t1 in (-1.0, -0.5, 0.25, 0.75):
+            close(compiled(t1), call(t1), torch.float64)
+
+    def test_thresholds_beyond_float32_are_infinite(self, backend, device):
+        x = [t.to(device) for t in inputs((4, 5), torch.float32, device)]
+        assert ops.improved_triplet_loss(*x, 1e300, 0.0, 0.0).item() == torch.inf
+        low = ops.improved_triplet_loss(*x, -1e300, -1e300, 1.0)
+        close(low, ops.improved_triplet_loss(*x, -1e30, -1e30, 1.0), torch.float32)
+
     def test_names(self):
         assert ops.TripletLossFunc is ops.ImprovedTripletLoss
 
@@ -180,6 +194,7 @@ BAD = [
         ops.ArgumentTypeError,
         "t1 must be a real number, got Tensor",
     ),
+    ({"t1": 10**400}, ops.ArgumentError, "t1 must be a number, got one beyond the range of floats"),
     (
         {"reduction": "avg"},
         ops.ArgumentError,

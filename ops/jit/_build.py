@@ -7,9 +7,13 @@ folder given, which nobody else uses; a stale ``lock`` in torch's own folders ca
 from __future__ import annotations
 
 import contextlib
+import io
 import logging
 import os
+import shlex
+import shutil
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -24,6 +28,7 @@ from ops.jit._diagnose import all_of, diagnose
 from ops.jit._spec import Spec
 
 _environment_lock = threading.RLock()
+os.register_at_fork(after_in_child=lambda: globals().update(_environment_lock=threading.RLock()))
 
 
 @dataclass(frozen=True)
@@ -52,7 +57,7 @@ def build(spec: Spec, folder: Path, architectures: tuple[str, ...], log: Path) -
     units = [path.name for path in spec.sources] or ["main.cpp", "cuda.cu"][: spec.unit_count]
     started = time.perf_counter()
     try:
-        with _environment(), _progress.watching(spec.name, units, folder):
+        with _streams(), _environment(folder), _progress.watching(spec.name, units, folder):
             result = _run(spec, folder, architectures)
     except (RuntimeError, ImportError, OSError) as error:
         raise _explained(spec, folder, log, error) from error
@@ -123,14 +128,14 @@ def _cpp_extension() -> Any:
 
 
 @contextlib.contextmanager
-def _environment() -> Iterator[None]:
+def _environment(folder: Path) -> Iterator[None]:
     """What torch's build reads from the environment, set for its duration only."""
     ninja, compiler = _toolchain.ninja_folder(), _toolchain.cxx()
     if ninja is None or compiler is None:
         raise ToolchainError("ninja or the C++ compiler has just disappeared")
     wanted = {
         "MAX_JOBS": os.environ.get("MAX_JOBS") or str(_hardware.jobs()),
-        "CXX": os.environ.get("CXX") or str(compiler.command[0]),
+        "CXX": str(_as_one_word(compiler, folder)),
     }
     path = os.environ.get("PATH", "")
     if str(ninja) not in path.split(os.pathsep):  # its virtual environment is not activated
@@ -150,6 +155,33 @@ def _environment() -> Iterator[None]:
                     os.environ.pop(name, None)
                 else:
                     os.environ[name] = value
+
+
+@contextlib.contextmanager
+def _streams() -> Iterator[None]:
+    """For torch flushes stdout and stderr, which may be closed, or nothing at all."""
+    with contextlib.ExitStack() as stack:
+        for name, redirect in (
+            ("stdout", contextlib.redirect_stdout),
+            ("stderr", contextlib.redirect_stderr),
+        ):
+            try:
+                getattr(sys, name).flush()
+            except (AttributeError, OSError, ValueError):
+                stack.enter_context(redirect(io.StringIO()))
+        yield
+
+
+def _as_one_word(compiler: _toolchain.Tool, folder: Path) -> Path:
+    """The compiler as torch takes it: one word, so ``CXX="ccache g++"`` becomes a script."""
+    program, *arguments = compiler.command
+    found = shutil.which(program) or program
+    if not arguments:
+        return Path(found).absolute()
+    script = folder / "cxx"
+    script.write_text(f'#!/bin/sh\nexec {shlex.join([os.path.abspath(found), *arguments])} "$@"\n')
+    script.chmod(0o755)
+    return script
 
 
 def _headers(spec: Spec, folder: Path) -> list[Path]:
@@ -176,8 +208,12 @@ def _is_systems(path: Path) -> bool:
 
     import torch
 
-    home = _toolchain.cuda_home()
-    places = [Path(torch.__file__).parent, Path(sysconfig.get_path("include")), Path("/usr")]
+    home, compiler = _toolchain.cuda_home(), _toolchain.cxx()
+    places = [Path(torch.__file__).parent, Path(sysconfig.get_path("include"))]
+    places += [Path("/usr/include"), Path("/usr/lib"), Path("/usr/lib64")]
+    if compiler:  # one of conda, say, has its own headers below its prefix, beside users' ones
+        prefix = compiler.path.parent.parent
+        places += [prefix / "lib", *prefix.glob("*-*-*")]
     return any(
         path.is_relative_to(place.resolve()) for place in [*places, *([home] if home else [])]
     )

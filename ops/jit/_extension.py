@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.machinery
 import importlib.util
+import os
 import threading
 import time
 from pathlib import Path
@@ -12,13 +13,15 @@ from types import ModuleType
 import torch
 
 from ops import _config
-from ops._errors import BuildError
+from ops._errors import BuildError, CacheError, JitopsError
 from ops.jit import _key, _roots, _store
 from ops.jit._spec import Spec
 
 # What this process has loaded, by the entry's folder: a library is initialised once.
 _loaded: dict[Path, ModuleType | Path] = {}
 _loading = threading.RLock()
+# A thread that holds it is not there in a forked child, and would never give it back.
+os.register_at_fork(after_in_child=lambda: globals().update(_loading=threading.RLock()))
 
 
 class Extension:
@@ -69,9 +72,17 @@ class Extension:
         return _store.find(self.name, digest, lambda m: _key.accepts(self.spec, m, ask))
 
     def _build(self, asked: dict[str, object], digest: str) -> ModuleType | Path:
+        root = _roots.writable_root()
+        try:
+            return self._build_in(root, asked, digest)
+        except JitopsError:
+            raise
+        except OSError as error:
+            raise CacheError(f"{self.name} cannot be kept in {root}: {error}") from error
+
+    def _build_in(self, root: Path, asked: dict[str, object], digest: str) -> ModuleType | Path:
         from ops.jit import _build, _lock, _progress  # a hit needs none of them
 
-        root = _roots.writable_root()
         timeout = _config.settings().build_timeout
         path = _store.lock_path(root, self.name, digest)
         with _lock.exclusive(path, self.name, timeout, _progress.say):
@@ -81,7 +92,14 @@ class Extension:
                 return self._open(entry)
             with _store.staging(root, self.name, digest) as folder:
                 log = _store.log_path(root, self.name, digest)
+                started = time.time()
                 built = _build.build(self.spec, folder, _key.architectures(self.spec), log)
+                changed = _key.changed(self.spec, digest, built.headers, started)
+                if changed:
+                    raise BuildError(
+                        f"{self.name}: {changed} changed while it was being compiled, so that the "
+                        f"result cannot be trusted and was dropped. Run this again"
+                    )
                 about = {
                     "request": asked,
                     "module": built.library.name.partition(".")[0],

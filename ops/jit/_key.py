@@ -14,9 +14,9 @@ import hashlib
 import json
 import os
 import platform
-import shlex
 import sys
 import sysconfig
+import time
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +47,7 @@ def request(spec: Spec) -> dict[str, Any]:
         "cflags": spec.extra_cflags,
         "cuda_cflags": spec.extra_cuda_cflags,
         "ldflags": spec.extra_ldflags,
-        "cxx_arguments": shlex.split(os.environ.get("CXX", ""))[1:],
+        "cxx_arguments": _toolchain.words_of(os.environ.get("CXX", ""))[1:],
         "torch": [torch.__version__, torch.version.git_version, torch.version.cuda],
         "cxx11_abi": torch.compiled_with_cxx11_abi(),
         "python": sysconfig.get_config_var("SOABI") if spec.is_python_module else None,
@@ -92,6 +92,15 @@ def facts(spec: Spec, headers: list[Path]) -> dict[str, Any]:
     }
 
 
+def changed(spec: Spec, digest_before: str, headers: list[Path], since: float) -> str | None:
+    """What was edited while the compilers were at it: nobody knows which version they read."""
+    if digest(request(spec)) != digest_before:
+        return "a source"
+    now = time.time()  # a clock ahead of ours, on a network file system, is no edit
+    edited = (path for path in headers if path.is_file() and since < path.stat().st_mtime <= now)
+    return next(map(str, edited), None)
+
+
 def remember_compilers(spec: Spec, root: Path) -> None:
     """Keep who the compilers are under size and time of their files, for look-ups to come."""
     for tool in _tools(spec).values():
@@ -120,7 +129,7 @@ def accepts(spec: Spec, manifest: dict[str, Any], ask: bool) -> bool:
                 known = _toolchain.identity(tool)[1]
             if known != recorded["identity"]:
                 return False
-    except (KeyError, TypeError, ValueError, AttributeError):
+    except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError):
         return False  # not a manifest of ours
     return True
 
@@ -141,8 +150,15 @@ def _locate(spec: Spec, header: Path) -> tuple[int, str]:
 
 
 def _hash_header(spec: Spec, root: int, name: str) -> str:
-    path = Path(name) if root < 0 else spec.header_roots[root] / name
+    """Its content, and which other folders have a header of that name, which may hide it."""
+    roots = spec.header_roots
+    path = Path(name) if root < 0 else roots[root] / name
+    others = [
+        str(number)
+        for number, folder in enumerate(roots)
+        if 0 <= root != number and (folder / name).is_file()
+    ]
     try:
-        return _store.sha256(path.read_bytes())
-    except (OSError, IndexError):
+        return ":".join([_store.sha256(path.read_bytes()), *others])
+    except OSError:
         return "missing"

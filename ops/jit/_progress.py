@@ -14,8 +14,22 @@ from ops import _config
 
 def say(text: str) -> None:
     """One line on stderr, unless ``JITOPS_PROGRESS=0``."""
-    if _config.settings().progress and sys.stderr is not None:
-        print(f"jitops: {text}", file=sys.stderr, flush=True)
+    if _config.settings().progress:
+        _write(f"jitops: {text}\n")
+
+
+def _write(text: str) -> None:
+    # stderr may be closed, full, a broken pipe or no stream at all: a build does not fail of that.
+    with contextlib.suppress(AttributeError, OSError, ValueError):
+        sys.stderr.write(text)
+        sys.stderr.flush()
+
+
+def _is_terminal() -> bool:
+    try:
+        return sys.stderr.isatty()
+    except (AttributeError, ValueError):
+        return False
 
 
 @contextlib.contextmanager
@@ -26,7 +40,7 @@ def watching(name: str, units: list[str], folder: Path) -> Iterator[None]:
     """
     started = time.perf_counter()
     done = threading.Event()
-    live = _config.settings().progress and sys.stderr is not None and sys.stderr.isatty()
+    live = _config.settings().progress and _is_terminal()
 
     def show() -> None:
         while not done.wait(0.1):
@@ -34,12 +48,11 @@ def watching(name: str, units: list[str], folder: Path) -> Iterator[None]:
             left = [unit for unit in units if unit not in finished] or ["linking"]
             count = min(len(units), len(units) - len(left) + 1)
             seconds = time.perf_counter() - started
-            sys.stderr.write(
+            _write(
                 f"\r\x1b[Kjitops: {name}: compiling {', '.join(left)} "
                 f"[{count}/{len(units)}] {seconds:.1f} s"
             )
-            sys.stderr.flush()
-        sys.stderr.write("\r\x1b[K")
+        _write("\r\x1b[K")
 
     watcher = threading.Thread(target=show, name="jitops-progress", daemon=True)
     if live:

@@ -65,8 +65,15 @@ def _trusted(folder: Path) -> bool:
 def readable_roots() -> Iterator[Path]:
     """The folders to look for entries in."""
     for root in (configured_root(), private_root()):
-        if root.is_dir() and _trusted(root):
+        if _is_folder(root) and _trusted(root):
             yield root
+
+
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except OSError:
+        return False  # below a folder that this user may not enter
 
 
 def writable_root() -> Path:
@@ -92,7 +99,10 @@ def writable_root() -> Path:
 
 def _unusable(root: Path) -> str | None:
     try:
-        root.mkdir(mode=0o755, parents=True, exist_ok=True)
+        # One by one: mkdir(parents=True) would leave what lies between to the umask.
+        for folder in (*reversed(root.parents), root):
+            if not folder.is_dir():
+                folder.mkdir(mode=0o755, exist_ok=True)
         for part in ("staging", "logs", "notes"):
             (root / part).mkdir(mode=0o755, exist_ok=True)
         with tempfile.TemporaryFile(dir=root / "staging"):

@@ -6,10 +6,12 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ops._errors import ArgumentError, ArgumentTypeError
 
 CUDA_SUFFIXES = (".cu", ".cuh")
+SUFFIXES = (".cpp", ".cc", ".cxx", ".c", ".cu")
 
 
 @dataclass(frozen=True)
@@ -33,18 +35,27 @@ class Spec:
     no_implicit_headers: bool = False
 
     def __post_init__(self) -> None:
-        if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", self.name):
-            raise ArgumentError(f"name must be a C identifier, got {self.name!r}")
+        if not isinstance(self.name, str):
+            raise ArgumentTypeError(f"name must be a string, got {type(self.name).__name__}")
+        if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]{0,199}", self.name):
+            raise ArgumentError(
+                f"name must be a C identifier of at most 200 characters, got {self.name!r}"
+            )
         if bool(self.sources) == bool(self.cpp_sources or self.cuda_sources):
             raise ArgumentError(
                 f"extension {self.name!r} must have either source files or source text"
             )
-        names = [path.name for path in self.sources]
-        for path in self.sources:
+        objects = [(path.stem, path.suffix in CUDA_SUFFIXES) for path in self.sources]
+        for path, built in zip(self.sources, objects, strict=True):
             if not path.is_file():
                 raise ArgumentError(f"sources must be files, got {str(path)!r}")
-            if names.count(path.name) > 1:
-                raise ArgumentError(f"sources must have distinct names, got {path.name!r} twice")
+            if path.suffix not in SUFFIXES:
+                raise ArgumentError(f"sources must end in {', '.join(SUFFIXES)}, got {str(path)!r}")
+            if objects.count(built) > 1:
+                raise ArgumentError(f"sources must have distinct names, got {path.stem!r} twice")
+        for path in (*self.sources, *self.extra_include_paths):
+            if any(character in str(path) for character in "$\n"):
+                raise ArgumentError(f"paths must be without $ and newline, got {str(path)!r}")
 
     @property
     def inline(self) -> bool:
@@ -83,7 +94,7 @@ def flags(argument: str, value: Sequence[str] | None) -> tuple[str, ...]:
     """A list of flags; a bare string is refused, since torch would take it letter by letter."""
     if isinstance(value, str):
         raise ArgumentTypeError(f"{argument} must be a list of strings, got the string {value!r}")
-    return _strings(argument, value or ())
+    return _strings(argument, () if value is None else value)
 
 
 def paths(argument: str, value: str | Path | Sequence[str | Path] | None) -> tuple[Path, ...]:
@@ -92,6 +103,7 @@ def paths(argument: str, value: str | Path | Sequence[str | Path] | None) -> tup
         return ()
     if isinstance(value, (str, Path)):
         value = [value]
+    value = _sequence(argument, value)
     return tuple(Path(_path(argument, item)).absolute() for item in value)
 
 
@@ -107,12 +119,18 @@ def bindings(
 
 
 def _strings(argument: str, value: Sequence[str]) -> tuple[str, ...]:
-    for item in value:
+    for item in _sequence(argument, value):
         if not isinstance(item, str):
             raise ArgumentTypeError(
                 f"{argument} must hold strings only, got {type(item).__name__} in it"
             )
     return tuple(value)
+
+
+def _sequence(argument: str, value: Sequence[Any]) -> Sequence[Any]:
+    if not isinstance(value, Sequence):
+        raise ArgumentTypeError(f"{argument} must be a list, got {type(value).__name__}")
+    return value
 
 
 def _path(argument: str, value: str | Path) -> str | Path:

@@ -79,7 +79,7 @@ def _open(folder: Path) -> Entry | None:
     try:
         manifest = json.loads((folder / "manifest.json").read_bytes())
         return Entry(folder, manifest) if isinstance(manifest, dict) else None
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None  # not an entry, or no longer one
 
 
@@ -87,9 +87,11 @@ def verify(entry: Entry) -> bool:
     """Whether the library is, byte for byte, the one that was published."""
     try:
         expected = entry.manifest["library"]
+        if entry.library.parent != entry.folder or _roots.distrust(entry.library):
+            return False
         content = entry.library.read_bytes()
-        return len(content) == expected["size"] and sha256(content) == expected["sha256"]
-    except (OSError, KeyError, TypeError):
+        return bool(len(content) == expected["size"] and sha256(content) == expected["sha256"])
+    except (OSError, KeyError, TypeError, ValueError):
         return False
 
 
@@ -113,12 +115,11 @@ def log_path(root: Path, name: str, digest: str) -> Path:
 
 @contextlib.contextmanager
 def staging(root: Path, name: str, digest: str) -> Iterator[Path]:
-    """A private folder to build in. Sweeps away those that dead builders of this digest left."""
-    prefix = f"{_stem(name, digest)}."
-    for left in (root / "staging").glob(f"{prefix}*"):
+    """A private folder to build in. Sweeps away those that dead builders left."""
+    for left in (root / "staging").iterdir():
         if _abandoned(left):
             shutil.rmtree(left, ignore_errors=True)
-    signed = f"{prefix}{platform.node()}.{os.getpid()}.{secrets.token_hex(4)}"
+    signed = f"{_stem(name, digest)}.{platform.node()}.{os.getpid()}.{secrets.token_hex(4)}"
     folder = root / "staging" / signed
     folder.mkdir(mode=0o755)  # readable to all, within the umask: an image's cache serves any user
     try:
@@ -128,8 +129,9 @@ def staging(root: Path, name: str, digest: str) -> Iterator[Path]:
 
 
 def _abandoned(folder: Path) -> bool:
-    host, pid = folder.name.rsplit(".", 2)[0].partition(".")[2], folder.name.split(".")[-2]
-    if host != platform.node():
+    _, _, signature = folder.name.removesuffix(".damaged").partition(".")
+    host, pid, _ = [*signature.rsplit(".", 2), "", ""][:3]
+    if host != platform.node() or not pid.isdigit():
         try:
             return time.time() - folder.stat().st_mtime > _ABANDONED_AFTER
         except OSError:

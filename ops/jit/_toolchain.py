@@ -48,8 +48,20 @@ class Tool:
         return f"{self.path}:{stat.st_size}:{stat.st_mtime_ns}"
 
 
+def words_of(command: str) -> list[str]:
+    """A command's words, as a shell would split it.
+
+    Raises:
+        ToolchainError: it cannot be split.
+    """
+    try:
+        return shlex.split(command)
+    except ValueError as error:
+        raise ToolchainError(f"{command!r} is no command: {error}") from None
+
+
 def _tool(command: str) -> Tool | None:
-    words = shlex.split(command)
+    words = words_of(command)
     found = shutil.which(words[0]) if words else None
     return Tool(tuple(words), Path(found).resolve()) if found else None
 

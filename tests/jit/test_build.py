@@ -11,7 +11,7 @@ import torch
 import ops
 from ops.jit import _extension, load, load_inline
 from tests.helpers import environment, path_without, run
-from tests.jit.support import ANSWER, answer, entries, extension, leftovers
+from tests.jit.support import ANSWER, COMPILER, answer, entries, extension, leftovers
 
 pytestmark = pytest.mark.cpp
 
@@ -128,6 +128,13 @@ def test_the_environment_is_left_alone(cache, source, monkeypatch, tmp_path):
             ops.ArgumentTypeError,
             "extra_cflags must be a list of strings, got the string '-O2'",
         ),
+        ({"name": 5, "sources": "x.cpp"}, ops.ArgumentTypeError, "name must be a string, got int"),
+        ({"name": "a", "sources": 5}, ops.ArgumentTypeError, "sources must be a list, got int"),
+        (
+            {"name": "a", "sources": [], "extra_cflags": 0},
+            ops.ArgumentTypeError,
+            "extra_cflags must be a list, got int",
+        ),
         (
             {"name": "a", "sources": [], "extra_ldflags": [3]},
             ops.ArgumentTypeError,
@@ -157,3 +164,57 @@ def test_import_leaves_cuda_alone_and_forks(cache, source):
         JITOPS_CACHE_DIR=environment()["JITOPS_CACHE_DIR"],
     )
     assert out.split() == ["7", "False"]
+
+
+# ---- whatever stderr and $CXX are
+
+
+@pytest.mark.parametrize(
+    "stderr", ["None", "open('/dev/full', 'w')", "object()", "closed", "broken pipe"]
+)
+def test_a_build_needs_no_stderr(cache, stderr):
+    out, _ = run(
+        f"""
+        import os, sys
+        import ops.jit
+        if {stderr!r} == "closed":
+            sys.stderr.close()
+        elif {stderr!r} == "broken pipe":
+            reading, writing = os.pipe()
+            os.close(reading)
+            sys.stderr = os.fdopen(writing, "w")
+        else:
+            sys.stderr = {stderr if " p" not in stderr and stderr != "closed" else None}
+        ops.jit.load_inline("a", {ANSWER!r}, is_python_module=False, no_implicit_headers=True)
+        print("built", flush=True)
+        os._exit(0)
+        """,
+        JITOPS_CACHE_DIR=cache,
+        JITOPS_PROGRESS="1",
+    )
+    assert out == "built\n"
+
+
+def test_compilers_with_arguments(cache, source, monkeypatch):
+    monkeypatch.setenv("CXX", f"env LANG=C '{COMPILER}' -DANSWER_FROM_CXX=1")
+    source.write_text('extern "C" int answer() { return ANSWER_FROM_CXX; }\n')
+    assert answer(extension(source).load()) == 1
+    monkeypatch.setenv("CXX", "g++ 'a")
+    with pytest.raises(ops.ToolchainError, match=r"is no command: No closing quotation"):
+        extension(source).load()
+
+
+@pytest.mark.parametrize(
+    ("names", "text"),
+    [
+        (["a.cpp", "a.cc"], "sources must have distinct names, got 'a' twice"),
+        (["x.txt"], r"sources must end in \.cpp"),
+        (["b$.cpp"], r"paths must be without \$ and newline"),
+    ],
+)
+def test_unusable_sources(tmp_path, names, text):
+    paths = [tmp_path / name for name in names]
+    for path in paths:
+        path.write_text(ANSWER)
+    with pytest.raises(ops.ArgumentError, match=text):
+        load("answer", paths)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import platform
 import signal
 import time
 from pathlib import Path
@@ -135,3 +136,38 @@ def test_the_loser_of_a_race_uses_the_winners_entry(cache, source, tmp_path):
         entry = _store.publish(cache, "answer", manifest["digest"], folder, mine, facts, {})
     assert entry.library == library
     assert leftovers(cache) == []
+
+
+def test_a_fork_while_another_thread_builds(cache, slow_compiler):
+    """The child has no such thread, and does not wait for it."""
+    out, _ = run(
+        f"""
+        import os, threading, time
+        import ops.jit
+        def load(name):
+            return ops.jit.load_inline(name, {ANSWER!r}, is_python_module=False,
+                                       no_implicit_headers=True)
+        builder = threading.Thread(target=load, args=("one",))
+        builder.start()
+        time.sleep(0.5)
+        pid = os.fork()
+        if pid == 0:
+            load("two")
+            os._exit(7)
+        print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+        builder.join()
+        """,
+        JITOPS_CACHE_DIR=cache,
+        CXX=slow_compiler,
+    )
+    assert out.split() == ["7"]
+
+
+def test_staging_of_any_dead_builder_is_swept(cache, source):
+    extension(source).load()
+    node = platform.node()
+    for name in (f"other-0123.{node}.999999999.ab", "nonsense", f"x.{node}.notanumber.ab"):
+        (cache / "staging" / name).mkdir()
+    source.write_text(ANSWER)
+    extension(source).load()
+    assert sorted(path.name for path in leftovers(cache)) == ["nonsense", f"x.{node}.notanumber.ab"]

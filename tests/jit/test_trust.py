@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -11,7 +13,7 @@ import pytest
 import ops
 from ops import _config
 from ops.jit import _roots
-from tests.jit.support import extension
+from tests.jit.support import answer, entries, extension
 
 pytestmark = pytest.mark.cpp
 
@@ -75,3 +77,45 @@ def test_where_the_cache_is(monkeypatch, variables, expected):
         monkeypatch.setenv(name, value)
     _config.settings.cache_clear()
     assert _roots.configured_root() == Path(expected)
+
+
+def test_a_full_disk_is_said(cache, source, monkeypatch):
+    def full(*args):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    for step in ("rename", "fsync"):
+        with monkeypatch.context() as m:
+            m.setattr(f"ops.jit._store.os.{step}", full)
+            with pytest.raises(ops.CacheError, match=r"answer cannot be kept in .*: .*No space"):
+                extension(source).load()
+    assert answer(extension(source).load()) == 42
+
+
+def test_a_name_in_the_way_is_said(cache, source):
+    extension(source).load()
+    (folder,) = (path.parent for path in entries(cache))
+    shutil.rmtree(folder)
+    folder.touch()
+    with pytest.raises(ops.CacheError, match=f"answer cannot be kept in {cache}"):
+        extension(source).load()
+
+
+def test_a_cache_below_a_closed_folder_is_as_if_it_were_not(cache, source, monkeypatch):
+    def closed(self):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(Path, "is_dir", closed)
+    assert list(_roots.readable_roots()) == []
+
+
+def test_umask_opens_nothing(tmp_path, monkeypatch):
+    before = os.umask(0)
+    try:
+        monkeypatch.setenv("JITOPS_CACHE_DIR", str(tmp_path / "a" / "b"))
+        _config.settings.cache_clear()
+        root = _roots.writable_root()
+    finally:
+        os.umask(before)
+        _config.settings.cache_clear()
+    for folder in (root, root.parent, root / "staging"):
+        assert folder.stat().st_mode & 0o022 == 0
