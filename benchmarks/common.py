@@ -74,6 +74,7 @@ def child(code: str, watched: bool = False, **variables: object) -> dict:
             return int(re.search(r"VmHWM:\\s*(\\d+)", told)[1]) * 1024 / 1e6
     """
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "JITOPS_PROGRESS": "0"}
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)  # else every import compiles anew
     environment.update({name: str(value) for name, value in variables.items()})
     process = subprocess.Popen(
         [sys.executable, "-c", textwrap.dedent(prelude) + textwrap.dedent(code)],
@@ -86,7 +87,7 @@ def child(code: str, watched: bool = False, **variables: object) -> dict:
     tool_mb = 0.0
     while True:
         try:
-            out, err = process.communicate(timeout=0.02 if watched else None)
+            out, err = process.communicate(timeout=0.1 if watched else None)
             break
         except subprocess.TimeoutExpired:
             tool_mb = max(tool_mb, _largest_below(process.pid))

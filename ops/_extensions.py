@@ -43,6 +43,7 @@ def cflags() -> tuple[str, ...]:
     level = cpu_level()
     return (
         "-O1",
+        "-pipe",
         *((f"-march={level}",) if level else ()),
         "-U__F16C__",
         "-fopenmp-simd",
