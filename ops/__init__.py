@@ -24,6 +24,10 @@ _PUBLIC = {
         "normalize_with_norm",
     ),
     "from_numpy": ("NumpyOp", "from_numpy"),
+    "rfft2_magnitude": ("rfft2_magnitude",),
+    "scipy_conv2d": ("ScipyConv2d", "scipy_conv2d"),
+    "hausdorff_dt_loss": ("HausdorffDTLoss", "hausdorff_dt_loss"),
+    "set_matching_loss": ("SetMatching", "SetMatchingLoss", "set_matching_loss"),
     "_backend": ("use_backend",),
     "_explain": ("explain",),
     "_errors": (
@@ -37,6 +41,7 @@ _PUBLIC = {
         "CacheWarning",
         "ConfigError",
         "ConfigWarning",
+        "DependencyError",
         "GradientError",
         "JitopsError",
         "ToolchainError",
@@ -52,9 +57,13 @@ if TYPE_CHECKING:
     from ops._errors import *  # noqa: F403
     from ops._explain import explain as explain
     from ops.from_numpy import *  # noqa: F403
+    from ops.hausdorff_dt_loss import *  # noqa: F403
     from ops.improved_triplet_loss import *  # noqa: F403
     from ops.linear import *  # noqa: F403
     from ops.normalize_with_norm import *  # noqa: F403
+    from ops.rfft2_magnitude import *  # noqa: F403
+    from ops.scipy_conv2d import *  # noqa: F403
+    from ops.set_matching_loss import *  # noqa: F403
 
 
 def __getattr__(name: str) -> Any:

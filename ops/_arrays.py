@@ -2,18 +2,38 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Sequence
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from ops._errors import ArgumentError, ArgumentTypeError, GradientError
+from ops._errors import ArgumentError, ArgumentTypeError, DependencyError, GradientError
 
 if TYPE_CHECKING:
     import numpy as np
 
 _HALF = (torch.bfloat16, torch.float16)  # NumPy has no bfloat16, and is slow in float16
+
+
+def require(module: str, op: str) -> ModuleType:
+    """A module of NumPy or SciPy, imported when an op first needs it.
+
+    Raises:
+        DependencyError: it is not installed.
+    """
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        package = module.partition(".")[0]
+        if error.name not in (package, module):
+            raise
+        raise DependencyError(
+            f"{op} needs {package}, which is not installed: pip install 'jitops[scipy]'",
+            name=package,
+        ) from None
 
 
 def check(name: str, tensors: Sequence[Any], keywords: dict[str, Any]) -> None:
@@ -22,6 +42,7 @@ def check(name: str, tensors: Sequence[Any], keywords: dict[str, Any]) -> None:
     Raises:
         ArgumentTypeError, ArgumentError, GradientError: as :class:`ops.NumpyOp` says.
     """
+    require("numpy", name)
     if not tensors:
         raise ArgumentError(f"{name} must be called with at least one tensor, got none")
     for place, value in enumerate(tensors):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import numbers
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -48,9 +49,7 @@ def floating_rows(**tensors: Any) -> tuple[Tensor, ...]:
                     break
             else:
                 return values
-        if torch.is_autocast_enabled(device.type):
-            tensors = {name: widened(value) for name, value in tensors.items()}
-    return _floating_rows(tensors)
+    return _floating_rows(widened_under_autocast(tensors))
 
 
 def widened(value: Any) -> Any:
@@ -58,6 +57,14 @@ def widened(value: Any) -> Any:
     if isinstance(value, Tensor) and value.dtype in (torch.bfloat16, torch.float16):
         return value.float()
     return value
+
+
+def widened_under_autocast(tensors: dict[str, Any]) -> dict[str, Any]:
+    """Under autocast the half precisions in float32, as torch does for its losses and distances."""
+    device = next((t.device.type for t in tensors.values() if isinstance(t, Tensor)), "cpu")
+    if not torch.is_autocast_enabled(device):
+        return tensors
+    return {name: widened(value) for name, value in tensors.items()}
 
 
 def same_kind(**tensors: Any) -> None:
@@ -140,9 +147,32 @@ def check_reduction(reduction: str) -> int:
     Raises:
         ArgumentError: not one of ``none``, ``mean``, ``sum``.
     """
-    if isinstance(reduction, str) and reduction in REDUCTIONS:
-        return REDUCTIONS[reduction]
-    raise ArgumentError(f"reduction must be one of none, mean, sum, got {reduction!r}")
+    return REDUCTIONS[one_of("reduction", reduction, REDUCTIONS)]
+
+
+def one_of(name: str, value: str, allowed: Collection[str]) -> str:
+    """``value``, which is one of the words ``allowed``.
+
+    Raises:
+        ArgumentError: it is not.
+    """
+    if isinstance(value, str) and value in allowed:
+        return value
+    raise ArgumentError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
+
+
+def check_count(name: str, value: int) -> int:
+    """``value``, a whole number of at least 1.
+
+    Raises:
+        ArgumentTypeError: no integer.
+        ArgumentError: less than 1.
+    """
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ArgumentTypeError(f"{name} must be an int, got {type(value).__name__}")
+    if value < 1:
+        raise ArgumentError(f"{name} must be at least 1, got {value}")
+    return value
 
 
 def _short(dtype: Any) -> str:

@@ -6,6 +6,7 @@
      ├── ArgumentError                   (also ValueError)   a value, shape, device or layout
      ├── ArgumentTypeError               (also TypeError)    a Python type or a dtype
      ├── GradientError                   (also RuntimeError) a gradient that cannot be had
+     ├── DependencyError                 (also ImportError)  an optional package is not installed
      ├── ConfigError                     (also ValueError)   a JITOPS_* variable, a back-end request
      ├── BackendUnavailableError         (also RuntimeError) the asked-for back end cannot run here
      ├── BuildError                      (also RuntimeError) an extension did not build or load
@@ -34,6 +35,10 @@ class ArgumentTypeError(JitopsError, TypeError):
 
 class GradientError(JitopsError, RuntimeError):
     """A gradient was asked for that there is no way to compute."""
+
+
+class DependencyError(JitopsError, ImportError):
+    """An optional package that an op needs is not installed."""
 
 
 class ConfigError(JitopsError, ValueError):

@@ -59,7 +59,7 @@ class NumpyOp:
     The arrays are read-only views of the tensors where these are on the CPU, and copies elsewhere;
     bfloat16 and float16 come as float32. Real results come back in the dtype of the first floating
     input and on the device of the first input; results of integers or booleans keep their dtype and
-    have no gradient.
+    have no gradient. Infinities and NaN cause no warning, as in tensor code.
 
     Raises:
         ArgumentTypeError: a positional argument is no tensor, a keyword argument is one (its
@@ -92,13 +92,13 @@ class NumpyOp:
         else:
             self.backward = NumpyOp(backward, name=f"the backward of {self.name}")
 
-    # torch.compile would make something else of NumPy. What torch.compiler.disable does, but that
-    # imports torch._dynamo at once.
-    @_disable_dynamo
     def __call__(self, *tensors: Tensor, **keywords: Any) -> Any:
         """Apply the op."""
         return self._apply(tensors, keywords, none_allowed=False)
 
+    # torch.compile would make something else of NumPy. What torch.compiler.disable does, but that
+    # imports torch._dynamo at once.
+    @_disable_dynamo
     def _apply(
         self, tensors: Sequence[Tensor], keywords: dict[str, Any], none_allowed: bool
     ) -> Any:
@@ -155,7 +155,10 @@ class _Call:
     def on(self, tensors: Sequence[Tensor]) -> tuple[Tensor | None, ...]:
         """The function's results, as tensors."""
         arrays = [_arrays.to_array(tensor) for tensor in tensors]
-        returned = self.op.forward(*arrays, **self.keywords)
+        import numpy as np
+
+        with np.errstate(all="ignore"):  # infinities and NaN pass as in tensor code
+            returned = self.op.forward(*arrays, **self.keywords)
         self.single = not isinstance(returned, tuple)
         results = (returned,) if self.single else returned
         floating = [tensor.dtype for tensor in tensors if tensor.is_floating_point()]

@@ -44,6 +44,8 @@ class OpUnderTest:
         module: makes the module, where there is one; it takes the first ``module_takes`` inputs.
         autocast: the dtype the op computes in under autocast.
         compiles: whether ``torch.compile`` traces it in one graph.
+        numpy: whether NumPy computes its gradients, so that there are neither forward mode nor
+            batched gradients: they must be refused.
         operator_samples: calls of the compiled operators, for ``opcheck``, on a device.
     """
 
@@ -67,6 +69,7 @@ class OpUnderTest:
     module_takes: int | None = None
     autocast: torch.dtype = torch.float32
     compiles: bool = True
+    numpy: bool = False
     operator_samples: Callable[[torch.device], list] = field(default=lambda device: [])
 
     def results(self, inputs, keywords) -> tuple[Tensor, ...]:

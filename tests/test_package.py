@@ -100,3 +100,35 @@ def test_no_warning_in_ordinary_use(backend, device):
         warnings.simplefilter("error")
         x = [t.to(device).detach().requires_grad_() for t in triplet()]
         ops.improved_triplet_loss(*x, -1.0, 0.0, 1.0).backward()
+
+
+WITHOUT = """
+    import sys
+    sys.modules[{package!r}] = None  # as if it were not installed
+    import torch
+    from ops import *
+    try:
+        {call}
+    except DependencyError as error:
+        print(isinstance(error, ImportError), error)
+"""
+
+
+@pytest.mark.parametrize(
+    ("package", "op", "call"),
+    [
+        ("numpy", "rfft2_magnitude", "rfft2_magnitude(torch.ones(2, 2))"),
+        ("scipy", "scipy_conv2d", "scipy_conv2d(torch.ones(2, 2), torch.ones(1, 1))"),
+        ("scipy", "set_matching_loss", "set_matching_loss(torch.ones(1, 1, 1))"),
+        (
+            "scipy",
+            "hausdorff_dt_loss",
+            "hausdorff_dt_loss(torch.eye(2)[None, None], torch.zeros(1, 1, 2, 2))",
+        ),
+    ],
+)
+def test_a_missing_package_is_named_with_its_extra(package, op, call):
+    out, _ = run(WITHOUT.format(package=package, call=call), JITOPS_FORCE_CPU="1")
+    assert out.strip() == (
+        f"True {op} needs {package}, which is not installed: pip install 'jitops[scipy]'"
+    )
