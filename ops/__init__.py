@@ -28,7 +28,9 @@ _PUBLIC = {
     "scipy_conv2d": ("ScipyConv2d", "scipy_conv2d"),
     "hausdorff_dt_loss": ("HausdorffDTLoss", "hausdorff_dt_loss"),
     "set_matching_loss": ("SetMatching", "SetMatchingLoss", "set_matching_loss"),
+    "check_gradients": ("GradientReport", "check_gradients"),
     "_backend": ("use_backend",),
+    "_op": ("Op",),
     "_explain": ("explain",),
     "_errors": (
         "ArgumentError",
@@ -42,6 +44,7 @@ _PUBLIC = {
         "ConfigError",
         "ConfigWarning",
         "DependencyError",
+        "GradientCheckError",
         "GradientError",
         "JitopsError",
         "ToolchainError",
@@ -56,6 +59,8 @@ if TYPE_CHECKING:
     from ops._backend import use_backend as use_backend
     from ops._errors import *  # noqa: F403
     from ops._explain import explain as explain
+    from ops._op import Op as Op
+    from ops.check_gradients import *  # noqa: F403
     from ops.from_numpy import *  # noqa: F403
     from ops.hausdorff_dt_loss import *  # noqa: F403
     from ops.improved_triplet_loss import *  # noqa: F403

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 _HALF = (torch.bfloat16, torch.float16)  # NumPy has no bfloat16, and is slow in float16
 
 
-def require(module: str, op: str) -> ModuleType:
-    """A module of NumPy or SciPy, imported when an op first needs it.
+def require(module: str, what: str, extra: str = "scipy") -> ModuleType:
+    """A module of an optional package, imported when it is first needed.
 
     Raises:
         DependencyError: it is not installed.
@@ -31,7 +31,7 @@ def require(module: str, op: str) -> ModuleType:
         if error.name not in (package, module):
             raise
         raise DependencyError(
-            f"{op} needs {package}, which is not installed: pip install 'jitops[scipy]'",
+            f"{what} needs {package}, which is not installed: pip install 'jitops[{extra}]'",
             name=package,
         ) from None
 

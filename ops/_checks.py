@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import numbers
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Any
 
 import torch
@@ -19,6 +19,10 @@ from ops._errors import ArgumentError, ArgumentTypeError
 
 _WIDE = (torch.float32, torch.float64)
 FLOAT_DTYPES = (*_WIDE, torch.bfloat16, torch.float16)
+
+# What `jitops check` checks an op at: a title, a function or module, and its arguments.
+Sample = tuple[str, Callable[..., Any], tuple[Any, ...]]
+
 REDUCTIONS = {"none": 0, "mean": 1, "sum": 2}
 
 

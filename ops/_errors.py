@@ -7,6 +7,7 @@
      ├── ArgumentTypeError               (also TypeError)    a Python type or a dtype
      ├── GradientError                   (also RuntimeError) a gradient that cannot be had
      ├── DependencyError                 (also ImportError)  an optional package is not installed
+     ├── GradientCheckError              (also AssertionError) a checked gradient is wrong
      ├── ConfigError                     (also ValueError)   a JITOPS_* variable, a back-end request
      ├── BackendUnavailableError         (also RuntimeError) the asked-for back end cannot run here
      ├── BuildError                      (also RuntimeError) an extension did not build or load
@@ -35,6 +36,10 @@ class ArgumentTypeError(JitopsError, TypeError):
 
 class GradientError(JitopsError, RuntimeError):
     """A gradient was asked for that there is no way to compute."""
+
+
+class GradientCheckError(JitopsError, AssertionError):
+    """A gradient check failed; the message is its report."""
 
 
 class DependencyError(JitopsError, ImportError):

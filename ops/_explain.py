@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ops import _backend, _extensions
+from ops import _backend, _op
 from ops._errors import ArgumentError, JitopsError
 
 
@@ -54,37 +54,37 @@ def explain(*names: str) -> Explanations:
     Raises:
         ArgumentError: no such op.
     """
-    known = _extensions.stems()
+    known = _op.known()
     for name in names:
         if name not in known:
             raise ArgumentError(f"names must be among {', '.join(known)}, got {name!r}")
-    return Explanations(_explain(name) for name in names or known)
+    return Explanations(_explain(known[name]) for name in names or known)
 
 
-def _explain(stem: str) -> Explanation:
+def _explain(op: _op.Op) -> Explanation:
     runs, reasons = {}, {}
     asked = _backend.requested()
     for device in ("cpu", "cuda"):
         try:
-            choice = _backend.choose(stem, asked, device)
+            choice = op.choose(asked, device)
             if choice.backend in _backend.DEVICE_OF:
-                problem = _backend.problem_with(stem, choice.backend)
+                problem = op.problem_with(choice.backend)
                 if problem:
-                    choice = _backend.without(stem, choice.backend, asked, problem)
+                    choice = op.without(choice.backend, asked, problem)
         except JitopsError as error:
             runs[device], reasons[device] = "error", str(error)
         else:
             runs[device], reasons[device] = choice.backend, choice.reason
-    return Explanation(
-        stem, runs, reasons, {name: _state(stem, name) for name in _backend.DEVICE_OF}
-    )
+    states = {backend: _state(op, backend) for backend in _backend.DEVICE_OF}
+    return Explanation(op.name, runs, reasons, states)
 
 
-def _state(stem: str, backend: str) -> str:
-    problem = _backend.problem_with(stem, backend)
+def _state(op: _op.Op, backend: str) -> str:
+    problem = op.problem_with(backend)
     if problem:
         return f"cannot run: {problem}"
-    library = _extensions.extension(stem, backend).find()
+    extension = op.extension(backend)
+    library = extension.find() if extension else None
     return (
         f"built: {library}"
         if library

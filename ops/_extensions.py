@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from pathlib import Path
 
 from ops._errors import JitopsError
@@ -72,3 +73,8 @@ def extension(stem: str, backend: str) -> Extension:
             is_python_module=False,
         )
     )
+
+
+def makers(stem: str) -> tuple[Callable[[], Extension], Callable[[], Extension]]:
+    """What makes the extensions of an op, ``cpp`` and ``cuda``, once they are needed."""
+    return functools.partial(extension, stem, "cpp"), functools.partial(extension, stem, "cuda")

@@ -9,13 +9,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import ops
+from ops import _check_command
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; the exit status is 0 for success and 1 for an error, which is printed."""
     options = _parser().parse_args(arguments)
     try:
-        options.run(options)
+        status: int = options.run(options) or 0
         sys.stdout.flush()
     except ops.JitopsError as error:
         print(f"jitops: {error}", file=sys.stderr)
@@ -23,7 +24,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # `jitops ... | head`: nobody reads on, so there is no more to say
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    return 0
+    return status
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -51,6 +52,15 @@ def _parser() -> argparse.ArgumentParser:
     explain = commands.add_parser("explain", help="say which back end runs each op, and why")
     explain.add_argument("ops", nargs="*", metavar="OP", help="ops to explain (default: all)")
     explain.set_defaults(run=lambda options: print(ops.explain(*options.ops)))
+
+    check = commands.add_parser(
+        "check",
+        help="check the gradients of the ops, or of a function of yours",
+        description="Check gradients on every back end that can run: against finite differences, "
+        "in second order, in forward mode, in every layout and dtype. Status 1 if one is wrong.",
+    )
+    _check_command.add_arguments(check)
+    check.set_defaults(run=_check_command.main)
     return parser
 
 

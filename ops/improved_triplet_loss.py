@@ -15,17 +15,18 @@ Triplet Loss Function", CVPR 2016. :math:`\varepsilon` is the one of
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ops import _autograd, _checks
-from ops._backend import Op
+from ops._op import built_in
 
 __all__ = ["ImprovedTripletLoss", "TripletLossFunc", "improved_triplet_loss"]
 
-_op = Op("improved_triplet_loss")
+_op = built_in("improved_triplet_loss")
 
 
 # ---- the public function -------------------------------------------------------------------------
@@ -140,6 +141,13 @@ def _torch_path(
     t1, t2 = _checks.rounded(t1, anchor.dtype), _checks.rounded(t2, anchor.dtype)
     loss = (d_pos - d_neg).clamp(min=t1) + beta * d_pos.clamp(min=t2)
     return _autograd.reduce(loss, reduction).to(dtype)
+
+
+def samples() -> Iterator[_checks.Sample]:
+    """Where ``jitops check`` checks the gradients: with both clamps at work."""
+    for reduction in _checks.REDUCTIONS:
+        loss = ImprovedTripletLoss(t1=-0.3, t2=2.0, beta=0.5, reduction=reduction)
+        yield f"reduction={reduction!r}", loss, tuple(0.5 * torch.randn(3, 4, 5))
 
 
 # ---- the compiled path ---------------------------------------------------------------------------

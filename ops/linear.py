@@ -9,6 +9,7 @@ in ``benchmarks/bench_linear.py``.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -89,3 +90,10 @@ class LinearFunction(torch.autograd.Function):
 
 def _rows(tensor: Tensor) -> Tensor:
     return tensor.reshape(tensor.shape[:-1].numel(), tensor.shape[-1])
+
+
+def samples() -> Iterator[_checks.Sample]:
+    """Where ``jitops check`` checks the gradients."""
+    input, weight, bias = torch.randn(2, 3, 4), torch.randn(5, 4), torch.randn(5)
+    yield "", linear, (input, weight, bias)
+    yield "without bias", linear, (input, weight)

@@ -11,6 +11,7 @@ and zero for a zero vector, which has the direction zero; the third output has n
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -105,3 +106,9 @@ class NormalizeWithNormFunction(torch.autograd.Function):
             radial = grad_norm.unsqueeze(ctx.dim) * direction
             grad = radial if grad is None else grad + radial
         return grad, None
+
+
+def samples() -> Iterator[_checks.Sample]:
+    """Where ``jitops check`` checks the gradients."""
+    yield "", normalize_with_norm, (torch.randn(4, 3),)
+    yield "dim=0", normalize_with_norm, (torch.randn(4, 3), 0)

@@ -16,6 +16,7 @@ One back end, SciPy, on the CPU: the model of an op made of SciPy functions, wit
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -147,6 +148,14 @@ class ScipyConv2d(nn.Module):
         )
 
 
+def samples() -> Iterator[_checks.Sample]:
+    """Where ``jitops check`` checks the gradients."""
+    inputs = (torch.randn(2, 5, 6), torch.randn(3, 2), torch.randn(1, 1))
+    for operation in _OPERATIONS:
+        for mode in _MODES:
+            yield f"{operation}, {mode}", scipy_conv2d, (*inputs, mode, operation)
+
+
 # ---- SciPy ---------------------------------------------------------------------------------------
 
 
@@ -210,4 +219,5 @@ def _of_filter(full: Array, x: Array, operation: str) -> Array:
     return total[::-1, ::-1] if operation == "correlate" else total
 
 
-_conv2d = from_numpy(_forward, from_numpy(_backward, _second), name="scipy_conv2d")
+_gradient = from_numpy(_backward, _second, name="the backward of scipy_conv2d")
+_conv2d = from_numpy(_forward, _gradient, name="scipy_conv2d")

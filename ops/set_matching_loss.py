@@ -15,7 +15,7 @@ H. W. Kuhn, "The Hungarian Method for the Assignment Problem", 1955; computed by
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -119,6 +119,13 @@ class SetMatchingLoss(nn.Module):
     def extra_repr(self) -> str:
         """The parameters, for ``print(module)``."""
         return f"reduction={self.reduction!r}"
+
+
+def samples() -> Iterator[_checks.Sample]:
+    """Where ``jitops check`` checks the gradients."""
+    for reduction in _checks.REDUCTIONS:
+        loss = SetMatchingLoss(reduction)
+        yield f"reduction={reduction!r}", loss, (torch.randn(2, 4, 3), [3, 2])
 
 
 # ---- a matrix for each image ---------------------------------------------------------------------

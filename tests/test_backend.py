@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import ops
-from ops import _backend
+from ops import _backend, _op
 from tests.helpers import LOSS, path_without, run, triplet
 
 COMPILED = "ImprovedTripletLossFunctionBackward"
@@ -18,8 +18,9 @@ COMPILERS = ("c++", "g++", "clang++", "gcc", "cc", "clang")
 def fresh_op(monkeypatch):
     """The op as it is before any choice was made."""
     importlib.import_module("ops.improved_triplet_loss")
-    op = _backend._ops["improved_triplet_loss"]
+    op = _op.built_in("improved_triplet_loss")
     monkeypatch.setattr(op, "_chosen", {})
+    monkeypatch.setattr(op, "_loaded", {})
     return op
 
 
@@ -131,7 +132,7 @@ def test_wrong_device_is_an_error(name):
             match=f"{name!r} was asked for .* and serves .* tensors, got {device} tensors",
         ),
     ):
-        _backend.choose("improved_triplet_loss", name, device)
+        _op.built_in("improved_triplet_loss").choose(name, device)
 
 
 def test_unknown_backend():

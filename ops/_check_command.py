@@ -1,0 +1,139 @@
+"""``jitops check``: the gradients of the ops, or of any function, on every back end."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import importlib.util
+import json
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import ops
+from ops._checks import Sample
+
+
+def names() -> list[str]:
+    """The ops that can be checked."""
+    return [name for name in ops._PUBLIC if hasattr(_module(name), "samples")]
+
+
+def _module(name: str) -> Any:
+    return importlib.import_module(f"ops.{name}")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's own arguments."""
+    parser.add_argument(
+        "targets",
+        nargs="*",
+        metavar="TARGET",
+        help="an op, or a function or module of yours: MODULE:NAME or FILE.py:NAME "
+        "(default: all ops)",
+    )
+    parser.add_argument(
+        "--input",
+        dest="inputs",
+        action="append",
+        type=_shape,
+        metavar="SHAPE",
+        help="shape of an argument of your function, as in 3,4; random numbers fill it; once for "
+        "each argument",
+    )
+    parser.add_argument("--backends", metavar="A,B", help="torch, cpp, cuda (default: what runs)")
+    parser.add_argument("--seed", type=int, default=0, help="of all random numbers (default: 0)")
+    parser.add_argument(
+        "--verbose", action="store_true", help="print the whole table of what is right, too"
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the reports there")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the reports there")
+
+
+def main(options: argparse.Namespace) -> int:
+    """Check, print each report, and return 1 if anything is wrong."""
+    reports = []
+    samples = list(_samples(options.targets, options.inputs, options.seed))
+    for title, function, arguments in samples:
+        torch.manual_seed(options.seed)
+        report = ops.check_gradients(
+            function,
+            *arguments,
+            backends=options.backends.split(",") if options.backends else None,
+            seed=options.seed,
+            name=title,
+        )
+        long = options.verbose or len(samples) == 1 or not report.ok
+        print(report if long else report.summary(), flush=True)
+        reports.append(report)
+    failed = [report.function for report in reports if not report.ok]
+    if len(reports) > 1:
+        print(f"{len(reports) - len(failed)} of {len(reports)} ok")
+    if options.json:
+        told = [report.to_dict() for report in reports]
+        options.json.write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
+    if options.plot:
+        for number, report in enumerate(reports):
+            some = f"-{number}" if len(reports) > 1 else ""
+            report.plot(options.plot.with_stem(options.plot.stem + some))
+    return 1 if failed else 0
+
+
+def _samples(
+    targets: Sequence[str], shapes: Sequence[tuple[int, ...]] | None, seed: int
+) -> Iterator[Sample]:
+    for target in targets or names():
+        torch.manual_seed(seed)
+        if ":" not in target:
+            if target not in names():
+                raise ops.ArgumentError(
+                    f"TARGET must be MODULE:NAME, FILE.py:NAME or one of {', '.join(names())}, "
+                    f"got {target!r}"
+                )
+            for title, function, arguments in _module(target).samples():
+                yield f"{target}, {title}" if title else target, function, arguments
+        elif not shapes:
+            raise ops.ArgumentError(
+                f"--input must give the shape of each argument of {target}, as in --input 3,4"
+            )
+        else:
+            yield target, _function(target), tuple(torch.randn(shape) for shape in shapes)
+
+
+def _function(target: str) -> Any:
+    """What ``MODULE:NAME`` or ``FILE.py:NAME`` names."""
+    module_name, _, path = target.rpartition(":")
+    if module_name.endswith(".py"):
+        spec = importlib.util.spec_from_file_location(Path(module_name).stem, module_name)
+        if spec is None or spec.loader is None or not Path(module_name).is_file():
+            raise ops.ArgumentError(f"TARGET must name a file that exists, got {module_name!r}")
+        value: Any = importlib.util.module_from_spec(spec)
+        sys.modules[spec.name] = value
+        spec.loader.exec_module(value)
+    else:
+        sys.path.insert(0, os.getcwd())  # as `python -m` has it
+        try:
+            value = importlib.import_module(module_name)
+        except ModuleNotFoundError as error:
+            if error.name != module_name:
+                raise
+            raise ops.ArgumentError(f"TARGET must name a module, got {module_name!r}") from None
+    for name in path.split("."):
+        if not hasattr(value, name):
+            raise ops.ArgumentError(f"TARGET must name something in {module_name}, got {path!r}")
+        value = getattr(value, name)
+    return value
+
+
+def _shape(text: str) -> tuple[int, ...]:
+    try:
+        sizes = tuple(int(size) for size in text.split(",") if size)
+    except ValueError:
+        sizes = (-1,)
+    if min(sizes, default=0) < 0:
+        raise argparse.ArgumentTypeError(f"must be sizes with commas, as in 3,4, got {text!r}")
+    return sizes

@@ -1,0 +1,572 @@
+"""check_gradients: it passes what is right, and catches and names every mistake planted here."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import ops
+from ops import _op, cli
+from ops._gradcheck._differences import Tolerance, compare
+
+# ---- planted mistakes: each is x**2 * w with one thing wrong -------------------------------------
+
+
+class Right(torch.autograd.Function):
+    """What the others are, but for one thing."""
+
+    @staticmethod
+    def forward(ctx, x, w):
+        ctx.save_for_backward(x, w)
+        return x * x * w
+
+    @staticmethod
+    def backward(ctx, g):
+        x, w = ctx.saved_tensors
+        return 2 * g * x * w, g * x * x
+
+
+class FlippedSign(Right):
+    @staticmethod
+    def backward(ctx, g):
+        x, w = ctx.saved_tensors
+        return -2 * g * x * w, g * x * x
+
+
+class MissingFactor(Right):
+    @staticmethod
+    def backward(ctx, g):
+        x, w = ctx.saved_tensors
+        return g * x * w, g * x * x
+
+
+class MissingGradient(Right):
+    @staticmethod
+    def backward(ctx, g):
+        x, w = ctx.saved_tensors
+        return 2 * g * x * w, None
+
+
+class ZeroGradient(Right):
+    @staticmethod
+    def backward(ctx, g):
+        x, w = ctx.saved_tensors
+        return 2 * g * x * w, torch.zeros_like(w)
+
+
+class WrongAtOneElement(Right):
+    @staticmethod
+    def backward(ctx, g):
+        gx, gw = Right.backward(ctx, g)
+        change = torch.ones_like(gw)
+        change[1, 2] += 1e-4
+        return gx, gw * change
+
+
+class WrongIfNotContiguous(Right):
+    """As a kernel that takes the memory as it lies."""
+
+    @staticmethod
+    def forward(ctx, x, w):
+        return Right.forward(ctx, torch.as_strided(x, x.shape, (x.shape[1], 1)), w)
+
+
+class WrongIfArrivingNotContiguous(Right):
+    @staticmethod
+    def backward(ctx, g):
+        flat = torch.as_strided(g, g.shape, (g.shape[1], 1)) if g.stride(0) == 1 else g
+        return Right.backward(ctx, flat)
+
+
+class WrongIfExpanded(Right):
+    """As a kernel that adds into what it was given."""
+
+    @staticmethod
+    def backward(ctx, g):
+        return Right.backward(ctx, 2 * g if 0 in g.stride() else g)
+
+
+class NotDeterministic(Right):
+    @staticmethod
+    def backward(ctx, g):
+        gx, gw = Right.backward(ctx, g)
+        return gx * (1 + 1e-6 * torch.rand(())), gw
+
+
+class WrongSecondOrder(Right):
+    """The gradient is right; its own gradient lacks a term."""
+
+    @staticmethod
+    def backward(ctx, g):
+        x, w = ctx.saved_tensors
+        return 2 * g * x * w.detach(), g * x * x
+
+
+class NoSecondOrder(Right):
+    """The gradient is right, and a constant to autograd."""
+
+    @staticmethod
+    def backward(ctx, g):
+        x, w = ctx.saved_tensors
+        return (2 * g * x * w).detach(), (g * x * x).detach()
+
+
+class WrongForSome(Right):
+    """Right when both gradients are asked for."""
+
+    @staticmethod
+    def backward(ctx, g):
+        gx, gw = Right.backward(ctx, g)
+        return gx, gw if ctx.needs_input_grad[0] else 3 * gw
+
+
+class WritesInput(Right):
+    @staticmethod
+    def backward(ctx, g):
+        gx, gw = Right.backward(ctx, g)
+        gw = gw.clone()
+        ctx.saved_tensors[0].detach().numpy()[0, 0] += 1.0
+        return gx, gw
+
+
+class WritesArriving(Right):
+    @staticmethod
+    def backward(ctx, g):
+        result = tuple(grad.clone() for grad in Right.backward(ctx, g))
+        g.mul_(0)
+        return result
+
+
+class WrongForwardMode(Right):
+    @staticmethod
+    def forward(ctx, x, w):
+        ctx.save_for_forward(x, w)
+        return Right.forward(ctx, x, w)
+
+    @staticmethod
+    def jvp(ctx, dx, dw):
+        x, w = ctx.saved_tensors
+        dx = torch.zeros_like(x) if dx is None else dx
+        return 2 * x * w * dx
+
+
+class AccumulatesInHalf(Right):
+    """One by one, in the dtype of the inputs."""
+
+    @staticmethod
+    def forward(ctx, x, w):
+        ctx.save_for_backward(x, w)
+        total = torch.zeros((), dtype=x.dtype)
+        for term in (x * x * w * w + 1).flatten().repeat(40):
+            total = total + term
+        return total
+
+    @staticmethod
+    def backward(ctx, g):
+        x, w = ctx.saved_tensors
+        return 80 * g * x * w * w, 80 * g * x * x * w
+
+
+def detached(x, w):
+    return (x * x * w).detach()
+
+
+def half_detached(x, w):
+    return x * x * w, (x * w).detach()
+
+
+PLANTED = [
+    (FlippedSign.apply, ("reverse mode",), "x: all signs are flipped"),
+    (
+        MissingFactor.apply,
+        ("reverse mode",),
+        "x: a factor is missing: analytic = 0.5 numeric, everywhere",
+    ),
+    (MissingGradient.apply, ("reverse mode",), "w: no gradient at all arrives"),
+    (ZeroGradient.apply, ("reverse mode",), "w: no gradient at all arrives"),
+    (
+        WrongAtOneElement.apply,
+        ("reverse mode",),
+        "1 of 24 elements are wrong, in w\n    worst: w[1, 2]:",
+    ),
+    (WrongIfNotContiguous.apply, ("layouts",), "all inputs transposed"),
+    (WrongIfArrivingNotContiguous.apply, ("layouts",), "arriving gradient transposed"),
+    (WrongIfExpanded.apply, ("layouts",), "arriving gradient expanded"),
+    (NotDeterministic.apply, ("determinism",), "the gradient of x"),
+    (WrongSecondOrder.apply, ("second order",), "w: no gradient"),
+    (NoSecondOrder.apply, ("second order",), "x: no gradient at all arrives"),
+    (
+        WrongForSome.apply,
+        ("requires_grad subsets",),
+        "asked for w only",
+    ),
+    (WritesInput.apply, ("inputs untouched",), "written to: x"),
+    (WritesArriving.apply, ("inputs untouched",), "written to: the gradient of result 0"),
+    (WrongForwardMode.apply, ("forward mode",), "the derivative in a direction of w is 0"),
+    (AccumulatesInHalf.apply, ("agrees in bfloat16",), "torch path in float64"),
+    (detached, ("reverse mode",), "no gradient at all arrives"),
+    (half_detached, ("reverse mode",), "elements are wrong, in x, w"),
+]
+
+
+def inputs():
+    return torch.randn(2, 3, 4).add(0.1).unbind()
+
+
+@pytest.mark.parametrize(
+    ("function", "checks", "text"),
+    PLANTED,
+    ids=lambda value: getattr(getattr(value, "__self__", value), "__name__", None),
+)
+def test_planted_mistakes_are_caught_and_named(function, checks, text):
+    report = ops.check_gradients(function, *inputs())
+    assert not report.ok
+    failed = {check.name for check in report.failures}
+    assert set(checks) <= failed
+    assert text in str(report)
+    with pytest.raises(ops.GradientCheckError, match=checks[0]):
+        report.raise_if_failed()
+    if checks[0] not in (
+        "reverse mode",
+        "inputs untouched",
+    ):  # nothing but what is wrong is called wrong
+        assert "reverse mode" not in failed
+
+
+def test_what_is_right_passes_everything():
+    report = ops.check_gradients(Right.apply, *inputs())
+    statuses = {check.name: check.status for check in report.checks}
+    assert statuses.pop("forward mode") == "not supported"
+    assert set(statuses.values()) == {"pass"}
+    assert report
+    assert report.raise_if_failed() is report
+
+
+class Nested(nn.Module):
+    """Arguments in containers, parameters, buffers, several results."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Linear(4, 3)
+        self.register_buffer("scale", torch.tensor(2.0))
+        self.norm = nn.BatchNorm1d(3)
+
+    def forward(self, x, state, factor=1.0):
+        y = self.norm(self.inner(x)) * self.scale * factor
+        return {"y": y.tanh(), "rest": (state["h"] * y.sum(), y.argmax())}
+
+
+@pytest.mark.parametrize(
+    ("function", "arguments", "names"),
+    [
+        (F.mse_loss, inputs(), ["input", "target"]),
+        (lambda *xs: sum(x.exp() for x in xs), inputs(), ["xs[0]", "xs[1]"]),
+        (torch.mul, inputs(), ["input[0]", "input[1]"]),
+        (lambda x, index: x[index], (torch.randn(4), torch.tensor([2, 2])), ["x"]),
+        (lambda x: x.sum(), (torch.randn(()),), ["x"]),
+        (lambda x: x * 2, (torch.randn(0, 3),), ["x"]),
+        (torch.linalg.vector_norm, (torch.randn(5) * 1e4,), ["input[0]"]),
+        (
+            Nested(),
+            (torch.randn(5, 4), {"h": torch.randn(2)}, 0.5),
+            ["x", "state['h']", "inner.weight", "inner.bias", "norm.weight", "norm.bias"],
+        ),
+    ],
+)
+def test_right_functions_and_modules(function, arguments, names):
+    report = ops.check_gradients(function, *arguments)
+    assert report.ok, str(report)
+    reverse = next(check for check in report.checks if check.name == "reverse mode")
+    assert list(dict.fromkeys(e.input for e in reverse.comparison.elements)) == (
+        names if reverse.comparison.elements else []
+    )
+
+
+def test_only_the_inputs_that_require_gradients():
+    x, w = inputs()
+    report = ops.check_gradients(MissingGradient.apply, x.requires_grad_(), w)
+    assert report.ok, str(report)
+
+
+def test_a_module_is_not_changed():
+    module = Nested().requires_grad_(True)
+    before = {key: value.clone() for key, value in module.state_dict().items()}
+    ops.check_gradients(module, torch.randn(5, 4), {"h": torch.randn(2)})
+    assert all(torch.equal(value, before[key]) for key, value in module.state_dict().items())
+    assert all(parameter.grad is None for parameter in module.parameters())
+
+
+# ---- kinks ---------------------------------------------------------------------------------------
+
+
+def test_kinks_are_reported_not_failed():
+    """At a kink, nearer to one than the step, and far away; in second order jumps."""
+    x = torch.tensor([-1.0, 0.0, 3e-7, -4e-6, 1.0], dtype=torch.float64)
+    report = ops.check_gradients(F.relu, x)
+    assert report.ok, str(report)
+    kinks = {e.index for c in report.checks if c.comparison for e in c.comparison.kinks}
+    assert kinks == {(1,), (2,), (3,)}
+    assert "kinks, where only the slopes on both sides can be compared: input[1]" in str(report)
+    for function in (torch.abs, lambda x: x.clamp(0, 1), lambda x: x.max(), torch.round):
+        assert ops.check_gradients(function, x).ok
+
+
+@pytest.mark.parametrize(
+    ("slope", "ok"), [(0.0, True), (0.3, True), (1.0, True), (1.2, False), (-0.1, False)]
+)
+def test_at_a_kink_any_slope_between_the_sides_is_right(slope, ok):
+    class Relu(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            ctx.save_for_backward(x)
+            return x.clamp(min=0)
+
+        @staticmethod
+        def backward(ctx, g):
+            (x,) = ctx.saved_tensors
+            return g * torch.where(x == 0, slope, (x > 0).to(x.dtype))
+
+    x = torch.tensor([-1.0, 0.0, 1.0])
+    found = ops.check_gradients(Relu.apply, x, dtypes=())
+    reverse = found.checks[0]
+    assert (reverse.status == "pass") is ok
+    if not ok:
+        assert [e.index for e in reverse.comparison.wrong] == [(1,)]
+
+
+def test_a_wrong_gradient_near_a_kink_is_wrong():
+    class Wrong(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            ctx.save_for_backward(x)
+            return x.clamp(min=0)
+
+        @staticmethod
+        def backward(ctx, g):
+            (x,) = ctx.saved_tensors
+            return g * 1.01 * (x > 0)
+
+    assert not ops.check_gradients(Wrong.apply, torch.tensor([1e-6, -2.0]))
+
+
+def test_strong_curvature_is_no_kink():
+    report = ops.check_gradients(lambda x: (1000 * x).sin(), torch.randn(4), dtypes=())
+    assert report.ok, str(report)
+    assert not report.checks[0].comparison.kinks
+
+
+# ---- the differences themselves ------------------------------------------------------------------
+
+
+def test_quotients_of_a_polynomial():
+    x = torch.randn(3, dtype=torch.float64)
+    cube = lambda points: ((points[0] ** 3).sum()[None], (points[0] ** 3).abs().sum()[None])  # noqa: E731
+    found = compare(["x"], [x], [3 * x[None] ** 2], cube, Tolerance(1e-5, 1e-8, 1e-5), 200)
+    assert not found.wrong
+    assert not found.kinks
+    np.testing.assert_allclose([element.numeric for element in found.elements], 3 * x**2, rtol=1e-8)
+
+
+def test_large_inputs_are_sampled_and_the_report_says_so():
+    report = ops.check_gradients(torch.sin, torch.randn(50, 40), max_elements=30, dtypes=())
+    assert report.ok
+    assert "pass (30 of 2000 elements)" in str(report)
+
+
+def test_nan_gradients_fail():
+    report = ops.check_gradients(lambda x: torch.where(x > 0, x, 0 * x.sqrt()), -torch.rand(3))
+    assert "reverse mode" in {check.name for check in report.failures}
+    assert "analytic nan" in str(report)
+
+
+# ---- back ends -----------------------------------------------------------------------------------
+
+
+def test_each_backend_is_checked(compiled):
+    loss = ops.ImprovedTripletLoss(-0.3, 2.0, 0.5)
+    report = ops.check_gradients(loss, *torch.randn(3, 4, 5))
+    assert report.ok, str(report)
+    ran = {check.backend for check in report.checks if check.status == "pass"}
+    assert {"torch", compiled} <= ran
+    names = {check.name for check in report.checks if check.backend == compiled}
+    assert "agrees in float64" in names
+
+
+@pytest.mark.cpp
+def test_a_backend_that_disagrees_fails(monkeypatch):
+    """Compiled text that is right in itself, and computes something else."""
+    monkeypatch.setattr(_op, "_ops", dict(_op._ops))  # where the op below would stay
+    calls = {"torch": lambda x: x.square(), "cpp": lambda x: 1.001 * x.square()}
+    op = ops.Op("disagreeing", cpp=_Nothing())
+    report = ops.check_gradients(lambda x: calls[op.backend_for(x)](x), torch.randn(4))
+    assert {(check.backend, check.name) for check in report.failures} == {
+        ("cpp", f"agrees in {dtype}") for dtype in ("float64", "float32")
+    }
+
+
+class _Nothing(ops.jit.Extension):
+    """An extension that is there and holds nothing."""
+
+    def __init__(self):
+        pass
+
+    def find(self):
+        return Path("/nowhere")
+
+    def load(self):
+        return Path("/nowhere")
+
+
+def test_asking_for_a_backend_that_cannot_run_fails():
+    report = ops.check_gradients(F.relu, torch.ones(2), backends=("torch", "cpp"))
+    assert not report.ok
+    assert "cpp: FAIL\n    the function calls no op that has back ends" in str(report)
+
+
+# ---- what comes out ------------------------------------------------------------------------------
+
+
+def test_the_table():
+    text = str(ops.check_gradients(FlippedSign.apply, *inputs(), dtypes=()))
+    lines = text.splitlines()
+    assert lines[0] == "FlippedSign(x [3, 4], w [3, 4])"
+    assert lines[1].split() == ["torch"]
+    assert lines[2].split() == ["reverse", "mode", "FAIL"]
+    assert lines[4].split() == ["forward", "mode", "not", "supported"]
+    assert lines[-1] == "1 failed"
+
+
+def test_json(tmp_path):
+    report = ops.check_gradients(WrongAtOneElement.apply, *inputs())
+    told = json.loads(report.to_json(tmp_path / "report.json"))
+    assert told == json.loads((tmp_path / "report.json").read_text())
+    assert told == report.to_dict()
+    assert told["ok"] is False
+    reverse = told["checks"][0]
+    assert (reverse["check"], reverse["status"]) == ("reverse mode", "FAIL")
+    assert reverse["worst"]["input"] == "w"
+    assert reverse["worst"]["index"] == [1, 2]
+    assert reverse["worst"]["error"] == pytest.approx(
+        abs(reverse["worst"]["analytic"] - reverse["worst"]["numeric"])
+    )
+    assert reverse["elements"] == reverse["compared"] == 24
+
+
+@pytest.mark.parametrize("shape", [(), (3,), (2, 3, 4)])
+def test_plot(tmp_path, shape):
+    report = ops.check_gradients(lambda x: x.sin(), torch.randn(shape), dtypes=())
+    figure = report.plot(tmp_path / "report.png")
+    assert (tmp_path / "report.png").stat().st_size > 5000
+    assert [axes.get_title() for axes in figure.axes[:2]] == [
+        "torch: gradient",
+        "torch: error in x",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "text"),
+    [
+        (lambda: ops.check_gradients(3), ops.ArgumentTypeError, "function must be a function or"),
+        (lambda: ops.check_gradients(F.relu), ops.ArgumentError, "at least one floating tensor"),
+        (
+            lambda: ops.check_gradients(F.relu, torch.ones(2).cfloat()),
+            ops.ArgumentError,
+            "input must be a dense real tensor",
+        ),
+        (
+            lambda: ops.check_gradients(lambda x: 3, torch.ones(2)),
+            ops.ArgumentTypeError,
+            "must return at least one floating tensor, got int",
+        ),
+        (
+            lambda: ops.check_gradients(F.relu, torch.ones(2), step=0.0),
+            ops.ArgumentError,
+            "step must be positive, got 0.0",
+        ),
+        (
+            lambda: ops.check_gradients(F.relu, torch.ones(2), dtypes=(torch.int32,)),
+            ops.ArgumentError,
+            "dtypes must be among float64",
+        ),
+        (
+            lambda: ops.check_gradients(F.relu, torch.ones(2), backends=("gpu",)),
+            ops.ConfigError,
+            "backends must be among torch, cpp, cuda, got 'gpu'",
+        ),
+    ],
+)
+def test_bad_arguments(call, error, text):
+    with pytest.raises(error, match=text):
+        call()
+
+
+# ---- jitops check --------------------------------------------------------------------------------
+
+MINE = """
+import torch
+
+def right(x, y):
+    return (x * y).sin()
+
+class Wrong(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x * 2
+
+    @staticmethod
+    def backward(ctx, g):
+        return g
+
+wrong = Wrong.apply
+"""
+
+
+def test_command_on_all_ops(capsys):
+    assert cli.main(["check"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert {line.split()[1].rstrip(":,") for line in lines[:-1]} == set(_samples())
+    assert lines[-1] == f"{len(lines) - 1} of {len(lines) - 1} ok"
+
+
+def _samples():
+    from ops import _check_command
+
+    return _check_command.names()
+
+
+def test_every_op_has_samples():
+    without = {"from_numpy", "check_gradients"}
+    assert set(_samples()) == {n for n in ops._PUBLIC if n[0] != "_"} - without
+
+
+def test_command_on_functions_of_ones_own(tmp_path, monkeypatch, capsys):
+    (tmp_path / "mine.py").write_text(MINE)
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["check", "mine:right", "--input", "3,4", "--input", "4"]) == 0
+    assert capsys.readouterr().out.startswith("mine:right(x [3, 4], y [4])")
+    files = ["--json", "report.json", "--plot", "report.png"]
+    assert cli.main(["check", "mine.py:wrong", "--input", "3", *files]) == 1
+    assert "a factor is missing: analytic = 0.5 numeric" in capsys.readouterr().out
+    assert json.loads((tmp_path / "report.json").read_text())[0]["ok"] is False
+    assert (tmp_path / "report.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["nothing"], "TARGET must be MODULE:NAME, FILE.py:NAME or one of improved_triplet_loss,"),
+        (["math:sin"], "--input must give the shape of each argument of math:sin"),
+        (["nowhere:f", "--input", "3"], "TARGET must name a module, got 'nowhere'"),
+        (["nowhere.py:f", "--input", "3"], "TARGET must name a file that exists"),
+        (["math:nothing", "--input", "3"], "TARGET must name something in math, got 'nothing'"),
+    ],
+)
+def test_command_with_bad_arguments(arguments, text, capsys):
+    assert cli.main(["check", *arguments]) == 1
+    assert text in capsys.readouterr().err
