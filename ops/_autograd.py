@@ -16,6 +16,7 @@ from torch.autograd import forward_ad
 
 # Lives as long as the process: operators vanish with the Library that defined them.
 _library = torch.library.Library("jitops", "FRAGMENT")
+_defined: set[str] = set()
 
 
 def define(schema: str, shapes: Callable[..., Any]) -> None:
@@ -26,8 +27,25 @@ def define(schema: str, shapes: Callable[..., Any]) -> None:
         shapes: takes the same arguments and returns results of the right shape, strides and dtype,
             with no content: what :func:`torch.compile` traces with.
     """
-    _library.define(schema)
-    _library.impl(schema.partition("(")[0], shapes, "Meta")
+    _define(schema, shapes, "Meta")
+
+
+def define_in_graphs(schema: str, apply: Callable[..., Any]) -> None:
+    """Declare an operator that stands for a Function in the graphs of :func:`torch.compile`.
+
+    A Function that torch.compile traces loses its second derivative without a word: the graph of
+    its backward pass is never recorded. So it traces this operator instead, which calls ``apply``
+    when the graph is run, or when autograd is traced in its turn.
+    """
+    _define(schema, apply, "CompositeImplicitAutograd")
+
+
+def _define(schema: str, kernel: Callable[..., Any], key: str) -> None:
+    name = schema.partition("(")[0]
+    if name not in _defined:  # else by an import that failed later on, and is tried again
+        _library.define(schema)
+        _library.impl(name, kernel, key)
+        _defined.add(name)
 
 
 # ---- before the call -----------------------------------------------------------------------------
@@ -74,8 +92,6 @@ def reduce(loss: Tensor, reduction: int) -> Tensor:
 
 def needs_torch_backward(grad: Tensor) -> bool:
     """Whether the backward pass is recorded (``create_graph=True``), batched or in forward mode."""
-    if torch.compiler.is_compiling():
-        return False
     return (
         torch.is_grad_enabled()
         or needs_torch_path()

@@ -83,6 +83,8 @@ def improved_triplet_loss(
     parameters = (t1, t2, beta, eps, _checks.check_reduction(reduction))
     if _autograd.needs_torch_path() or _op.backend_for(anchor) == "torch":
         return _torch_path(anchor, positive, negative, *parameters)
+    if torch.compiler.is_compiling():
+        return torch.ops.jitops.improved_triplet_loss(anchor, positive, negative, *parameters)
     return ImprovedTripletLossFunction.apply(anchor, positive, negative, parameters)
 
 
@@ -203,6 +205,14 @@ _autograd.define(
     lambda grad, anchor, positive, negative, state, beta, eps, reduction, *needed: [
         torch.empty_like(anchor, memory_format=torch.contiguous_format) for need in needed if need
     ],
+)
+
+_autograd.define_in_graphs(
+    "improved_triplet_loss(Tensor anchor, Tensor positive, Tensor negative, float t1, float t2, "
+    "float beta, float eps, int reduction) -> Tensor",
+    lambda anchor, positive, negative, *parameters: ImprovedTripletLossFunction.apply(
+        anchor, positive, negative, parameters
+    ),
 )
 
 _op.prepare()

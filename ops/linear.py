@@ -61,7 +61,7 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
             f"bias must have shape ({weight.shape[0]},), as weight has {weight.shape[0]} "
             f"out_features, got {list(bias.shape)}"
         )
-    if _autograd.needs_torch_path():
+    if _autograd.needs_torch_path() or torch.compiler.is_compiling():
         return F.linear(input, weight, bias)
     return LinearFunction.apply(input, weight, bias)
 

@@ -62,7 +62,8 @@ def normalize_with_norm(input: Tensor, dim: int = -1) -> DirectionAndNorm:
             f"dim must be a dimension of input, which has shape {list(input.shape)}, got {dim}"
         )
     dtype, wide = input.dtype, _checks.widened(input)
-    call = _torch_path if _autograd.needs_torch_path() else NormalizeWithNormFunction.apply
+    plain = _autograd.needs_torch_path() or torch.compiler.is_compiling()
+    call = _torch_path if plain else NormalizeWithNormFunction.apply
     direction, norm, is_zero = call(wide, dim)
     return DirectionAndNorm(direction.to(dtype), norm.to(dtype), is_zero)
 

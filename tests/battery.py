@@ -278,6 +278,28 @@ class Battery:
         for one, other in zip(inputs, same, strict=True):
             close(one.grad, other.grad, torch.float32)
 
+    @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+    def test_second_order_of_a_compiled_graph(self, backend, device):
+        """As without a compiler, or refused (aot_autograd refuses); never dropped."""
+        keywords = self.op.variants[0]
+        inputs = leaves(self.inputs(device))
+        call = lambda *t: sum(x.square().sum() for x in self.op.differentiable(t, keywords))  # noqa: E731
+
+        def second(f):
+            first = torch.autograd.grad(f(*inputs), inputs, create_graph=True)
+            return torch.autograd.grad(sum(x.square().sum() for x in first), inputs)
+
+        expected = second(call)
+        for compiler in ("eager", "aot_eager") if self.op.compiles else ("eager",):
+            torch._dynamo.reset()
+            compiled = torch.compile(call, fullgraph=self.op.compiles, backend=compiler)
+            if compiler == "aot_eager":
+                with pytest.raises(RuntimeError, match="double backward"):
+                    second(compiled)
+                continue
+            for one, other in zip(second(compiled), expected, strict=True):
+                close(one, other, torch.float64)
+
     # ---- the compiled operators themselves -------------------------------------------------------
 
     def test_operators(self, backend, device):

@@ -64,8 +64,8 @@ def test_compiled_graphs_follow_the_backend(compiled, device):
         plain = loss(*x)
     torch.testing.assert_close(fused, plain)
     assert len(graphs) == 2
-    assert "improved_triplet_loss_forward" in graphs[0]
-    assert "improved_triplet_loss_forward" not in graphs[1]
+    assert "jitops.improved_triplet_loss" in graphs[0]
+    assert "jitops.improved_triplet_loss" not in graphs[1]
 
 
 # ---- the package's face --------------------------------------------------------------------------
