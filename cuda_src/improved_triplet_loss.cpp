@@ -42,10 +42,11 @@ struct Inputs {
 // ---- kernels: CPU -----------------------------------------------------------------------------
 
 constexpr int64_t kBlockElements = 32768;  // below this a second thread costs more than it brings
+constexpr int64_t kSumElements = 1024;     // summed in the type of T, their sums in float64
 
 template <typename T, typename A = acc_t<T>>
 JITOPS_KERNEL void squared_distances(const T* a, const T* p, const T* n, int64_t cols, A eps,
-                                     A* d_pos, A* d_neg) {
+                                     double* d_pos, double* d_neg) {
   A pos = 0, neg = 0;
 #pragma omp simd reduction(+ : pos, neg)
   for (int64_t j = 0; j < cols; ++j) {
@@ -55,8 +56,8 @@ JITOPS_KERNEL void squared_distances(const T* a, const T* p, const T* n, int64_t
     pos += u * u;
     neg += v * v;
   }
-  *d_pos = pos;
-  *d_neg = neg;
+  *d_pos += pos;
+  *d_neg += neg;
 }
 
 template <typename T, typename A = acc_t<T>>
@@ -108,11 +109,15 @@ void forward_cpu(const Params& params) {
   blocks.for_each([&](int64_t block, int64_t begin, int64_t end) {
     double sum = 0;
     for (int64_t row = begin; row < end; ++row) {
-      A d_pos, d_neg;
-      squared_distances(row_of<T>(params.anchor, params.anchor_stride, row),
-                        row_of<T>(params.positive, params.positive_stride, row),
-                        row_of<T>(params.negative, params.negative_stride, row), params.cols, eps,
-                        &d_pos, &d_neg);
+      const T* a = row_of<T>(params.anchor, params.anchor_stride, row);
+      const T* p = row_of<T>(params.positive, params.positive_stride, row);
+      const T* n = row_of<T>(params.negative, params.negative_stride, row);
+      double pos = 0, neg = 0;
+      for (int64_t j = 0; j < params.cols; j += kSumElements) {
+        const int64_t count = std::min(kSumElements, params.cols - j);
+        squared_distances(a + j, p + j, n + j, count, eps, &pos, &neg);
+      }
+      const A d_pos = static_cast<A>(pos), d_neg = static_cast<A>(neg);
       const A margin = d_pos - d_neg;
       const A loss = clamp_min(margin, t1) + beta * clamp_min(d_pos, t2);
       params.state[row] = (margin >= t1 ? kMarginActive : 0) | (d_pos >= t2 ? kPositiveActive : 0) |

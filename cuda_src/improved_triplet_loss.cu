@@ -17,6 +17,8 @@ using cuda::load;
 using cuda::Pack;
 using cuda::store;
 
+constexpr int kSumPacks = 64;  // of a thread, summed in the type of T; their sums in float64
+
 template <typename T, int kWidth>
 __device__ const Pack<T, kWidth>* row_of(const void* data, int64_t stride, int64_t row) {
   return reinterpret_cast<const Pack<T, kWidth>*>(static_cast<const T*>(data) + row * stride);
@@ -45,19 +47,24 @@ __global__ void __launch_bounds__(cuda::kMaxThreads) forward_kernel(Params param
     const auto* a = row_of<T, kWidth>(params.anchor, params.anchor_stride, row);
     const auto* p = row_of<T, kWidth>(params.positive, params.positive_stride, row);
     const auto* n = row_of<T, kWidth>(params.negative, params.negative_stride, row);
-    A d_pos = 0, d_neg = 0;
-    for (int64_t j = threadIdx.x; j < packs; j += blockDim.x) {
-      const Pack<T, kWidth> x = a[j], y = p[j], z = n[j];
+    double pos = 0, neg = 0;
+    for (int64_t j = threadIdx.x; j < packs;) {
+      A some_pos = 0, some_neg = 0;
+      for (int i = 0; i < kSumPacks && j < packs; ++i, j += blockDim.x) {
+        const Pack<T, kWidth> x = a[j], y = p[j], z = n[j];
 #pragma unroll
-      for (int k = 0; k < kWidth; ++k) {
-        const A u = load(x.values[k]) - load(y.values[k]) + eps;
-        const A v = load(x.values[k]) - load(z.values[k]) + eps;
-        d_pos += u * u;
-        d_neg += v * v;
+        for (int k = 0; k < kWidth; ++k) {
+          const A u = load(x.values[k]) - load(y.values[k]) + eps;
+          const A v = load(x.values[k]) - load(z.values[k]) + eps;
+          some_pos += u * u;
+          some_neg += v * v;
+        }
       }
+      pos += static_cast<double>(some_pos);
+      neg += static_cast<double>(some_neg);
     }
-    d_pos = cuda::row_sum(d_pos, of_positive);
-    d_neg = cuda::row_sum(d_neg, of_negative);
+    const A d_pos = cuda::row_sum(static_cast<A>(pos), of_positive);
+    const A d_neg = cuda::row_sum(static_cast<A>(neg), of_negative);
 
     if (threadIdx.x == 0) {
       const A margin = d_pos - d_neg;

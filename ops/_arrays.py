@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from ops._errors import ArgumentError, ArgumentTypeError, DependencyError, GradientError
 
@@ -65,9 +66,9 @@ def check(name: str, tensors: Sequence[Any], keywords: dict[str, Any]) -> None:
                 f"{name} cannot take batched gradients (is_grads_batched): use torch.func.vmap"
             )
     for keyword, value in keywords.items():
-        if isinstance(value, Tensor):
+        if any(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves(value)):
             raise ArgumentTypeError(
-                f"{keyword} of {name} must not be a tensor, whose gradient would be dropped: "
+                f"{keyword} of {name} must not hold a tensor, whose gradient would be dropped: "
                 f"tensors are given by position"
             )
 
@@ -85,6 +86,7 @@ def to_tensor(name: str, value: Any, dtype: torch.dtype | None) -> Tensor:
     import numpy as np
 
     array = np.array(value, order="C")
+    array = array.astype(array.dtype.newbyteorder("="), copy=False)
     if array.dtype.kind not in "fiub":
         raise ArgumentTypeError(
             f"{name} must return real arrays, got {type(value).__name__} of {array.dtype}"

@@ -200,18 +200,21 @@ class NumpyFunction(torch.autograd.Function):
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], call: _Call, *tensors: Tensor) -> Any:
         """One call an element: NumPy functions know nothing of batches that are not theirs."""
-        results = [
-            NumpyFunction.apply(
-                call,
-                *(
-                    tensor if dim is None else tensor.select(dim, index)
-                    for tensor, dim in zip(tensors, in_dims[1:], strict=True)
-                ),
-            )
-            for index in range(info.batch_size)
-        ]
+        pairs = list(zip(tensors, in_dims[1:], strict=True))
+        count = info.batch_size
+
+        def element(index: int) -> Any:
+            at = (t if dim is None else t.select(dim, index) for t, dim in pairs)
+            return NumpyFunction.apply(call, *at)
+
+        if count == 0:  # of an element of zeros, to know shapes and dtypes, and then of none
+            pairs = [
+                (t if dim is None else t.new_zeros((*t.shape[:dim], 1, *t.shape[dim + 1 :])), dim)
+                for t, dim in pairs
+            ]
+        results = [element(index) for index in range(max(1, count))]
         stacked = [
-            None if places[0] is None else torch.stack(places)
+            None if places[0] is None else torch.stack(places)[:count]
             for places in zip(*results, strict=True)
         ]
         return tuple(stacked), tuple(None if result is None else 0 for result in stacked)

@@ -51,8 +51,8 @@ def normalize_with_norm(input: Tensor, dim: int = -1) -> DirectionAndNorm:
         dtypes float64, float32, bfloat16 and float16; the half precisions compute in float32, and
         under autocast also return it. Differentiable to any order; for a zero vector all gradients
         are zero, which is a subgradient of the norm there. Outputs whose gradients nobody asks for
-        cost nothing in the backward pass. Squares overflow as they do in
-        :func:`torch.linalg.vector_norm`. Deterministic. One back end, ``torch``.
+        cost nothing in the backward pass. Vectors of any magnitude will do: no square overflows, or
+        vanishes, that the norm itself could hold. Deterministic. One back end, ``torch``.
     """
     (input,) = _checks.floating_rows(input=input)
     if isinstance(dim, bool) or not isinstance(dim, int):
@@ -69,11 +69,22 @@ def normalize_with_norm(input: Tensor, dim: int = -1) -> DirectionAndNorm:
 
 
 def _torch_path(input: Tensor, dim: int) -> tuple[Tensor, Tensor, Tensor]:
-    # A zero vector takes no part in the root, whose slope there is infinite.
     is_zero = (input == 0).all(dim, keepdim=True)
-    norm = torch.where(is_zero, 1, input).square().sum(dim, keepdim=True).sqrt()
-    direction = torch.where(is_zero, 0, input / norm)
-    return direction, torch.where(is_zero, 0, norm).squeeze(dim), is_zero.squeeze(dim)
+    scale = _scale(input, dim)
+    # A zero vector takes no part in the root, whose slope there is infinite.
+    scaled = torch.where(is_zero, 1, input / scale)
+    length = scaled.square().sum(dim, keepdim=True).sqrt()
+    direction = torch.where(is_zero, 0, scaled / length)
+    norm = torch.where(is_zero, 0, length * scale)
+    return direction, norm.squeeze(dim), is_zero.squeeze(dim)
+
+
+def _scale(input: Tensor, dim: int) -> Tensor:
+    """The largest magnitude, by which to divide: squares neither overflow nor vanish then."""
+    if input.shape[dim] == 0:
+        return input.new_ones(()).expand_as(input.sum(dim, keepdim=True))
+    largest = input.detach().abs().amax(dim, keepdim=True)
+    return torch.where((largest > 0) & largest.isfinite(), largest, 1)
 
 
 class NormalizeWithNormFunction(torch.autograd.Function):
@@ -82,9 +93,12 @@ class NormalizeWithNormFunction(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, input: Tensor, dim: int) -> tuple[Tensor, Tensor, Tensor]:
         """Saves its own outputs: what the gradients are made of."""
-        norm = torch.linalg.vector_norm(input, dim=dim)
-        is_zero = norm == 0
-        direction = input / torch.where(is_zero, 1, norm).unsqueeze(dim)
+        scale = _scale(input, dim)
+        direction = input / scale
+        length = torch.linalg.vector_norm(direction, dim=dim)
+        is_zero = length == 0
+        direction /= torch.where(is_zero, 1, length).unsqueeze(dim)
+        norm = length * scale.squeeze(dim)
         ctx.dim = dim
         ctx.save_for_backward(direction, norm, is_zero)
         ctx.mark_non_differentiable(is_zero)

@@ -196,3 +196,25 @@ def test_no_ninja(tmp_path):
     # The package brings its own: nobody need activate the virtual environment.
     out, _ = run("import ops.improved_triplet_loss as f; print('built')", **env)
     assert out.split() == ["built"]
+
+
+def test_an_op_that_could_not_be_built_can_be_tried_again(tmp_path):
+    """In the same process, as in a notebook: the same error, and none once there is a compiler."""
+    out, _ = run(
+        """
+        import os, ops
+        with_compiler, os.environ["PATH"] = os.environ["PATH"], os.environ["WITHOUT"]
+        for _ in range(2):
+            try:
+                ops.improved_triplet_loss
+            except ops.BackendUnavailableError as error:
+                print("no C++ compiler" in str(error))
+        os.environ["PATH"] = with_compiler
+        print(ops.improved_triplet_loss.__name__)
+        """,
+        JITOPS_BACKEND="cpp",
+        JITOPS_CACHE_DIR=tmp_path / "cache",
+        WITHOUT=path_without(*COMPILERS, folder=tmp_path / "bin"),
+        CXX=None,
+    )
+    assert out.split() == ["True", "True", "improved_triplet_loss"]

@@ -107,6 +107,12 @@ def test_integer_inputs_take_no_gradient():
     assert op(torch.arange(3), torch.tensor([1])).dtype == torch.int64
 
 
+def test_results_in_another_byte_order():
+    for kind in (">f8", ">i4", ">f4"):
+        mine = ops.from_numpy(lambda x: x.astype(kind))(torch.arange(3.0))  # noqa: B023
+        assert mine.tolist() == [0, 1, 2]
+
+
 def test_the_callers_memory_is_safe():
     """Neither written to by the function, nor handed out by it, nor shared with its buffers."""
     x = torch.ones(3)
@@ -127,6 +133,8 @@ def test_function_transforms():
     total = lambda x, y: PRODUCT(x, y).sum()  # noqa: E731
     close(torch.func.grad(total)(x, y), 2 * x * y, torch.float64)
     close(torch.func.vmap(PRODUCT, (0, None))(x, y[0]), x**2 * y[0], torch.float64)
+    empty = torch.func.vmap(PRODUCT)(torch.ones(0, 4), torch.ones(0, 4))
+    assert (empty.shape, empty.dtype) == ((0, 4), torch.float32)
     each = torch.func.vmap(torch.func.grad(total))(x, y)
     close(each, 2 * x * y, torch.float64)
     close(torch.func.jacrev(ONCE)(x[0]), torch.diag(3 * x[0] ** 2), torch.float64)
@@ -224,7 +232,12 @@ def test_wrong_gradients(returned, error, text):
         (
             lambda: PRODUCT(leaf(3), leaf(3), power=torch.tensor(2)),
             ops.ArgumentTypeError,
-            "power of product must not be a tensor, whose gradient would be dropped",
+            "power of product must not hold a tensor, whose gradient would be dropped",
+        ),
+        (
+            lambda: PRODUCT(leaf(3), leaf(3), power={"of": [torch.tensor(2)]}),
+            ops.ArgumentTypeError,
+            "power of product must not hold a tensor, whose gradient would be dropped",
         ),
         (
             lambda: PRODUCT(torch.ones(3), torch.ones(3, device="meta")),

@@ -70,6 +70,15 @@ class TestImprovedTripletLoss(RowBattery):
         assert p.grad.tolist() == [[9.0, 0.0]]
         assert n.grad.tolist() == [[0.0, -2.0]]
 
+    def test_long_rows(self, backend, device):
+        """Millions of equal terms: sums in float32 alone would be off by 1e-3 and more."""
+        for dtype in (torch.float32, torch.bfloat16):
+            a = torch.full((1, 2**22 + 3), 0.3162278, dtype=dtype, device=device)
+            zero = torch.zeros_like(a)
+            loss = ops.improved_triplet_loss(a, zero, zero, -1e30, 0.0, 1.0, eps=0.0)
+            expected = a.double().square().sum()
+            assert abs(loss.item() / expected.item() - 1) < 1e-6 + torch.finfo(dtype).eps
+
     # d+ - d- and d+, and the gradient that reaches p through a factor of 2 * (p - a) = 2.
     @pytest.mark.parametrize(
         ("t1", "t2", "grad"),

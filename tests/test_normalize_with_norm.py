@@ -28,7 +28,7 @@ class TestNormalizeWithNorm(Battery):
         inputs=inputs,
         shapes=((7,), (16, 64), (2, 3, 17), (4, 6)),
         variants=({}, {"dim": 0}),
-        edges=((0, 4), (1, 4), (1, 1), (7,), (2, 0, 3)),
+        edges=((0, 4), (1, 4), (1, 1), (7,), (2, 0, 3)),  # without (4, 0): see below
     )
 
 
@@ -77,6 +77,28 @@ def test_zero_vectors():
     assert second.isfinite().all()
     tangent = torch.func.jvp(lambda t: ops.normalize_with_norm(t)[1], (x,), (x + 1,))[1]
     assert tangent[0] == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_vectors_of_any_magnitude(dtype):
+    """3-4-5 triangles whose squares overflow or vanish, on both ways to compute them."""
+    finfo = torch.finfo(dtype)
+    sizes = torch.tensor([finfo.smallest_normal, 1e-30, 1.0, 1e30, finfo.max / 8], dtype=dtype)
+    x = (sizes[:, None] * torch.tensor([3.0, -4.0], dtype=dtype)).requires_grad_()
+    for split in (ops.normalize_with_norm, torch.func.vmap(ops.normalize_with_norm)):
+        direction, norm, is_zero = split(x)
+        torch.testing.assert_close(norm, 5 * sizes, rtol=4 * finfo.eps, atol=0)
+        expected = torch.tensor([0.6, -0.8], dtype=dtype).expand(5, 2)
+        torch.testing.assert_close(direction, expected, rtol=4 * finfo.eps, atol=0)
+        assert not is_zero.any()
+        (grad,) = torch.autograd.grad(norm.sum(), x)
+        torch.testing.assert_close(grad, expected, rtol=4 * finfo.eps, atol=0)
+
+
+def test_vectors_of_no_dimension():
+    for split in (ops.normalize_with_norm, torch.func.vmap(ops.normalize_with_norm)):
+        direction, norm, is_zero = split(torch.ones(3, 0))
+        assert (direction.shape, norm.tolist(), is_zero.tolist()) == ((3, 0), [0.0] * 3, [True] * 3)
 
 
 @pytest.mark.parametrize(
