@@ -17,6 +17,7 @@ __version__ = "0.1.0"
 # Module -> what it gives to the public. An op adds its line here and below, and files of its own.
 _PUBLIC = {
     "improved_triplet_loss": ("ImprovedTripletLoss", "TripletLossFunc", "improved_triplet_loss"),
+    "lltm": ("LLTM", "LLTMFunction", "LLTMState", "lltm", "lltm_sequence"),
     "linear": ("LinearFunction", "linear"),
     "normalize_with_norm": (
         "DirectionAndNorm",
@@ -65,6 +66,7 @@ if TYPE_CHECKING:
     from ops.hausdorff_dt_loss import *  # noqa: F403
     from ops.improved_triplet_loss import *  # noqa: F403
     from ops.linear import *  # noqa: F403
+    from ops.lltm import *  # noqa: F403
     from ops.normalize_with_norm import *  # noqa: F403
     from ops.rfft2_magnitude import *  # noqa: F403
     from ops.scipy_conv2d import *  # noqa: F403

@@ -90,30 +90,45 @@ def reduce(loss: Tensor, reduction: int) -> Tensor:
 # ---- in the backward pass ------------------------------------------------------------------------
 
 
-def needs_torch_backward(grad: Tensor) -> bool:
+def needs_torch_backward(*grads: Tensor | None) -> bool:
     """Whether the backward pass is recorded (``create_graph=True``), batched or in forward mode."""
     return (
         torch.is_grad_enabled()
         or needs_torch_path()
-        or torch._C._functorch.is_legacy_batchedtensor(grad)
+        or any(g is not None and torch._C._functorch.is_legacy_batchedtensor(g) for g in grads)
     )
 
 
 def differentiable(
-    torch_path: Callable[..., Tensor],
+    torch_path: Callable[..., Tensor | tuple[Tensor, ...]],
     inputs: Sequence[Tensor],
     parameters: Sequence[Any],
     needed: Sequence[bool],
-    grad: Tensor,
+    grads: Sequence[Tensor | None],
 ) -> list[Tensor]:
-    """The gradients of ``torch_path(*inputs, *parameters)``, themselves differentiable."""
+    """The gradients of ``torch_path(*inputs, *parameters)``, themselves differentiable.
+
+    ``grads`` holds one for each of its results, ``None`` for those that take no part.
+    """
     recorded = torch.is_grad_enabled()
     with torch.enable_grad():
         # Views, so that an input given twice has a gradient for each of its places.
         places = [tensor.view_as(tensor) for tensor in inputs]
         wanted = [place for place, need in zip(places, needed, strict=True) if need]
-        output = torch_path(*places, *parameters)
-    return list(torch.autograd.grad(output, wanted, grad, create_graph=recorded))
+        results = torch_path(*places, *parameters)
+    results = (results,) if isinstance(results, Tensor) else results
+    pairs = [pair for pair in zip(results, grads, strict=True) if pair[1] is not None]
+    outputs, arrived = zip(*pairs, strict=True)
+    return list(
+        torch.autograd.grad(
+            outputs,
+            wanted,
+            arrived,
+            create_graph=recorded,
+            allow_unused=True,
+            materialize_grads=True,
+        )
+    )
 
 
 def place(gradients: Sequence[Tensor], needed: Sequence[bool]) -> list[Tensor | None]:

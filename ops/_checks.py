@@ -80,6 +80,18 @@ def same_kind(**tensors: Any) -> None:
         ArgumentError: a layout other than strided, a device other than the first tensor's.
     """
     first_name, first = next(iter(tensors.items()))
+    if isinstance(first, Tensor) and first.dtype in FLOAT_DTYPES:
+        dtype, device = first.dtype, first.device
+        for value in tensors.values():
+            if (
+                not isinstance(value, Tensor)
+                or value.dtype is not dtype
+                or value.device != device
+                or value.layout is not torch.strided
+            ):
+                break
+        else:
+            return
     for name, value in tensors.items():
         if not isinstance(value, Tensor):
             raise ArgumentTypeError(f"{name} must be a torch.Tensor, got {type(value).__name__}")

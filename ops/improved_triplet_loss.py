@@ -180,7 +180,9 @@ class ImprovedTripletLossFunction(torch.autograd.Function):
         *inputs, state = ctx.saved_tensors
         *needed, _ = ctx.needs_input_grad
         if _autograd.needs_torch_backward(grad):
-            gradients = _autograd.differentiable(_torch_path, inputs, ctx.parameters, needed, grad)
+            gradients = _autograd.differentiable(
+                _torch_path, inputs, ctx.parameters, needed, [grad]
+            )
         else:
             gradients = torch.ops.jitops.improved_triplet_loss_backward.default(
                 grad, *inputs, state, *ctx.parameters[2:], *needed

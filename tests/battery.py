@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import ops
-from tests.op_under_test import DTYPES, OpUnderTest, backward, close, leaves
+from tests.op_under_test import DTYPES, OpUnderTest, backward, close, leaves, several
 
 
 class Battery:
@@ -248,7 +248,8 @@ class Battery:
         module = self.op.module().to(device)
         inputs = self.inputs(device, torch.float32)[: self.op.module_takes]
         again = copy.deepcopy(module)
-        assert torch.equal(module(*inputs), again(*inputs))
+        for one, other in zip(several(module(*inputs)), several(again(*inputs)), strict=True):
+            assert torch.equal(one, other)
         assert repr(module) == repr(again)
 
     def test_autocast(self, backend, device):
@@ -294,7 +295,7 @@ class Battery:
             torch._dynamo.reset()
             compiled = torch.compile(call, fullgraph=self.op.compiles, backend=compiler)
             if compiler == "aot_eager":
-                with pytest.raises(RuntimeError, match="double backward"):
+                with pytest.raises(RuntimeError, match="double backward|not have been used"):
                     second(compiled)
                 continue
             for one, other in zip(second(compiled), expected, strict=True):

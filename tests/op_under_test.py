@@ -73,16 +73,17 @@ class OpUnderTest:
     operator_samples: Callable[[torch.device], list] = field(default=lambda device: [])
 
     def results(self, inputs, keywords) -> tuple[Tensor, ...]:
-        return _several(self.call(*inputs, **keywords))
+        return several(self.call(*inputs, **keywords))
 
     def differentiable(self, inputs, keywords) -> tuple[Tensor, ...]:
         return tuple(x for x in self.results(inputs, keywords) if x.is_floating_point())
 
     def naive(self, inputs, keywords) -> tuple[Tensor, ...]:
-        return _several(self.reference(*inputs, **keywords))
+        return several(self.reference(*inputs, **keywords))
 
 
-def _several(results) -> tuple[Tensor, ...]:
+def several(results) -> tuple[Tensor, ...]:
+    """One tensor or a tuple of them, as a tuple."""
     return (results,) if isinstance(results, Tensor) else tuple(results)
 
 

@@ -28,6 +28,7 @@ LAYERS = (
     {"ops._arrays", "ops._autograd", "ops._checks", "ops._extensions"},
     {"ops._backend", "ops.from_numpy"},
     {"ops._op"},
+    {"ops._lltm"},
     {"ops._gradcheck"},
     {"ops._gradcheck._differences", "ops._gradcheck._subject"},
     {"ops._gradcheck._probe", "ops._gradcheck._report"},

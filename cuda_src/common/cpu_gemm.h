@@ -1,0 +1,173 @@
+// Small products of matrices in one thread, for a few million multiplications: there a library's own
+// costs are as large as the work. Beyond, it is the better one.
+//
+// Every element of a result is added up in the order of the sum, whatever the sizes are.
+#pragma once
+
+#include <memory>
+#include <utility>
+
+#include "cpu.h"
+
+namespace jitops::cpu {
+
+#if defined(__AVX512F__)
+constexpr int64_t kVectorBytes = 64;
+constexpr int kTileRows = 4, kTileVectors = 4;  // sums in 16 of 32 registers
+#else
+#ifdef __AVX__
+constexpr int64_t kVectorBytes = 32;
+#else
+constexpr int64_t kVectorBytes = 16;  // SSE2, NEON
+#endif
+constexpr int kTileRows = 4, kTileVectors = 2;  // sums in 8 of 16 registers
+#endif
+
+// As many elements as one register holds. The compiler knows how to compute with it.
+template <typename A>
+struct Vector {
+  typedef A Type __attribute__((vector_size(kVectorBytes), aligned(alignof(A)), may_alias));
+  static constexpr int64_t kCount = kVectorBytes / static_cast<int64_t>(sizeof(A));
+};
+
+// Elements that lie `row` and `col` apart. A matrix is dense if `col` is 1.
+template <typename A>
+struct Matrix {
+  A* data;
+  int64_t rows, cols, row, col;
+
+  [[gnu::always_inline]] inline A& at(int64_t i, int64_t j) const {
+    return data[i * row + j * col];
+  }
+  Matrix transposed() const { return {data, cols, rows, col, row}; }
+};
+
+template <int kRows, int kVectors, typename A>
+[[gnu::always_inline]] inline void tile(const Matrix<const A>& a, const Matrix<const A>& b,
+                                        const Matrix<A>& c, int64_t i, int64_t j) {
+  using V = typename Vector<A>::Type;
+  constexpr int64_t kCount = Vector<A>::kCount;
+  V sums[kRows][kVectors] = {};
+  for (int64_t k = 0; k < a.cols; ++k) {
+    const A* right = b.data + k * b.row + j;
+#pragma GCC unroll 16
+    for (int r = 0; r < kRows; ++r) {
+      const A left = a.at(i + r, k);
+#pragma GCC unroll 4
+      for (int v = 0; v < kVectors; ++v) {
+        sums[r][v] += left * *reinterpret_cast<const V*>(right + v * kCount);
+      }
+    }
+  }
+#pragma GCC unroll 16
+  for (int r = 0; r < kRows; ++r) {
+    A* out = c.data + (i + r) * c.row + j;
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v) *reinterpret_cast<V*>(out + v * kCount) = sums[r][v];
+  }
+}
+
+template <int kRows, int kVectors, typename A>
+[[gnu::always_inline]] inline void column_of_tiles(const Matrix<const A>& a,
+                                                   const Matrix<const A>& b, const Matrix<A>& c,
+                                                   int64_t j) {
+  int64_t i = 0;
+  for (; i + kRows <= c.rows; i += kRows) tile<kRows, kVectors>(a, b, c, i, j);
+  for (; i < c.rows; ++i) tile<1, kVectors>(a, b, c, i, j);
+}
+
+// C = A B, with B and C dense.
+template <typename A>
+JITOPS_KERNEL void multiply_dense(const Matrix<const A>& a, const Matrix<const A>& b,
+                                  const Matrix<A>& c) {
+  constexpr int64_t kCount = Vector<A>::kCount;
+  int64_t j = 0;
+  for (; j + kTileVectors * kCount <= c.cols; j += kTileVectors * kCount) {
+    column_of_tiles<kTileRows, kTileVectors>(a, b, c, j);
+  }
+  for (; j + kCount <= c.cols; j += kCount) {
+    column_of_tiles<kTileRows * kTileVectors / 2, 1>(a, b, c, j);
+  }
+  for (; j < c.cols; ++j) {
+    for (int64_t i = 0; i < c.rows; ++i) {
+      A sum = 0;
+      for (int64_t k = 0; k < a.cols; ++k) sum += a.at(i, k) * b.at(k, j);
+      c.at(i, j) = sum;
+    }
+  }
+}
+
+// ---- transposition, in registers: a square of as many rows as a vector has elements -----------
+
+// Row r of two that lie kStep apart, after their exchange.
+template <int64_t kStep, bool kLower, typename V, size_t... n>
+[[gnu::always_inline]] inline V half_of(const V& above, const V& below,
+                                        std::index_sequence<n...>) {
+  constexpr int64_t kCount = sizeof...(n);
+#define JITOPS_FROM (n & kStep ? kCount + n - (kLower ? 0 : kStep) : n + (kLower ? kStep : 0))...
+#if defined(__clang__) || __GNUC__ >= 12
+  return __builtin_shufflevector(above, below, JITOPS_FROM);
+#else
+  constexpr int64_t from[] = {JITOPS_FROM};
+  return V{(from[n] < kCount ? above[from[n] % kCount] : below[from[n] % kCount])...};
+#endif
+#undef JITOPS_FROM
+}
+
+// Exchanges what lies off the diagonal of each square of 2 kStep, and goes on with larger ones.
+template <int64_t kStep, typename V, int64_t kCount>
+[[gnu::always_inline]] inline void exchange(V (&rows)[kCount]) {
+  constexpr std::make_index_sequence<kCount> all;
+#pragma GCC unroll 16
+  for (int64_t r = 0; r < kCount; ++r) {
+    if (r & kStep) continue;
+    const V above = rows[r], below = rows[r + kStep];
+    rows[r] = half_of<kStep, false>(above, below, all);
+    rows[r + kStep] = half_of<kStep, true>(above, below, all);
+  }
+  if constexpr (2 * kStep < kCount) exchange<2 * kStep>(rows);
+}
+
+// to = from', both dense.
+template <typename A>
+JITOPS_KERNEL void transpose(const Matrix<const A>& from, const Matrix<A>& to) {
+  using V = typename Vector<A>::Type;
+  constexpr int64_t kCount = Vector<A>::kCount;
+  const int64_t rows = from.rows / kCount * kCount, cols = from.cols / kCount * kCount;
+  for (int64_t i = 0; i < rows; i += kCount) {
+    for (int64_t j = 0; j < cols; j += kCount) {
+      V square[kCount];
+#pragma GCC unroll 16
+      for (int64_t n = 0; n < kCount; ++n) {
+        square[n] = *reinterpret_cast<const V*>(from.data + (i + n) * from.row + j);
+      }
+      exchange<1>(square);
+#pragma GCC unroll 16
+      for (int64_t n = 0; n < kCount; ++n) {
+        *reinterpret_cast<V*>(to.data + (j + n) * to.row + i) = square[n];
+      }
+    }
+  }
+  for (int64_t i = 0; i < from.rows; ++i) {
+    for (int64_t j = i < rows ? cols : 0; j < from.cols; ++j) to.at(j, i) = from.at(i, j);
+  }
+}
+
+// C = A B, with C dense. Of the transpose of a dense B, such as weights are, C' = B' A'.
+template <typename A>
+void multiply(const Matrix<const A>& a, const Matrix<const A>& b, const Matrix<A>& c) {
+  if (b.col == 1) return multiply_dense(a, b, c);
+  constexpr int64_t kCount = Vector<A>::kCount;
+  const int64_t width = (a.rows + kCount - 1) / kCount * kCount;  // no columns left over
+  const std::unique_ptr<A[]> scratch(new A[(a.cols + c.cols) * width]);
+  const Matrix<A> right{scratch.get(), a.cols, width, width, 1};
+  const Matrix<A> out{scratch.get() + a.cols * width, c.cols, width, width, 1};
+  for (int64_t k = 0; k < a.cols; ++k) {
+    for (int64_t i = a.rows; i < width; ++i) right.at(k, i) = 0;
+  }
+  transpose<A>(a, right);
+  multiply_dense<A>(b.transposed(), {right.data, right.rows, width, width, 1}, out);
+  transpose<A>({out.data, c.cols, a.rows, width, 1}, c);
+}
+
+}  // namespace jitops::cpu

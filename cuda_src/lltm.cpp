@@ -1,0 +1,312 @@
+// The LLTM: host side, the loop over time, CPU kernels, registration.
+#include "lltm.h"
+
+#include <tuple>
+
+#include "common/cpu_math.h"
+#include "common/product.h"
+
+namespace jitops::lltm {
+namespace {
+
+#ifndef USE_CUDA
+// ---- kernels: CPU -----------------------------------------------------------------------------
+
+constexpr int64_t kBlockElements = 4096;  // an element is four exponentials
+
+template <typename T, typename A = acc_t<T>>
+JITOPS_KERNEL void forward_row(T* gates, const T* recurrent, const T* bias, A* state, T* h, T* cell,
+                               int64_t size) {
+#pragma omp simd
+  for (int64_t j = 0; j < size; ++j) {
+    const A i = A(cpu::load(gates[j])) + cpu::load(recurrent[j]) + cpu::load(bias[j]);
+    const A o = A(cpu::load(gates[size + j])) + cpu::load(recurrent[size + j]) +
+                cpu::load(bias[size + j]);
+    const A z = A(cpu::load(gates[2 * size + j])) + cpu::load(recurrent[2 * size + j]) +
+                cpu::load(bias[2 * size + j]);
+    cpu::store(gates[j], i);
+    cpu::store(gates[size + j], o);
+    cpu::store(gates[2 * size + j], z);
+    const A c = state[j] + cpu::elu(z) * cpu::sigmoid(i);
+    state[j] = c;
+    cpu::store(cell[j], c);
+    cpu::store(h[j], cpu::tanh(c) * cpu::sigmoid(o));
+  }
+}
+
+// What arrives at h is the sum of `from_outside` and `from_next`; both may be rows of zeros.
+template <typename T, typename A = acc_t<T>>
+JITOPS_KERNEL void backward_row(const T* gates, const T* cell, const T* from_outside,
+                                const T* from_next, A* state, T* grad_gates, int64_t size) {
+#pragma omp simd
+  for (int64_t j = 0; j < size; ++j) {
+    const A i = cpu::sigmoid(A(cpu::load(gates[j])));
+    const A o = cpu::sigmoid(A(cpu::load(gates[size + j])));
+    const A below = cpu::expm1(A(cpu::load(gates[2 * size + j])));  // elu where z < 0
+    const A before = cpu::load(gates[2 * size + j]);
+    const A z = before > 0 ? before : below, slope = before > 0 ? A(1) : below + 1;
+    const A t = cpu::tanh(A(cpu::load(cell[j])));
+    const A grad_h = A(cpu::load(from_outside[j])) + A(cpu::load(from_next[j]));
+    const A grad_c = state[j] + grad_h * o * (1 - t * t);
+    state[j] = grad_c;
+    cpu::store(grad_gates[j], grad_c * z * (i * (1 - i)));
+    cpu::store(grad_gates[size + j], grad_h * t * (o * (1 - o)));
+    cpu::store(grad_gates[2 * size + j], grad_c * i * slope);
+  }
+}
+
+template <typename T, typename A = acc_t<T>>
+JITOPS_KERNEL void widen(const T* from, A* to, int64_t size) {
+#pragma omp simd
+  for (int64_t j = 0; j < size; ++j) to[j] = cpu::load(from[j]);
+}
+
+template <typename T, typename A = acc_t<T>>
+JITOPS_KERNEL void narrow(const A* from, T* to, int64_t size) {
+#pragma omp simd
+  for (int64_t j = 0; j < size; ++j) cpu::store(to[j], from[j]);
+}
+
+// A row of a matrix of `cols` columns; null if there is no matrix.
+template <typename T>
+T* row_of(const void* matrix, int64_t row, int64_t cols) {
+  return matrix ? static_cast<T*>(const_cast<void*>(matrix)) + row * cols : nullptr;
+}
+
+template <typename T>
+void forward_cpu(const Params& params) {
+  using A = acc_t<T>;
+  const int64_t size = params.size;
+  cpu::RowBlocks(params.rows, size, kBlockElements).for_each([&](int64_t, int64_t from, int64_t to) {
+    for (int64_t row = from; row < to; ++row) {
+      T* gates = row_of<T>(params.gates, row, 3 * size);
+      const T* recurrent = row_of<T>(params.recurrent, row, 3 * size);
+      A* state = row_of<A>(params.state, row, size);
+      T* h = row_of<T>(params.h, row, size);
+      T* cell = row_of<T>(params.cell, row, size);
+      if (params.old_cell) widen(row_of<T>(params.old_cell, row, size), state, size);
+      forward_row(gates, recurrent, static_cast<const T*>(params.bias), state, h, cell, size);
+    }
+  });
+}
+
+template <typename T>
+void backward_cpu(const Params& params) {
+  using A = acc_t<T>;
+  const int64_t size = params.size;
+  const std::vector<T> zeros(params.grad_h && params.grad_next ? 0 : size);
+  const auto or_zeros = [&](const T* row) { return row ? row : zeros.data(); };
+  cpu::RowBlocks(params.rows, size, kBlockElements).for_each([&](int64_t, int64_t from, int64_t to) {
+    for (int64_t row = from; row < to; ++row) {
+      A* state = row_of<A>(params.state, row, size);
+      if (params.grad_cell) {
+        widen(row_of<T>(params.grad_cell, row, size), state, size);
+      } else if (params.last) {
+        std::fill_n(state, size, A(0));
+      }
+      backward_row(row_of<T>(params.gates, row, 3 * size), row_of<T>(params.cell, row, size),
+                   or_zeros(row_of<T>(params.grad_h, row, size)),
+                   or_zeros(row_of<T>(params.grad_next, row, size)), state,
+                   row_of<T>(params.grad_gates, row, 3 * size), size);
+      if (params.grad_old_cell) narrow(state, row_of<T>(params.grad_old_cell, row, size), size);
+    }
+  });
+}
+#endif
+
+// ---- dispatch and launch ----------------------------------------------------------------------
+
+#ifdef USE_CUDA
+void step_forward(DType dtype, const Params& params, void* stream) {
+  check_launch("lltm", launch_forward(dtype, params, stream));
+}
+void step_backward(DType dtype, const Params& params, void* stream) {
+  check_launch("lltm", launch_backward(dtype, params, stream));
+}
+#else
+struct OnDeviceOf {  // nothing to do on the CPU
+  explicit OnDeviceOf(const Tensor&) {}
+  void* stream() const { return nullptr; }
+};
+void step_forward(DType dtype, const Params& params, void*) {
+  cpu::dispatch(dtype, [&]<typename T>() { forward_cpu<T>(params); });
+}
+void step_backward(DType dtype, const Params& params, void*) {
+  cpu::dispatch(dtype, [&]<typename T>() { backward_cpu<T>(params); });
+}
+#endif
+
+// ---- the two operators ------------------------------------------------------------------------
+
+// Inputs (steps, rows, features), or without the first for a single step.
+struct Inputs {
+  Tensor input, weights, h, cell;
+  int64_t steps, rows, features, size;
+
+  Inputs(const Tensor& input_, const Tensor& weights_, const Tensor& h_, const Tensor& cell_)
+      : input(dense(input_)), weights(dense(weights_)), h(dense(h_)), cell(dense(cell_)) {
+    const auto sizes = input.sizes();
+    check(sizes.size() == 2 || sizes.size() == 3, "input", " must have two or three dimensions");
+    steps = sizes.size() == 3 ? sizes[0] : 1;
+    rows = sizes[sizes.size() - 2];
+    features = sizes[sizes.size() - 1];
+    check(steps > 0, "input", " must have at least one step");
+    check(h.dim() == 2 && h.size(0) == rows, "h", " must have the batch of input");
+    size = h.size(1);
+    check_alike("cell", cell, h);
+    check(weights.dim() == 2 && weights.size(0) == 3 * size && weights.size(1) == size + features,
+          "weights", " must have shape (3 size, size + features)");
+    check_same_kind("weights", weights, input);
+    check_same_kind("h", h, input);
+  }
+
+  MatrixOf of_h() const { return {weights, 3 * size, size, size + features, 0}; }
+  MatrixOf of_input() const { return {weights, 3 * size, features, size + features, size}; }
+
+  // Of the given columns for each row and step, with the dimensions of input.
+  Tensor for_each_step(int64_t cols) const {
+    const std::array<int64_t, 3> all{steps, rows, cols};
+    const size_t dims = static_cast<size_t>(input.dim());
+    return empty({all.data() + 3 - dims, dims}, input.scalar_type(), input);
+  }
+  Tensor for_each_row(int64_t cols, ScalarType dtype) const {
+    const std::array<int64_t, 2> sizes{rows, cols};
+    return empty(sizes, dtype, input);
+  }
+  Tensor state() const {
+    const bool wide = input.scalar_type() == ScalarType::Double;
+    return for_each_row(size, wide ? ScalarType::Double : ScalarType::Float);
+  }
+};
+
+// The outputs and cells of all steps, and the gates before their functions.
+std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& input, const Tensor& weights,
+                                           const Tensor& bias_, const Tensor& h,
+                                           const Tensor& cell) {
+  const Inputs in(input, weights, h, cell);
+  const Tensor bias = dense(bias_);
+  const int64_t steps = in.steps, rows = in.rows, size = in.size;
+  check(bias.numel() == 3 * size, "bias", " must have three elements for each of the state");
+  check_same_kind("bias", bias, in.input);
+  const OnDeviceOf device(in.input);
+  Tensor output = in.for_each_step(size), cells = in.for_each_step(size);
+  Tensor gates = in.for_each_step(3 * size);
+  const Tensor recurrent = in.for_each_row(3 * size, in.input.scalar_type()), state = in.state();
+
+  multiply({in.input, steps * rows, in.features}, in.of_input().transposed(),
+           {gates, steps * rows, 3 * size});
+  Params params{};
+  params.rows = rows;
+  params.size = size;
+  params.bias = bias.const_data_ptr();
+  params.recurrent = recurrent.const_data_ptr();
+  params.state = state.mutable_data_ptr();
+  for (int64_t t = 0; t < steps; ++t) {
+    const MatrixOf before = t == 0 ? MatrixOf(in.h, rows, size)
+                                   : MatrixOf(output, rows, size, (t - 1) * rows * size);
+    multiply(before, in.of_h().transposed(), {recurrent, rows, 3 * size});
+    params.gates = MatrixOf(gates, rows, 3 * size, t * rows * 3 * size).data;
+    params.old_cell = t == 0 ? in.cell.const_data_ptr() : nullptr;
+    params.h = MatrixOf(output, rows, size, t * rows * size).data;
+    params.cell = MatrixOf(cells, rows, size, t * rows * size).data;
+    step_forward(dtype_of(in.input), params, device.stream());
+  }
+  return {output, cells, gates};
+}
+
+// The gradients asked for, of input, weights, bias, h and cell, from what `forward` returned.
+std::vector<Tensor> backward(const std::optional<Tensor>& grad_output,
+                             const std::optional<Tensor>& grad_cell, const Tensor& input,
+                             const Tensor& weights, const Tensor& bias, const Tensor& h,
+                             const Tensor& cell, const Tensor& output, const Tensor& cells,
+                             const Tensor& gates, bool needs_input, bool needs_weights,
+                             bool needs_bias, bool needs_h, bool needs_cell) {
+  const Inputs in(input, weights, h, cell);
+  const int64_t steps = in.steps, rows = in.rows, size = in.size, features = in.features;
+  const int64_t all = steps * rows;
+  check_alike("cells", cells, output);
+  check(output.is_contiguous() && cells.is_contiguous() && output.numel() == all * size, "output",
+        " must be contiguous, and that of the forward pass");
+  check(gates.is_contiguous() && gates.numel() == 3 * all * size, "gates",
+        " must be contiguous, and those of the forward pass");
+  check_same_kind("gates", gates, in.input);
+  check_same_kind("output", output, in.input);
+  Tensor outside, last_cell;
+  if (grad_output) {
+    outside = dense(*grad_output);
+    check_alike("grad_output", outside, output);
+  }
+  if (grad_cell) {
+    last_cell = dense(*grad_cell);
+    check_alike("grad_cell", last_cell, in.cell);
+  }
+  const OnDeviceOf device(in.input);
+  const ScalarType dtype = in.input.scalar_type();
+  const Tensor grad_gates = in.for_each_step(3 * size), state = in.state();
+  const Tensor grad_old_cell = in.for_each_row(size, dtype);
+  Tensor next;
+  if (steps > 1) next = in.for_each_row(size, dtype);
+
+  const auto of_gates = [&](int64_t t) {
+    return MatrixOf(grad_gates, rows, 3 * size, t * rows * 3 * size);
+  };
+  Params params{};
+  params.rows = rows;
+  params.size = size;
+  params.state = state.mutable_data_ptr();
+  for (int64_t t = steps - 1; t >= 0; --t) {
+    params.last = t == steps - 1;
+    if (!params.last) multiply(of_gates(t + 1), in.of_h(), {next, rows, size});
+    params.gates = MatrixOf(gates, rows, 3 * size, t * rows * 3 * size).data;
+    params.cell = MatrixOf(cells, rows, size, t * rows * size).data;
+    params.grad_h = grad_output ? MatrixOf(outside, rows, size, t * rows * size).data : nullptr;
+    params.grad_next = params.last ? nullptr : next.const_data_ptr();
+    params.grad_cell = params.last && grad_cell ? last_cell.const_data_ptr() : nullptr;
+    params.grad_gates = of_gates(t).data;
+    params.grad_old_cell = t == 0 ? grad_old_cell.mutable_data_ptr() : nullptr;
+    step_backward(dtype_of(in.input), params, device.stream());
+  }
+
+  const MatrixOf every(grad_gates, all, 3 * size);
+  std::vector<Tensor> gradients;
+  if (needs_input) {
+    gradients.push_back(in.for_each_step(features));
+    multiply(every, in.of_input(), {gradients.back(), all, features});
+  }
+  if (needs_weights) {
+    const Tensor gradient = gradients.emplace_back(empty_gradient(in.weights));
+    Tensor before = in.h;
+    if (steps > 1) {
+      before = in.for_each_step(size);
+      Tensor first = MatrixOf(before, rows, size).view();
+      torch::stable::copy_(first, in.h);
+      Tensor rest = MatrixOf(before, all - rows, size, rows * size).view();
+      torch::stable::copy_(rest, MatrixOf(output, all - rows, size).view());
+    }
+    multiply(every.transposed(), {before, all, size},
+             {gradient, 3 * size, size, size + features, 0});
+    multiply(every.transposed(), {in.input, all, features},
+             {gradient, 3 * size, features, size + features, size});
+  }
+  if (needs_bias) {
+    constexpr int64_t kRows = 0;
+    const bool wide = bias.dim() == 2;  // (1, 3 size), as in the tutorial
+    gradients.push_back(torch::stable::sum(every.view(), IntHeaderOnlyArrayRef(&kRows, 1), wide));
+  }
+  if (needs_h) {
+    gradients.push_back(in.for_each_row(size, dtype));
+    multiply(of_gates(0), in.of_h(), {gradients.back(), rows, size});
+  }
+  if (needs_cell) gradients.push_back(grad_old_cell);
+  return gradients;
+}
+
+}  // namespace
+}  // namespace jitops::lltm
+
+// ---- registration (schemas and fakes: ops/lltm.py) --------------------------------------------
+
+STABLE_TORCH_LIBRARY_IMPL(jitops, JITOPS_DISPATCH_KEY, m) {
+  m.impl("lltm_forward", TORCH_BOX(&jitops::lltm::forward));
+  m.impl("lltm_backward", TORCH_BOX(&jitops::lltm::backward));
+}

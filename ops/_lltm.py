@@ -1,0 +1,112 @@
+"""What :mod:`ops.lltm` runs: its pure-torch path, its Function, its operators."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ops import _autograd, _checks
+from ops._op import built_in
+
+_op = built_in("lltm")
+
+
+def run(*tensors: Tensor) -> tuple[Tensor, Tensor]:
+    """Outputs and last cell of checked tensors, on the back end that is asked for."""
+    if _autograd.needs_torch_path() or _op.backend_for(tensors[0]) == "torch":
+        return _torch_path(*tensors)
+    if torch.compiler.is_compiling():
+        return torch.ops.jitops.lltm(*tensors)
+    return LLTMFunction.apply(*tensors)
+
+
+# ---- the pure-torch path: the definition ---------------------------------------------------------
+
+
+def _torch_path(
+    input: Tensor, weights: Tensor, bias: Tensor, h: Tensor, cell: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The outputs, with the time if ``input`` has one, and the last cell."""
+    dtype = cell.dtype
+    cell = _checks.widened(cell)
+    outputs = []
+    for step in input if input.dim() == 3 else [input]:
+        gates = F.linear(torch.cat((h, step), 1), weights, bias.reshape(-1))
+        input_gate, output_gate, candidate = _checks.widened(gates).chunk(3, 1)
+        cell = cell + F.elu(candidate) * input_gate.sigmoid()
+        h = (cell.tanh() * output_gate.sigmoid()).to(dtype)
+        outputs.append(h)
+    return (torch.stack(outputs) if input.dim() == 3 else h), cell.to(dtype)
+
+
+# ---- the compiled path ---------------------------------------------------------------------------
+
+
+class LLTMFunction(torch.autograd.Function):
+    """Fused forward and backward pass of a step or a sequence; the latter is differentiable."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, input: Tensor, weights: Tensor, bias: Tensor, h: Tensor, cell: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Keeps the gates before their functions, the outputs and the cells."""
+        output, cells, gates = torch.ops.jitops.lltm_forward.default(input, weights, bias, h, cell)
+        ctx.save_for_backward(input, weights, bias, h, cell, output, cells, gates)
+        ctx.set_materialize_grads(False)  # of an output that is not used
+        return output, (cells if input.dim() == 2 else cells[-1])
+
+    @staticmethod
+    def backward(
+        ctx: Any, grad_output: Tensor | None, grad_cell: Tensor | None
+    ) -> tuple[Tensor | None, ...]:
+        """Back through time once, then a product for each gradient asked for."""
+        input, weights, bias, h, cell, *forward = ctx.saved_tensors
+        grads, needed = (grad_output, grad_cell), ctx.needs_input_grad
+        if _autograd.needs_torch_backward(*grads):
+            inputs = (input, weights, bias, h, cell)
+            gradients = _autograd.differentiable(_torch_path, inputs, (), needed, grads)
+        else:
+            gradients = torch.ops.jitops.lltm_backward.default(
+                *grads, input, weights, bias, h, cell, *forward, *needed
+            )
+        return tuple(_autograd.place(gradients, needed))
+
+
+# ---- operators: schemas and shapes (kernels: cuda_src/lltm.*) ------------------------------------
+
+
+def _forward_shapes(
+    input: Tensor, weights: Tensor, bias: Tensor, h: Tensor, cell: Tensor
+) -> tuple[Tensor, ...]:
+    size = h.shape[1]
+    return tuple(input.new_empty(*input.shape[:-1], cols) for cols in (size, size, 3 * size))
+
+
+def _backward_shapes(
+    grad_output: Tensor | None, grad_cell: Tensor | None, *rest: Any
+) -> list[Tensor]:
+    tensors = zip(rest[:5], rest[8:], strict=True)
+    return [tensor.new_empty(tensor.shape) for tensor, need in tensors if need]
+
+
+_autograd.define(
+    "lltm_forward(Tensor input, Tensor weights, Tensor bias, Tensor h, Tensor cell) "
+    "-> (Tensor, Tensor, Tensor)",
+    _forward_shapes,
+)
+_autograd.define(
+    "lltm_backward(Tensor? grad_output, Tensor? grad_cell, Tensor input, Tensor weights, "
+    "Tensor bias, Tensor h, Tensor cell, Tensor output, Tensor cells, Tensor gates, "
+    "bool needs_input, "
+    "bool needs_weights, bool needs_bias, bool needs_h, bool needs_cell) -> Tensor[]",
+    _backward_shapes,
+)
+_autograd.define_in_graphs(
+    "lltm(Tensor input, Tensor weights, Tensor bias, Tensor h, Tensor cell) -> (Tensor, Tensor)",
+    LLTMFunction.apply,
+)
+
+_op.prepare()
