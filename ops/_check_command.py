@@ -8,7 +8,7 @@ import importlib.util
 import json
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="shape of an argument of your function, as in 3,4; random numbers fill it; once for "
         "each argument",
     )
+    parser.add_argument(
+        "--positive", action="store_true", help="fill them with positive numbers only"
+    )
     parser.add_argument("--backends", metavar="A,B", help="torch, cpp, cuda (default: what runs)")
     parser.add_argument("--seed", type=int, default=0, help="of all random numbers (default: 0)")
     parser.add_argument(
@@ -57,7 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(options: argparse.Namespace) -> int:
     """Check, print each report, and return 1 if anything is wrong."""
     reports = []
-    samples = list(_samples(options.targets, options.inputs, options.seed))
+    samples = list(_samples(options))
     for title, function, arguments in samples:
         torch.manual_seed(options.seed)
         report = ops.check_gradients(
@@ -83,11 +86,9 @@ def main(options: argparse.Namespace) -> int:
     return 1 if failed else 0
 
 
-def _samples(
-    targets: Sequence[str], shapes: Sequence[tuple[int, ...]] | None, seed: int
-) -> Iterator[Sample]:
-    for target in targets or names():
-        torch.manual_seed(seed)
+def _samples(options: argparse.Namespace) -> Iterator[Sample]:
+    for target in options.targets or names():
+        torch.manual_seed(options.seed)
         if ":" not in target:
             if target not in names():
                 raise ops.ArgumentError(
@@ -96,12 +97,15 @@ def _samples(
                 )
             for title, function, arguments in _module(target).samples():
                 yield f"{target}, {title}" if title else target, function, arguments
-        elif not shapes:
+        elif not options.inputs:
             raise ops.ArgumentError(
                 f"--input must give the shape of each argument of {target}, as in --input 3,4"
             )
         else:
-            yield target, _function(target), tuple(torch.randn(shape) for shape in shapes)
+            inputs = tuple(torch.randn(shape) for shape in options.inputs)
+            if options.positive:
+                inputs = tuple(tensor.exp() for tensor in inputs)
+            yield target, _function(target), inputs
 
 
 def _function(target: str) -> Any:

@@ -10,7 +10,10 @@ from pathlib import Path
 
 import torch
 
+import ops
+
 ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = Path(ops.__file__).resolve().parent.parent  # the same, unless a wheel is under test
 
 # A first use of an op; prints the backward node, which tells the back end.
 LOSS = """
@@ -29,7 +32,7 @@ def triplet():
 
 def environment(**changes):
     """This environment with changes; ``None`` removes."""
-    env = {**os.environ, "PYTHONPATH": str(ROOT), **changes}
+    env = {**os.environ, "PYTHONPATH": str(PACKAGE), **changes}
     return {name: str(value) for name, value in env.items() if value is not None}
 
 

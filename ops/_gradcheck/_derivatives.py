@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Sequence
 
@@ -70,6 +71,8 @@ def _quotients(
     with torch.enable_grad():
         results = call(leaves)
         its = [gradients(results, variables, seeds) for seeds in sets]
+        if any(g is None for g in its[0]):
+            _whole_backward(results, sets[0])
     analytic = [
         torch.stack([torch.zeros_like(v) if g is None else g.detach() for g in found])
         for v, found in zip(variables, zip(*its, strict=True), strict=True)
@@ -93,6 +96,19 @@ def _quotients(
     return Outcome(_problem(found), found)
 
 
+def _whole_backward(results: Sequence[Tensor], seeds: Sequence[Tensor | None]) -> None:
+    """Run every node, also those that lead to no input: an error in one is what is missing.
+
+    ``once_differentiable`` hangs such a node on gradients, off the way to the inputs.
+    """
+    pairs = [
+        (y, s) for y, s in zip(results, seeds, strict=True) if s is not None and y.requires_grad
+    ]
+    if pairs:
+        outputs, weights = zip(*pairs, strict=True)
+        torch.autograd.backward(outputs, weights, retain_graph=True)
+
+
 def _problem(found: Comparison) -> str:
     """What is wrong, in words."""
     if not found.wrong or found.worst is None:
@@ -102,6 +118,8 @@ def _problem(found: Comparison) -> str:
         f"{len(found.wrong)} of {len(found.elements)} elements are wrong, in {', '.join(inputs)}",
         f"worst: {found.worst}",
     ]
+    if any(not math.isfinite(element.numeric) for element in found.wrong):
+        lines.append("the function itself is not finite there: check it where it is")
     for name in inputs:
         guess = _guess([e for e in found.elements if e.input == name and e not in found.kinks])
         if guess:
@@ -138,7 +156,9 @@ def forward_mode(probe: Probe) -> Outcome:
     problems = []
     for place, (name, gradient) in enumerate(zip(probe.names, backward, strict=True)):
         direction = directions[place]
-        with forward_ad.dual_level():
+        with forward_ad.dual_level(), warnings.catch_warnings():
+            # torch loads its formulas for forward mode when they are first needed, by torch.jit.
+            warnings.filterwarnings("ignore", message=".*torch.jit.* is deprecated")
             dual = iter(
                 forward_ad.make_dual(v, direction) if i == place else v
                 for i, v in enumerate(probe.variables(tensors))

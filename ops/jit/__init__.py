@@ -1,24 +1,28 @@
 """Compile C++ and CUDA when first needed, and keep the result for good.
 
-:class:`Extension` is the loader that the built-in ops use. :func:`load` and :func:`load_inline`
-take the arguments of their namesakes in :mod:`torch.utils.cpp_extension` and keep what they build
-in the same cache. This package knows nothing of any op.
+:class:`Extension` is the loader that the built-in ops use; :func:`files` and :func:`text` make one,
+for ops of your own. :func:`load` and :func:`load_inline` take the arguments of their namesakes in
+:mod:`torch.utils.cpp_extension`, and build and load at once. This package knows nothing of any op.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
+from typing import ParamSpec
 
 from ops.jit import _spec
 from ops.jit._extension import Extension
 from ops.jit._spec import Spec
 
-__all__ = ["Extension", "Spec", "load", "load_inline"]
+__all__ = ["Extension", "Spec", "files", "load", "load_inline", "text"]
+
+P = ParamSpec("P")
 
 
-def load(
+def files(
     name: str,
     sources: str | Path | Sequence[str | Path],
     extra_cflags: Sequence[str] | None = None,
@@ -27,8 +31,8 @@ def load(
     extra_include_paths: Sequence[str | Path] | None = None,
     *,
     is_python_module: bool = True,
-) -> ModuleType | Path:
-    """Build an extension from files, or load it from the cache.
+) -> Extension:
+    """An extension of source files; nothing is built yet.
 
     Args:
         name: a C identifier; the module's name, and ``TORCH_EXTENSION_NAME`` in the sources.
@@ -40,12 +44,8 @@ def load(
         extra_include_paths: folders of headers; a header below them that changes means a rebuild.
         is_python_module: ``False`` for a library that registers operators with torch.
 
-    Returns:
-        The module, or with ``is_python_module=False`` the path of the loaded library.
-
     Raises:
         ArgumentError, ArgumentTypeError: an argument is unusable.
-        BuildError: see :meth:`Extension.load`.
     """
     spec = Spec(
         name=name,
@@ -56,10 +56,10 @@ def load(
         extra_include_paths=_spec.paths("extra_include_paths", extra_include_paths),
         is_python_module=is_python_module,
     )
-    return Extension(spec).load()
+    return Extension(spec)
 
 
-def load_inline(
+def text(
     name: str,
     cpp_sources: str | Sequence[str],
     cuda_sources: str | Sequence[str] | None = None,
@@ -71,8 +71,8 @@ def load_inline(
     *,
     is_python_module: bool = True,
     no_implicit_headers: bool = False,
-) -> ModuleType | Path:
-    """Build an extension from text, or load it from the cache.
+) -> Extension:
+    """An extension of source text; nothing is built yet.
 
     Args:
         cpp_sources: C++ text. Error messages count its lines as given.
@@ -81,7 +81,7 @@ def load_inline(
         no_implicit_headers: do not include ``torch/extension.h``, which takes some twenty seconds
             to compile; text on the stable ABI (``torch/csrc/stable``) needs one.
 
-    The other arguments, the result and the errors are those of :func:`load`.
+    The other arguments and the errors are those of :func:`files`.
     """
     spec = Spec(
         name=name,
@@ -95,4 +95,22 @@ def load_inline(
         is_python_module=is_python_module,
         no_implicit_headers=no_implicit_headers,
     )
-    return Extension(spec).load()
+    return Extension(spec)
+
+
+def _at_once(make: Callable[P, Extension], name: str) -> Callable[P, ModuleType | Path]:
+    @functools.wraps(make)
+    def load(*arguments: P.args, **keywords: P.kwargs) -> ModuleType | Path:
+        return make(*arguments, **keywords).load()
+
+    load.__name__ = load.__qualname__ = name
+    load.__annotations__["return"] = "ModuleType | Path"
+    load.__doc__ = f"""Build the extension that :func:`{make.__name__}` describes, or load it.
+
+    Takes what :func:`{make.__name__}` takes, and returns what :meth:`Extension.load` returns.
+    """
+    return load
+
+
+load = _at_once(files, "load")
+load_inline = _at_once(text, "load_inline")

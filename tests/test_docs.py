@@ -1,0 +1,76 @@
+"""docs/write-your-own: its code is that of the examples, its commands print what it shows."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.helpers import ROOT, environment
+
+ENGLISH, CHINESE = (ROOT / "docs" / f"write-your-own{suffix}.md" for suffix in ("", ".zh-CN"))
+EXAMPLES = ROOT / "examples"
+
+
+def blocks(document, language=r"\w+"):
+    return re.findall(rf"```({language})\n(.*?)```", document.read_text(), re.DOTALL)
+
+
+def test_both_languages_show_the_same():
+    assert blocks(ENGLISH) == blocks(CHINESE)
+    assert len(re.findall("^## ", ENGLISH.read_text(), re.MULTILINE)) == 5
+
+
+@pytest.mark.parametrize("document", [ENGLISH, CHINESE], ids=lambda path: path.name)
+def test_links_lead_somewhere(document):
+    targets = re.findall(r"\]\(([^)#]+)\)", document.read_text())
+    assert len(targets) >= len(list(EXAMPLES.glob("*.py")))
+    for target in targets:
+        assert (document.parent / target).exists(), target
+
+
+def test_the_code_is_that_of_the_examples():
+    texts = [path.read_text() for path in EXAMPLES.glob("*.py")]
+    for _, code in blocks(ENGLISH, "python"):
+        assert any(code in text for text in texts), code
+
+
+def masked(text):
+    """Without what differs from run to run."""
+    return re.sub(r"\d+\.\d+s", "0s", text).strip()
+
+
+def pairs():
+    """Each command, and the output that follows it."""
+    found = blocks(ENGLISH, "sh|text")
+    for (kind, command), (after, output) in zip(found, [*found[1:], ("", "")], strict=True):
+        if kind == "sh" and after == "text":
+            yield command.strip(), output
+
+
+@pytest.mark.cpp
+def test_the_commands_print_what_is_shown(tmp_path):
+    """In a folder with the examples alone, with the cache empty."""
+    folder = tmp_path / "mine"
+    shutil.copytree(EXAMPLES, folder, ignore=shutil.ignore_patterns("__pycache__"))
+    commands = list(pairs())
+    assert len(commands) == 7
+    for command, output in commands:
+        run = subprocess.run(
+            ["bash", "-c", command],
+            cwd=folder,
+            env=environment(
+                PATH=f"{Path(sys.executable).parent}:{environment()['PATH']}",
+                JITOPS_CACHE_DIR=tmp_path / "cache",
+                PYTEST_ADDOPTS="-p no:cacheprovider",
+            ),
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert masked(run.stdout) == masked(output), run.stderr
+        assert run.returncode == ("failed" in output.splitlines()[-1]), run.stderr
