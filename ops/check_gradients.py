@@ -24,7 +24,7 @@ _CHECKS: tuple[tuple[str, Callable[[Probe], Outcome], bool], ...] = (
     ("second order", _derivatives.second_order, True),
     ("forward mode", _derivatives.forward_mode, True),
     ("batched gradients", _derivatives.batched_gradients, True),
-    ("layouts", _consistency.layouts, False),
+    ("layouts", _consistency.layouts, True),
     ("requires_grad subsets", _consistency.subsets, False),
     ("determinism", _consistency.determinism, False),
     ("inputs untouched", _consistency.inputs_untouched, False),
@@ -39,7 +39,7 @@ def check_gradients(
     dtypes: Sequence[torch.dtype] = _DTYPES,
     step: float = 1e-5,
     rtol: float = 1e-5,
-    atol: float = 1e-8,
+    atol: float = 0.0,
     max_elements: int = 200,
     seed: int = 0,
     name: str | None = None,
@@ -75,7 +75,8 @@ def check_gradients(
             cannot run fails. By default ``torch``, and those of the others that can run here. A
             function that calls no op with back ends runs as ``torch``.
         dtypes: in which to compare with float64.
-        step: :math:`h`, for elements of magnitude up to 1, and relative to larger ones.
+        step: :math:`h`, for elements of magnitude up to 1, and relative to larger ones; where the
+            difference disagrees, smaller ones are tried.
         rtol, atol: how far apart gradient and difference may be, beyond what rounding explains.
         max_elements: of one input, to compare with differences; evenly spread over larger ones, and
             the report says so.
@@ -94,9 +95,9 @@ def check_gradients(
         In a test: ``ops.check_gradients(my_loss, torch.randn(3, 4)).raise_if_failed()``.
     """
     subject = Subject(function, inputs, name)
-    tolerance = Tolerance(
-        *(_positive(n, v) for n, v in (("rtol", rtol), ("atol", atol), ("step", step)))
-    )
+    tolerance = Tolerance(_number("rtol", rtol), _number("atol", atol), _number("step", step))
+    if tolerance.step == 0:
+        raise ArgumentError(f"step must be positive, got {step}")
     _checks.check_count("max_elements", max_elements)
     for dtype in dtypes:
         if dtype not in _consistency.AGREEMENT:
@@ -126,10 +127,10 @@ def check_gradients(
     return GradientReport(subject.name, str(subject), checks)
 
 
-def _positive(name: str, value: float) -> float:
+def _number(name: str, value: float) -> float:
     value = _checks.check_number(name, value)
-    if not 0 < value < float("inf"):
-        raise ArgumentError(f"{name} must be positive, got {value}")
+    if not 0 <= value < float("inf"):
+        raise ArgumentError(f"{name} must be finite and at least 0, got {value}")
     return value
 
 

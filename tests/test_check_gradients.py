@@ -288,6 +288,40 @@ def test_right_functions_and_modules(function, arguments, names):
     )
 
 
+@pytest.mark.parametrize("size", [1e-20, 1e-3, 1e6, 1e20])
+def test_results_of_any_size(size):
+    """What is allowed goes with the size of results and inputs; a lost gradient is found in all."""
+    x = torch.randn(4)
+    assert ops.check_gradients(lambda x: size * x.sin(), x, dtypes=())
+    assert not ops.check_gradients(lambda x: size * x.detach().sin() + 0 * x, x, dtypes=())
+    far_from_zero = max(size, 1e-3) * (0.1 + torch.rand(4, dtype=torch.float64))
+    assert ops.check_gradients(torch.log, far_from_zero, dtypes=())
+
+
+def test_what_a_function_refuses_is_no_failure():
+    """By an error: a layout, a second derivative, a dtype."""
+
+    class Once(Right):
+        @staticmethod
+        @torch.autograd.function.once_differentiable
+        def backward(ctx, g):
+            return Right.backward(ctx, g)
+
+    for function, arguments, name in (
+        (lambda x: x.view(-1)[1:], (torch.randn(3, 4),), "layouts"),
+        (Once.apply, inputs(), "second order"),
+        (torch.linalg.inv, (torch.randn(3, 3),), "agrees in float16"),
+    ):
+        report = ops.check_gradients(function, *arguments)
+        assert report.ok, str(report)
+        assert "not supported" in {c.status for c in report.checks if c.name == name}
+
+
+def test_results_without_gradients():
+    report = ops.check_gradients(lambda x: torch.ones(3), torch.randn(3))
+    assert report.ok, str(report)
+
+
 def test_only_the_inputs_that_require_gradients():
     x, w = inputs()
     report = ops.check_gradients(MissingGradient.apply, x.requires_grad_(), w)
@@ -488,6 +522,11 @@ def test_plot(tmp_path, shape):
             lambda: ops.check_gradients(F.relu, torch.ones(2), step=0.0),
             ops.ArgumentError,
             "step must be positive, got 0.0",
+        ),
+        (
+            lambda: ops.check_gradients(F.relu, torch.ones(2), rtol=-1.0),
+            ops.ArgumentError,
+            "rtol must be finite and at least 0, got -1.0",
         ),
         (
             lambda: ops.check_gradients(F.relu, torch.ones(2), dtypes=(torch.int32,)),

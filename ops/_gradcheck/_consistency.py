@@ -8,9 +8,8 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
+from ops._gradcheck._differ import SAME, differ, largest
 from ops._gradcheck._probe import Outcome, Probe, gradients
-
-SAME = 1e-9  # two ways to one float64 result differ by a few hundred roundings
 
 # Relative to the largest element, against float64 from the same rounded inputs: float32 may differ
 # by a few hundred roundings, the half precisions by four, the last of which is that of the result.
@@ -37,7 +36,10 @@ def layouts(probe: Probe) -> Outcome:
         for place in (None, *range(len(probe.variable))):
             tensors = [lay(t) if place in (None, i) else t for i, t in enumerate(probe.at())]
             dense = [t.contiguous() for t in tensors]
-            plain = probe.forward_and_backward(dense)
+            try:
+                plain = probe.forward_and_backward(dense)
+            except RuntimeError:
+                continue  # it is not the layout: equal rows are a singular matrix
             laid = probe.forward_and_backward(tensors)
             which = "all inputs" if place is None else probe.subject.names[place]
             ways = probe.labels(len(laid)), laid, plain, SAME, f"{which} {layout}", "contiguous"
@@ -140,12 +142,12 @@ def agreement(probe: Probe, reference: Probe, dtype: torch.dtype) -> Outcome:
         its = gradients(results, reference.variables(leaves), arriving)
         return [*(y.detach() for y in results), *its]
 
-    theirs = expected(wide)
+    theirs = [_in_range(value, dtype) for value in expected(wide)]
     spread = _shaken(reference, expected, wide, dtype, theirs)
     short = str(dtype).removeprefix("torch.")
     labels = probe.labels(len(mine))
     # Gradients that cancel to nothing are as exact as the others are: one scale for all of them.
-    scale = max((_largest(t) for t in theirs[-len(probe.names) :] if t is not None), default=0.0)
+    scale = max((largest(t) for t in theirs[-len(probe.names) :] if t is not None), default=0.0)
     return Outcome(
         differ(
             labels, mine, theirs, AGREEMENT[dtype], short, "torch path in float64", spread, scale
@@ -161,7 +163,8 @@ def _shaken(
     values: Sequence[Tensor | None],
 ) -> list[Tensor | None]:
     """How far the values move when the inputs are rounded in another way, in each of three."""
-    spread = [None if value is None else torch.zeros_like(value) for value in values]
+    least = torch.finfo(dtype).tiny  # below, numbers have fewer digits
+    spread = [None if value is None else torch.full_like(value, least) for value in values]
     generator = torch.Generator().manual_seed(probe.seed)
     for _ in range(3):
         moved = run(
@@ -177,62 +180,14 @@ def _shaken(
     return spread
 
 
+def _in_range(value: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    """Infinite where ``dtype`` has no number as large."""
+    if value is None:
+        return None
+    too_large = value.abs() > torch.finfo(dtype).max
+    return torch.where(too_large, value.sign() * torch.inf, value)
+
+
 def _signs(like: Tensor, generator: torch.Generator) -> Tensor:
     random = torch.randint(0, 2, like.shape, generator=generator)
     return (2 * random - 1).to(like.device, like.dtype)
-
-
-# ---- what differs --------------------------------------------------------------------------------
-
-
-def differ(
-    labels: Sequence[str],
-    ours: Sequence[Tensor | None],
-    theirs: Sequence[Tensor | None],
-    tolerance: float,
-    here: str,
-    there: str,
-    spread: Sequence[Tensor | None] | None = None,
-    scale: float = 1e-3,
-) -> str:
-    """The largest difference in words; empty if all are within ``tolerance`` of the largest.
-
-    ``scale`` is the least that counts as the largest; what ``spread`` holds is allowed on top.
-    """
-    worst, problem = 0.0, ""
-    for place, (label, mine, its) in enumerate(zip(labels, ours, theirs, strict=True)):
-        if mine is None or its is None:
-            if _something(mine):
-                return f"{label}: there is none {there}, but there is one {here}"
-            if _something(its):
-                return f"{label}: there is none {here}, but there is one {there}"
-            continue
-        if mine.shape != its.shape:
-            return f"{label}: shape {list(mine.shape)} {here}, {list(its.shape)} {there}"
-        one, other = mine.detach().to(its.device).double(), its.detach().double()
-        its_scale = max(scale, 1e-3, _largest(other))
-        extra = spread[place] if spread else None
-        allowed = tolerance * its_scale + (0 if extra is None else extra)
-        excess = (one - other).abs() - allowed
-        wrong = ~((excess <= 0) | (one == other) | (one.isnan() & other.isnan()))
-        if not wrong.any():
-            continue
-        error = torch.where(wrong, (one - other).abs().nan_to_num(torch.inf), -1.0)
-        if error.max().item() / its_scale > worst:
-            at = torch.unravel_index(error.argmax(), error.shape)
-            index = f"[{', '.join(str(int(i)) for i in at)}]" if at else ""
-            worst = error.max().item() / its_scale
-            problem = (
-                f"{label}{index}: {one[at].item():.8g} {here}, {other[at].item():.8g} {there} "
-                f"({int(wrong.sum())} of {wrong.numel()} elements differ)"
-            )
-    return problem
-
-
-def _largest(values: Tensor) -> float:
-    finite = values[values.isfinite()].abs()
-    return finite.max().item() if finite.numel() else 0.0
-
-
-def _something(gradient: Tensor | None) -> bool:
-    return gradient is not None and bool(gradient.any())

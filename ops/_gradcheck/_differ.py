@@ -1,0 +1,67 @@
+"""Two lots of results and gradients: what differs, in words."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+SAME = 1e-9  # two ways to one float64 result differ by a few hundred roundings
+
+
+def differ(
+    labels: Sequence[str],
+    ours: Sequence[Tensor | None],
+    theirs: Sequence[Tensor | None],
+    tolerance: float,
+    here: str,
+    there: str,
+    spread: Sequence[Tensor | None] | None = None,
+    scale: float | None = None,
+) -> str:
+    """The largest difference in words; empty if all are within ``tolerance`` of the largest.
+
+    ``scale`` is the least that counts as the largest: by default a thousandth of the largest of
+    all, for what cancels to nothing is as exact as the rest. What ``spread`` holds is allowed on
+    top.
+    """
+    if scale is None:
+        scale = 1e-3 * max((largest(t) for t in theirs if t is not None), default=0.0)
+    worst, problem = 0.0, ""
+    for place, (label, mine, its) in enumerate(zip(labels, ours, theirs, strict=True)):
+        if mine is None or its is None:
+            if _something(mine):
+                return f"{label}: there is none {there}, but there is one {here}"
+            if _something(its):
+                return f"{label}: there is none {here}, but there is one {there}"
+            continue
+        if mine.shape != its.shape:
+            return f"{label}: shape {list(mine.shape)} {here}, {list(its.shape)} {there}"
+        one, other = mine.detach().to(its.device).double(), its.detach().double()
+        its_scale = max(scale, largest(other))
+        extra = spread[place] if spread else None
+        allowed = tolerance * its_scale + (0 if extra is None else extra)
+        excess = (one - other).abs() - allowed
+        wrong = ~((excess <= 0) | (one == other) | (one.isnan() & other.isnan()))
+        if not wrong.any():
+            continue
+        error = torch.where(wrong, (one - other).abs().nan_to_num(torch.inf), -1.0)
+        if error.max().item() >= worst * its_scale:
+            at = torch.unravel_index(error.argmax(), error.shape)
+            index = f"[{', '.join(str(int(i)) for i in at)}]" if at else ""
+            worst = error.max().item() / (its_scale or 1.0)
+            problem = (
+                f"{label}{index}: {one[at].item():.8g} {here}, {other[at].item():.8g} {there} "
+                f"({int(wrong.sum())} of {wrong.numel()} elements differ)"
+            )
+    return problem
+
+
+def largest(values: Tensor) -> float:
+    finite = values[values.isfinite()].abs()
+    return finite.max().item() if finite.numel() else 0.0
+
+
+def _something(gradient: Tensor | None) -> bool:
+    return gradient is not None and bool(gradient.any())
