@@ -64,19 +64,6 @@ def _in_transform() -> bool:
 _in_transform._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
-def autocast(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors as torch's matrix products take them: under autocast, in its dtype."""
-    device = next((t.device.type for t in tensors.values() if isinstance(t, Tensor)), "cpu")
-    if not torch.is_autocast_enabled(device):
-        return tensors
-    dtype = torch.get_autocast_dtype(device)
-    eligible = (torch.float32, torch.bfloat16, torch.float16)  # float64 stays, as it does in torch
-    return {
-        name: value.to(dtype) if isinstance(value, Tensor) and value.dtype in eligible else value
-        for name, value in tensors.items()
-    }
-
-
 # ---- in the pure-torch path ----------------------------------------------------------------------
 
 

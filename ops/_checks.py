@@ -65,10 +65,28 @@ def widened(value: Any) -> Any:
 
 def widened_under_autocast(tensors: dict[str, Any]) -> dict[str, Any]:
     """Under autocast the half precisions in float32, as torch does for its losses and distances."""
-    device = next((t.device.type for t in tensors.values() if isinstance(t, Tensor)), "cpu")
-    if not torch.is_autocast_enabled(device):
+    if _autocast_device(tensors) is None:
         return tensors
     return {name: widened(value) for name, value in tensors.items()}
+
+
+def autocast(tensors: dict[str, Any]) -> dict[str, Any]:
+    """The tensors as torch's matrix products take them: under autocast, in its dtype."""
+    device = _autocast_device(tensors)
+    if device is None:
+        return tensors
+    dtype = torch.get_autocast_dtype(device)
+    eligible = (torch.float32, torch.bfloat16, torch.float16)  # float64 stays, as it does in torch
+    return {
+        name: value.to(dtype) if isinstance(value, Tensor) and value.dtype in eligible else value
+        for name, value in tensors.items()
+    }
+
+
+def _autocast_device(tensors: dict[str, Any]) -> str | None:
+    """The type of the tensors' device, if autocast is on for it."""
+    device = next((t.device.type for t in tensors.values() if isinstance(t, Tensor)), "meta")
+    return device if device != "meta" and torch.is_autocast_enabled(device) else None
 
 
 def same_kind(**tensors: Any) -> None:

@@ -56,7 +56,7 @@ class LLTMFunction(torch.autograd.Function):
         output, cells, gates = torch.ops.jitops.lltm_forward.default(input, weights, bias, h, cell)
         ctx.save_for_backward(input, weights, bias, h, cell, output, cells, gates)
         ctx.set_materialize_grads(False)  # of an output that is not used
-        return output, (cells if input.dim() == 2 else cells[-1])
+        return output, (cells if input.dim() == 2 else cells[-1].clone())
 
     @staticmethod
     def backward(

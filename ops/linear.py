@@ -44,7 +44,7 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         torch's matrix product is. Under autocast, computes in the autocast dtype.
     """
     tensors = {"input": input, "weight": weight} | ({} if bias is None else {"bias": bias})
-    tensors = _autograd.autocast(tensors)
+    tensors = _checks.autocast(tensors)
     _checks.same_kind(**tensors)
     input, weight, bias = tensors["input"], tensors["weight"], tensors.get("bias")
     if weight.dim() != 2:

@@ -23,8 +23,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ops import _autograd, _checks
-from ops._errors import ArgumentError
+from ops import _checks
+from ops._errors import ArgumentError, ArgumentTypeError
 from ops._lltm import LLTMFunction, run
 
 __all__ = ["LLTM", "LLTMFunction", "LLTMState", "lltm", "lltm_sequence"]
@@ -130,10 +130,17 @@ class LLTM(nn.Module):
         Returns:
             What :func:`lltm` or :func:`lltm_sequence` returns.
         """
-        if state is None:
+        if state is None and isinstance(input, Tensor):
             zeros = input.new_zeros(input.shape[-2] if input.dim() > 1 else 0, self.state_size)
             state = (zeros, zeros)
-        function = lltm_sequence if input.dim() == 3 else lltm
+        if not isinstance(state, (tuple, list)) or len(state) != 2:
+            got = "None" if state is None else type(state).__name__
+            raise ArgumentTypeError(
+                f"input must be a torch.Tensor and state a pair of them, h and cell, got "
+                f"{type(input).__name__} and {got}"
+            )
+        sequence = isinstance(input, Tensor) and input.dim() == 3
+        function = lltm_sequence if sequence else lltm
         return function(input, self.weights, self.bias, *state)
 
     def extra_repr(self) -> str:
@@ -155,7 +162,7 @@ def _checked(
     input: Tensor, weights: Tensor, bias: Tensor, h: Tensor, cell: Tensor, dim: int
 ) -> tuple[Tensor, ...]:
     tensors = {"input": input, "weights": weights, "bias": bias, "h": h, "cell": cell}
-    tensors = _autograd.autocast(tensors)
+    tensors = _checks.autocast(tensors)
     _checks.same_kind(**tensors)
     input, weights, bias, h, cell = tensors.values()
     if _fits(input, weights, bias, h, cell, dim):

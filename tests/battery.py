@@ -222,6 +222,16 @@ class Battery:
         with torch.inference_mode():
             self.op.results(inputs, self.op.variants[0])
 
+    def test_meta_tensors(self, backend, device):
+        """Shapes and dtypes without content, as for a model that is built without memory."""
+        if not self.op.compiles or backend != "torch":
+            return  # NumPy and compiled code compute with content
+        for dtype in (torch.float32, torch.bfloat16):
+            real = self.inputs("cpu", dtype)
+            results = self.op.results([t.to("meta") for t in real], self.op.variants[0])
+            for one, other in zip(results, self.op.results(real, self.op.variants[0]), strict=True):
+                assert (one.shape, one.dtype) == (other.shape, other.dtype)
+
     def test_backward_twice(self, backend, device):
         inputs = leaves(self.inputs(device))
         out = sum(x.sum() for x in self.op.differentiable(inputs, self.op.variants[0]))

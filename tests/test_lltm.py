@@ -217,3 +217,19 @@ def test_bad_arguments(change, error, text):
         ops.lltm(**{**good, **change})
     with pytest.raises(ops.ArgumentError, match=r"input must have shape \(time, batch, features\)"):
         ops.lltm_sequence(**good)
+
+
+@pytest.mark.parametrize("arguments", [(3.0,), (torch.ones(2, 4), torch.ones(2, 3)), (3.0, (1, 2))])
+def test_bad_arguments_of_the_module(arguments):
+    with pytest.raises(ops.ArgumentTypeError, match="input must be a torch.Tensor"):
+        ops.LLTM(4, 3)(*arguments)
+
+
+def test_the_last_cell_may_be_changed(backend, device):
+    """It is no view of what the backward pass needs."""
+    tensors = leaves(inputs((3, 2, 4), torch.float64, device))
+    _, state = ops.lltm_sequence(*tensors)
+    (expected,) = torch.autograd.grad(state.cell.sum(), tensors[0], retain_graph=True)
+    state.cell.add_(1)
+    (grad,) = torch.autograd.grad(state.cell.sum(), tensors[0])
+    assert torch.equal(grad, expected)
