@@ -120,12 +120,12 @@ class LLTM(nn.Module):
         for parameter in self.parameters():
             nn.init.uniform_(parameter, -bound, bound)
 
-    def forward(self, input: Tensor, state: tuple[Tensor, Tensor] | None = None) -> Any:
+    def forward(self, input: Any, state: Any = None) -> Any:
         """A step, for :math:`(B, F)`, or a sequence, for :math:`(T, B, F)`.
 
         Args:
-            input: one or the other.
-            state: ``h`` and ``cell`` to begin with; zeros by default.
+            input: a tensor of the one or the other shape.
+            state: ``h`` and ``cell`` to begin with, a pair of tensors; zeros by default.
 
         Returns:
             What :func:`lltm` or :func:`lltm_sequence` returns.

@@ -13,17 +13,12 @@ import pytest
 import torch
 
 import ops
-from tests.op_under_test import DTYPES, OpUnderTest, backward, close, leaves, several
+from tests.compile_battery import CompileBattery
+from tests.op_under_test import DTYPES, backward, close, leaves, several
 
 
-class Battery:
+class Battery(CompileBattery):
     """Subclass with ``op = OpUnderTest(...)``, and ``backends`` if the op has not all of them."""
-
-    op: OpUnderTest
-    backends = ("torch", "cpp", "cuda")
-
-    def inputs(self, device, dtype=torch.float64, shape=None):
-        return self.op.inputs(shape or self.op.shapes[-1], dtype, device)
 
     # ---- values and gradients against the naive reference ----------------------------------------
 
@@ -128,21 +123,6 @@ class Battery:
         many = [torch.stack([t, 2 * t, -t]) for t in inputs]
         one_by_one = torch.stack([plain(*each) for each in zip(*many, strict=True)])
         close(torch.func.vmap(scalar)(*many), one_by_one, torch.float64)
-
-    def test_transforms_within_compile(self, backend, device):
-        torch._dynamo.reset()
-        keywords = self.op.variants[0]
-        inputs = self.inputs(device)
-        scalar = lambda *t: sum(x.sum() for x in self.op.differentiable(t, keywords))  # noqa: E731
-        forward_mode = lambda *t: torch.func.jvp(scalar, t, t)[1]  # noqa: E731
-        for transform in (torch.func.grad(scalar), forward_mode):
-            if self.op.numpy and transform is forward_mode:
-                with pytest.raises(RuntimeError, match="jvp"):
-                    transform(*inputs)
-                continue
-            compiled = torch.compile(transform, backend="aot_eager", fullgraph=self.op.compiles)
-            close(compiled(*inputs), transform(*inputs), torch.float64)
-            assert compiled(*inputs).abs().sum() > 0
 
     def test_forward_mode_over_a_backward_pass(self, backend, device):
         """A tangent that arrives with the gradient goes on."""
@@ -274,49 +254,3 @@ class Battery:
             for one, other in zip(results, expected, strict=True):
                 assert one.dtype == other.dtype
                 close(one, other, self.op.autocast)
-
-    # torch's own, after any graph break that leaves an intermediate tensor.
-    @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
-    def test_compiles_without_a_graph_break(self, backend, device):
-        torch._dynamo.reset()
-        keywords = self.op.variants[0]
-        call = lambda *t: [x * 2 for x in self.op.differentiable(t, keywords)]  # noqa: E731
-        compiled = torch.compile(call, fullgraph=self.op.compiles, backend="aot_eager")
-        inputs = leaves(self.inputs(device, torch.float32))
-        same = leaves(inputs)
-        sum(x.sum() for x in compiled(*inputs)).backward()
-        sum(x.sum() for x in call(*same)).backward()
-        for one, other in zip(inputs, same, strict=True):
-            close(one.grad, other.grad, torch.float32)
-
-    @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
-    def test_second_order_of_a_compiled_graph(self, backend, device):
-        """As without a compiler, or refused (aot_autograd refuses); never dropped."""
-        keywords = self.op.variants[0]
-        inputs = leaves(self.inputs(device))
-        call = lambda *t: sum(x.square().sum() for x in self.op.differentiable(t, keywords))  # noqa: E731
-
-        def second(f):
-            first = torch.autograd.grad(f(*inputs), inputs, create_graph=True)
-            return torch.autograd.grad(sum(x.square().sum() for x in first), inputs)
-
-        expected = second(call)
-        for compiler in ("eager", "aot_eager") if self.op.compiles else ("eager",):
-            torch._dynamo.reset()
-            compiled = torch.compile(call, fullgraph=self.op.compiles, backend=compiler)
-            if compiler == "aot_eager":
-                with pytest.raises(RuntimeError, match="double backward|not have been used"):
-                    second(compiled)
-                continue
-            for one, other in zip(second(compiled), expected, strict=True):
-                close(one, other, torch.float64)
-
-    # ---- the compiled operators themselves -------------------------------------------------------
-
-    def test_operators(self, backend, device):
-        """Schema, shapes and tracing of each operator, by torch's own checker."""
-        self.op.results(self.inputs(device, torch.float32), self.op.variants[0])
-        samples = [] if backend == "torch" else list(self.op.operator_samples(device))
-        assert samples or backend == "torch"
-        for operator, arguments in samples:
-            torch.library.opcheck(operator, arguments)
