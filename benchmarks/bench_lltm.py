@@ -44,14 +44,6 @@ class Tutorial(nn.Module):
         return torch.tanh(new_cell) * output_gate, new_cell
 
 
-class Ours(ops.LLTM):
-    """Of a sequence, the outputs and the last cell, as the tutorial's."""
-
-    def forward(self, input, state):
-        results = super().forward(input, state)
-        return results if input.dim() == 2 else (results[0], results[1].cell)
-
-
 def run() -> list[dict]:
     figures = []
     for backend in ("cpp", *(["cuda"] if torch.cuda.is_available() else [])):
@@ -91,8 +83,8 @@ def _race(backend: str, size: tuple[int, int, int], steps: int | None) -> list[d
     modules = {
         "Python": Tutorial(features, state_size).to(device),
         "compile": Tutorial(features, state_size).to(device),
-        "torch": Ours(features, state_size).to(device),
-        backend: Ours(features, state_size).to(device),
+        "torch": ops.LLTM(features, state_size).to(device),
+        backend: ops.LLTM(features, state_size).to(device),
     }
     modules["compile"] = torch.compile(modules["compile"], dynamic=False)
     backends = {"torch": "torch", backend: backend}
@@ -114,6 +106,8 @@ def _race(backend: str, size: tuple[int, int, int], steps: int | None) -> list[d
     def backward(name, wanted):
         with ops.use_backend(backends.get(name, "auto")):
             results = modules[name](input, (h, cell))
+        if isinstance(results[1], ops.LLTMState):  # of a sequence
+            results = results[0], results[1].cell
         leaves = [*modules[name].parameters(), *wanted]
         return lambda: torch.autograd.grad(results, leaves, (grad, grad_cell), retain_graph=True)
 

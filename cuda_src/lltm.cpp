@@ -77,7 +77,9 @@ template <typename T>
 void forward_cpu(const Params& params) {
   using A = acc_t<T>;
   const int64_t size = params.size;
-  cpu::RowBlocks(params.rows, size, kBlockElements).for_each([&](int64_t, int64_t from, int64_t to) {
+  const std::vector<T> zeros(params.recurrent ? 0 : 3 * size);
+  const cpu::RowBlocks blocks(params.rows, size, kBlockElements);
+  blocks.for_each([&](int64_t, int64_t from, int64_t to) {
     for (int64_t row = from; row < to; ++row) {
       T* gates = row_of<T>(params.gates, row, 3 * size);
       const T* recurrent = row_of<T>(params.recurrent, row, 3 * size);
@@ -85,7 +87,8 @@ void forward_cpu(const Params& params) {
       T* h = row_of<T>(params.h, row, size);
       T* cell = row_of<T>(params.cell, row, size);
       if (params.old_cell) widen(row_of<T>(params.old_cell, row, size), state, size);
-      forward_row(gates, recurrent, static_cast<const T*>(params.bias), state, h, cell, size);
+      forward_row(gates, recurrent ? recurrent : zeros.data(), static_cast<const T*>(params.bias),
+                  state, h, cell, size);
     }
   });
 }
@@ -96,7 +99,8 @@ void backward_cpu(const Params& params) {
   const int64_t size = params.size;
   const std::vector<T> zeros(params.grad_h && params.grad_next ? 0 : size);
   const auto or_zeros = [&](const T* row) { return row ? row : zeros.data(); };
-  cpu::RowBlocks(params.rows, size, kBlockElements).for_each([&](int64_t, int64_t from, int64_t to) {
+  const cpu::RowBlocks blocks(params.rows, size, kBlockElements);
+  blocks.for_each([&](int64_t, int64_t from, int64_t to) {
     for (int64_t row = from; row < to; ++row) {
       A* state = row_of<A>(params.state, row, size);
       if (params.grad_cell) {
@@ -161,6 +165,7 @@ struct Inputs {
   }
 
   MatrixOf of_h() const { return {weights, 3 * size, size, size + features, 0}; }
+  MatrixOf of_both() const { return {weights, 3 * size, size + features}; }
   MatrixOf of_input() const { return {weights, 3 * size, features, size + features, size}; }
 
   // Of the given columns for each row and step, with the dimensions of input.
@@ -173,6 +178,24 @@ struct Inputs {
     const std::array<int64_t, 2> sizes{rows, cols};
     return empty(sizes, dtype, input);
   }
+#ifndef USE_CUDA
+  // h and input side by side, of a single step.
+  Tensor joined() const {
+    const Tensor both = for_each_row(size + features, input.scalar_type());
+    const auto bytes = static_cast<int64_t>(input.element_size());
+    char* to = static_cast<char*>(both.mutable_data_ptr());
+    const auto append = [&](const Tensor& from, int64_t row, int64_t cols) {
+      std::memcpy(to, static_cast<const char*>(from.const_data_ptr()) + row * cols * bytes,
+                  static_cast<size_t>(cols * bytes));
+      to += cols * bytes;
+    };
+    for (int64_t row = 0; row < rows; ++row) {
+      append(h, row, size);
+      append(input, row, features);
+    }
+    return both;
+  }
+#endif
   Tensor state() const {
     const bool wide = input.scalar_type() == ScalarType::Double;
     return for_each_row(size, wide ? ScalarType::Double : ScalarType::Float);
@@ -191,20 +214,32 @@ std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& input, const Tensor& we
   const OnDeviceOf device(in.input);
   Tensor output = in.for_each_step(size), cells = in.for_each_step(size);
   Tensor gates = in.for_each_step(3 * size);
-  const Tensor recurrent = in.for_each_row(3 * size, in.input.scalar_type()), state = in.state();
-
-  multiply({in.input, steps * rows, in.features}, in.of_input().transposed(),
-           {gates, steps * rows, 3 * size});
+  const Tensor state = in.state();
+  Tensor recurrent;
+  bool joined = false;
+#ifndef USE_CUDA
+  joined = steps == 1;  // one product of both is faster than two
+#endif
+  if (joined) {
+    const Tensor both = in.joined();
+    multiply({both, rows, size + in.features}, in.of_both().transposed(), {gates, rows, 3 * size});
+  } else {
+    recurrent = in.for_each_row(3 * size, in.input.scalar_type());
+    multiply({in.input, steps * rows, in.features}, in.of_input().transposed(),
+             {gates, steps * rows, 3 * size});
+  }
   Params params{};
   params.rows = rows;
   params.size = size;
   params.bias = bias.const_data_ptr();
-  params.recurrent = recurrent.const_data_ptr();
+  params.recurrent = joined ? nullptr : recurrent.const_data_ptr();
   params.state = state.mutable_data_ptr();
   for (int64_t t = 0; t < steps; ++t) {
-    const MatrixOf before = t == 0 ? MatrixOf(in.h, rows, size)
-                                   : MatrixOf(output, rows, size, (t - 1) * rows * size);
-    multiply(before, in.of_h().transposed(), {recurrent, rows, 3 * size});
+    if (!joined) {
+      const MatrixOf before = t == 0 ? MatrixOf(in.h, rows, size)
+                                     : MatrixOf(output, rows, size, (t - 1) * rows * size);
+      multiply(before, in.of_h().transposed(), {recurrent, rows, 3 * size});
+    }
     params.gates = MatrixOf(gates, rows, 3 * size, t * rows * 3 * size).data;
     params.old_cell = t == 0 ? in.cell.const_data_ptr() : nullptr;
     params.h = MatrixOf(output, rows, size, t * rows * size).data;
@@ -243,8 +278,8 @@ std::vector<Tensor> backward(const std::optional<Tensor>& grad_output,
   const OnDeviceOf device(in.input);
   const ScalarType dtype = in.input.scalar_type();
   const Tensor grad_gates = in.for_each_step(3 * size), state = in.state();
-  const Tensor grad_old_cell = in.for_each_row(size, dtype);
-  Tensor next;
+  Tensor grad_old_cell, next;
+  if (needs_cell) grad_old_cell = in.for_each_row(size, dtype);
   if (steps > 1) next = in.for_each_row(size, dtype);
 
   const auto of_gates = [&](int64_t t) {
@@ -263,7 +298,7 @@ std::vector<Tensor> backward(const std::optional<Tensor>& grad_output,
     params.grad_next = params.last ? nullptr : next.const_data_ptr();
     params.grad_cell = params.last && grad_cell ? last_cell.const_data_ptr() : nullptr;
     params.grad_gates = of_gates(t).data;
-    params.grad_old_cell = t == 0 ? grad_old_cell.mutable_data_ptr() : nullptr;
+    params.grad_old_cell = t == 0 && needs_cell ? grad_old_cell.mutable_data_ptr() : nullptr;
     step_backward(dtype_of(in.input), params, device.stream());
   }
 
@@ -288,11 +323,7 @@ std::vector<Tensor> backward(const std::optional<Tensor>& grad_output,
     multiply(every.transposed(), {in.input, all, features},
              {gradient, 3 * size, features, size + features, size});
   }
-  if (needs_bias) {
-    constexpr int64_t kRows = 0;
-    const bool wide = bias.dim() == 2;  // (1, 3 size), as in the tutorial
-    gradients.push_back(torch::stable::sum(every.view(), IntHeaderOnlyArrayRef(&kRows, 1), wide));
-  }
+  if (needs_bias) gradients.push_back(column_sums(every, bias.sizes()));
   if (needs_h) {
     gradients.push_back(in.for_each_row(size, dtype));
     multiply(of_gates(0), in.of_h(), {gradients.back(), rows, size});

@@ -4,8 +4,8 @@
 // running state of a bytes an element:
 //   forward   6 s read and 5 s written; 2 a
 //   backward  5 s read and 3 s written (one s more after the last step); 2 a
-// An element is a thread's work, in packs where they fit; every element is written by the thread that
-// reads it, so that there is nothing to synchronise and nothing to add up between threads.
+// An element is a thread's work, in packs where they fit; each is written by the thread that reads
+// it, so that there is nothing to synchronise and nothing to add up between threads.
 #include "lltm.h"
 
 #include "common/cuda.cuh"
@@ -42,9 +42,12 @@ __global__ void __launch_bounds__(cuda::kMaxThreads) forward_kernel(Params param
     auto& output = pack_at<T, kWidth>(params.gates, gate + params.size);
     auto& candidate = pack_at<T, kWidth>(params.gates, gate + 2 * params.size);
     Pack<T, kWidth> pi = input, po = output, pz = candidate, h, cell;
-    const Pack<T, kWidth> ri = pack_at<T, kWidth>(params.recurrent, gate);
-    const Pack<T, kWidth> ro = pack_at<T, kWidth>(params.recurrent, gate + params.size);
-    const Pack<T, kWidth> rz = pack_at<T, kWidth>(params.recurrent, gate + 2 * params.size);
+    Pack<T, kWidth> ri{}, ro{}, rz{};
+    if (params.recurrent) {
+      ri = pack_at<T, kWidth>(params.recurrent, gate);
+      ro = pack_at<T, kWidth>(params.recurrent, gate + params.size);
+      rz = pack_at<T, kWidth>(params.recurrent, gate + 2 * params.size);
+    }
     const int64_t of_row = at - row * params.size;
     const Pack<T, kWidth> bi = pack_at<T, kWidth>(params.bias, of_row);
     const Pack<T, kWidth> bo = pack_at<T, kWidth>(params.bias, of_row + params.size);

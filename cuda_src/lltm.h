@@ -8,8 +8,8 @@
 
 namespace jitops::lltm {
 
-// One time step, everything between two matrix products. All matrices are dense, of the element type
-// T but those said to be of acc_t<T>, in which cells and their gradients are added up over time.
+// One time step, all between two matrix products. All matrices are dense, of the element type T but
+// those said to be of acc_t<T>, in which cells and their gradients are added up over time.
 //   gates (rows, 3 size): input gate i, output gate o, candidate z, before their functions
 //   cell = old_cell + elu(z) sigmoid(i);  h = tanh(cell) sigmoid(o)
 struct Params {
@@ -18,7 +18,7 @@ struct Params {
 
   // Forward: `gates` holds what the inputs give; the sum with the others is written to it.
   void* gates;            // (rows, 3 size)
-  const void* recurrent;  // (rows, 3 size): what the previous h gives
+  const void* recurrent;  // (rows, 3 size): what the previous h gives; null: `gates` has it already
   const void* bias;       // (3 size,)
   const void* old_cell;   // (rows, size): in step 0; null in all others, which find it in `state`
   void* state;            // (rows, size) of acc_t<T>: the running cell, or its gradient

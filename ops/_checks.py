@@ -89,6 +89,27 @@ def _autocast_device(tensors: dict[str, Any]) -> str | None:
     return device if device != "meta" and torch.is_autocast_enabled(device) else None
 
 
+def ready(first: Any, *others: Any) -> bool:
+    """Whether :func:`same_kind` holds and autocast is off: one cheap look, without words."""
+    if not isinstance(first, Tensor):
+        return False
+    dtype, device = first.dtype, first.device
+    for value in others:
+        if (
+            not isinstance(value, Tensor)
+            or value.dtype is not dtype
+            or value.device != device
+            or value.layout is not torch.strided
+        ):
+            return False
+    return (
+        dtype in FLOAT_DTYPES
+        and first.layout is torch.strided
+        and device.type != "meta"
+        and not torch.is_autocast_enabled(device.type)
+    )
+
+
 def same_kind(**tensors: Any) -> None:
     """The tensors are dense and floating, of one dtype and on one device.
 
@@ -98,18 +119,6 @@ def same_kind(**tensors: Any) -> None:
         ArgumentError: a layout other than strided, a device other than the first tensor's.
     """
     first_name, first = next(iter(tensors.items()))
-    if isinstance(first, Tensor) and first.dtype in FLOAT_DTYPES:
-        dtype, device = first.dtype, first.device
-        for value in tensors.values():
-            if (
-                not isinstance(value, Tensor)
-                or value.dtype is not dtype
-                or value.device != device
-                or value.layout is not torch.strided
-            ):
-                break
-        else:
-            return
     for name, value in tensors.items():
         if not isinstance(value, Tensor):
             raise ArgumentTypeError(f"{name} must be a torch.Tensor, got {type(value).__name__}")

@@ -161,6 +161,8 @@ def samples() -> Iterator[_checks.Sample]:
 def _checked(
     input: Tensor, weights: Tensor, bias: Tensor, h: Tensor, cell: Tensor, dim: int
 ) -> tuple[Tensor, ...]:
+    if _checks.ready(h, input, weights, bias, cell) and _fits(input, weights, bias, h, cell, dim):
+        return input, weights, bias, h, cell
     tensors = {"input": input, "weights": weights, "bias": bias, "h": h, "cell": cell}
     tensors = _checks.autocast(tensors)
     _checks.same_kind(**tensors)
@@ -192,13 +194,14 @@ def _checked(
 
 
 def _fits(input: Tensor, weights: Tensor, bias: Tensor, h: Tensor, cell: Tensor, dim: int) -> bool:
-    shape = h.shape
-    if input.dim() != dim or len(shape) != 2 or cell.shape != shape or not shape[1]:
+    shape, inputs, gates = h.shape, input.shape, bias.shape
+    if len(shape) != 2 or len(inputs) != dim or cell.shape != shape:
         return False
-    (batch, size), gates = shape, weights.shape
-    *_, rows, features = input.shape
+    batch, size = shape
     return (
-        rows == batch
-        and gates == (3 * size, size + features)
-        and bias.shape in ((1, 3 * size), (3 * size,))
+        size > 0
+        and inputs[-2] == batch
+        and weights.shape == (3 * size, size + inputs[-1])
+        and gates[-1:] == (3 * size,)
+        and (len(gates) == 1 or gates == (1, 3 * size))
     )

@@ -1,4 +1,4 @@
-// Small products of matrices in one thread, for a few million multiplications: there a library's own
+// Small products of matrices in one thread, of a few million multiplications: there a library's own
 // costs are as large as the work. Beyond, it is the better one.
 //
 // Every element of a result is added up in the order of the sum, whatever the sizes are.
@@ -94,6 +94,17 @@ JITOPS_KERNEL void multiply_dense(const Matrix<const A>& a, const Matrix<const A
       for (int64_t k = 0; k < a.cols; ++k) sum += a.at(i, k) * b.at(k, j);
       c.at(i, j) = sum;
     }
+  }
+}
+
+// Row by row: in a simple order, and for few rows only.
+template <typename A>
+JITOPS_KERNEL void sum_columns(const Matrix<const A>& a, A* sums) {
+  for (int64_t j = 0; j < a.cols; ++j) sums[j] = 0;
+  for (int64_t i = 0; i < a.rows; ++i) {
+    const A* row = a.data + i * a.row;
+#pragma omp simd
+    for (int64_t j = 0; j < a.cols; ++j) sums[j] += row[j];
   }
 }
 

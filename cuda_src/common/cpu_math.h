@@ -1,9 +1,9 @@
 // exp and its kin without branches or calls, so that loops over them vectorise: g++ does that to
 // libm's only under -ffast-math, which gives up NaN and infinity.
 //
-// exp(x) = 2^n exp(r) with |r| <= ln(2)/2, and exp(r) - 1 by its Taylor series, whose first term left
-// out is below half a unit in the last place. NaN stays NaN. Below the range of normal numbers exp is
-// zero; above it, which none of the functions here reaches, it is the end of that range.
+// exp(x) = 2^n exp(r) with |r| <= ln(2)/2, and exp(r) - 1 by its Taylor series, whose first term
+// left out is below half a unit in the last place. NaN stays NaN. Below the range of normal numbers
+// exp is zero; above it, which none of the functions here reaches, it is the end of that range.
 #pragma once
 
 #include "cpu.h"

@@ -79,4 +79,22 @@ inline void multiply(const MatrixOf& a, const MatrixOf& b, const MatrixOf& c) {
   to<Tensor>(stack[0]);  // the result is c again, and a reference to give back
 }
 
+// The sums of the columns of a dense matrix, with the given sizes.
+inline Tensor column_sums(const MatrixOf& a, IntHeaderOnlyArrayRef sizes) {
+#ifndef USE_CUDA
+  const ScalarType dtype = a.tensor->scalar_type();
+  if (a.rows <= 256 && (dtype == ScalarType::Float || dtype == ScalarType::Double)) {
+    Tensor out = empty(sizes, dtype, *a.tensor);
+    if (dtype == ScalarType::Float) {
+      cpu::sum_columns<float>(a.as<const float>(), static_cast<float*>(out.mutable_data_ptr()));
+    } else {
+      cpu::sum_columns<double>(a.as<const double>(), static_cast<double*>(out.mutable_data_ptr()));
+    }
+    return out;
+  }
+#endif
+  constexpr int64_t kRows = 0;
+  return torch::stable::sum(a.view(), IntHeaderOnlyArrayRef(&kRows, 1), sizes.size() == 2);
+}
+
 }  // namespace jitops
