@@ -178,24 +178,27 @@ struct Inputs {
     const std::array<int64_t, 2> sizes{rows, cols};
     return empty(sizes, dtype, input);
   }
+  // h and input side by side, where one product of both is faster than two: on the CPU, of a step.
+  std::optional<Tensor> joined() const {
 #ifndef USE_CUDA
-  // h and input side by side, of a single step.
-  Tensor joined() const {
-    const Tensor both = for_each_row(size + features, input.scalar_type());
-    const auto bytes = static_cast<int64_t>(input.element_size());
-    char* to = static_cast<char*>(both.mutable_data_ptr());
-    const auto append = [&](const Tensor& from, int64_t row, int64_t cols) {
-      std::memcpy(to, static_cast<const char*>(from.const_data_ptr()) + row * cols * bytes,
-                  static_cast<size_t>(cols * bytes));
-      to += cols * bytes;
-    };
-    for (int64_t row = 0; row < rows; ++row) {
-      append(h, row, size);
-      append(input, row, features);
+    if (steps == 1) {
+      const Tensor both = for_each_row(size + features, input.scalar_type());
+      const auto bytes = static_cast<int64_t>(input.element_size());
+      char* to = static_cast<char*>(both.mutable_data_ptr());
+      const auto append = [&](const Tensor& from, int64_t row, int64_t cols) {
+        std::memcpy(to, static_cast<const char*>(from.const_data_ptr()) + row * cols * bytes,
+                    static_cast<size_t>(cols * bytes));
+        to += cols * bytes;
+      };
+      for (int64_t row = 0; row < rows; ++row) {
+        append(h, row, size);
+        append(input, row, features);
+      }
+      return both;
     }
-    return both;
-  }
 #endif
+    return std::nullopt;
+  }
   Tensor state() const {
     const bool wide = input.scalar_type() == ScalarType::Double;
     return for_each_row(size, wide ? ScalarType::Double : ScalarType::Float);
@@ -215,14 +218,11 @@ std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& input, const Tensor& we
   Tensor output = in.for_each_step(size), cells = in.for_each_step(size);
   Tensor gates = in.for_each_step(3 * size);
   const Tensor state = in.state();
+  const std::optional<Tensor> joined = in.joined();
   Tensor recurrent;
-  bool joined = false;
-#ifndef USE_CUDA
-  joined = steps == 1;  // one product of both is faster than two
-#endif
   if (joined) {
-    const Tensor both = in.joined();
-    multiply({both, rows, size + in.features}, in.of_both().transposed(), {gates, rows, 3 * size});
+    multiply({*joined, rows, size + in.features}, in.of_both().transposed(),
+             {gates, rows, 3 * size});
   } else {
     recurrent = in.for_each_row(3 * size, in.input.scalar_type());
     multiply({in.input, steps * rows, in.features}, in.of_input().transposed(),
