@@ -16,7 +16,7 @@ import torch
 
 from benchmarks.common import child, table
 from ops import _extensions
-from ops.jit import _toolchain
+from ops.jit._compile import _toolchain
 
 OP = "improved_triplet_loss"
 

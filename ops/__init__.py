@@ -40,6 +40,7 @@ _PUBLIC = {
         "BackendWarning",
         "BuildError",
         "BuildTimeoutError",
+        "BundleError",
         "CacheError",
         "CacheWarning",
         "ConfigError",
@@ -48,6 +49,7 @@ _PUBLIC = {
         "GradientCheckError",
         "GradientError",
         "JitopsError",
+        "NotBuiltError",
         "ToolchainError",
     ),
 }

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from typing import Any
 from ops._errors import ConfigError, ConfigWarning
 
 BACKENDS = ("auto", "torch", "cpp", "cuda")
+SANITIZERS = ("address", "undefined", "leak", "thread")
 
 _TRUE = ("1", "true", "yes", "on")
 _FALSE = ("0", "false", "no", "off")
@@ -29,7 +31,14 @@ class Settings:
     force_cpu: bool
     strict: bool
     cache_dir: Path | None
+    cache_max_size: int
+    bundle: Path | None
+    build: str
     build_timeout: float
+    retry: bool
+    pch: bool
+    debug: bool
+    sanitize: tuple[str, ...]
     progress: bool
 
 
@@ -62,7 +71,7 @@ def _switch(text: str) -> bool:
     return lowered in _TRUE
 
 
-def _directory(text: str) -> Path:
+def _path(text: str) -> Path:
     try:
         path = Path(text).expanduser()
     except RuntimeError:  # no such user
@@ -77,6 +86,31 @@ def _seconds(text: str) -> float:
     if not 0 < value < float("inf"):
         raise ValueError(text)
     return value
+
+
+_UNITS = {"": 1, "k": 10, "m": 20, "g": 30, "t": 40}
+
+
+def size(text: str) -> int:
+    """``text``, like 500M or 2G, as bytes; :class:`ValueError` when it is none."""
+    matched = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(?:i?b)?", text.lower())
+    if matched is None:
+        raise ValueError(text)
+    unit = matched[2]
+    return round(float(matched[1]) * (1 << _UNITS[unit] if unit else 1))
+
+
+def _when_to_build(text: str) -> str:
+    if text not in ("auto", "never"):
+        raise ValueError(text)
+    return text
+
+
+def _sanitizers(text: str) -> tuple[str, ...]:
+    names = tuple(dict.fromkeys(name.strip() for name in text.split(",")))
+    if not set(names) <= set(SANITIZERS) or {"address", "thread"} <= set(names):
+        raise ValueError(text)
+    return names
 
 
 _A_SWITCH = "1 or 0 (also true/false, yes/no, on/off)"
@@ -108,7 +142,28 @@ VARIABLES = (
         None,
         "Where compiled extensions are kept.",
         "an absolute path (~ is allowed)",
-        _directory,
+        _path,
+    ),
+    Variable(
+        "cache_max_size",
+        2 << 30,
+        "Size of the cache, beyond which what was not used for longest goes; nothing in use does.",
+        "a size like 500M or 2G (powers of 1024)",
+        size,
+    ),
+    Variable(
+        "bundle",
+        None,
+        "A bundle to look into first: what `jitops bundle export` wrote, or that unpacked.",
+        "an absolute path (~ is allowed)",
+        _path,
+    ),
+    Variable(
+        "build",
+        "auto",
+        "`never`: what is not built yet is an error, and no compiler is run.",
+        "auto or never",
+        _when_to_build,
     ),
     Variable(
         "build_timeout",
@@ -116,6 +171,34 @@ VARIABLES = (
         "Seconds to wait for another process that builds the same extension.",
         "a positive number of seconds",
         _seconds,
+    ),
+    Variable(
+        "retry",
+        False,
+        "Try again to build what has failed, though nothing has changed since.",
+        _A_SWITCH,
+        _switch,
+    ),
+    Variable(
+        "pch",
+        True,
+        "Precompile `torch/extension.h` in the background when text with default headers is built.",
+        _A_SWITCH,
+        _switch,
+    ),
+    Variable(
+        "debug",
+        False,
+        "Build for debuggers: `-O0 -g`, and `-lineinfo` for CUDA.",
+        _A_SWITCH,
+        _switch,
+    ),
+    Variable(
+        "sanitize",
+        (),
+        "Build with sanitizers, as in `address,undefined`.",
+        f"some of {', '.join(SANITIZERS)}, with commas between, not both address and thread",
+        _sanitizers,
     ),
     Variable(
         "progress",

@@ -12,7 +12,9 @@
      ├── BackendUnavailableError         (also RuntimeError) the asked-for back end cannot run here
      ├── BuildError                      (also RuntimeError) an extension did not build or load
      │    ├── ToolchainError             no usable compiler, ninja, nvcc or architecture
-     │    └── BuildTimeoutError          another process has been building it for too long
+     │    ├── BuildTimeoutError          another process has been building it for too long
+     │    └── NotBuiltError              it is not built yet, and JITOPS_BUILD=never
+     ├── BundleError                     (also OSError)      a bundle cannot be read or written
      └── CacheError                      (also OSError)      no cache directory can be used
 
 Each also derives from the built-in error that tensor code would raise, so that an ``except
@@ -59,11 +61,14 @@ class BuildError(JitopsError, RuntimeError):
 
     Attributes:
         log: path of the whole build log, or ``None`` when nothing was run.
+        passing: whether it may go away with nothing changed, as a full disk does; such a failure is
+            not remembered.
     """
 
-    def __init__(self, message: str, log: str | None = None) -> None:
+    def __init__(self, message: str, log: str | None = None, passing: bool = True) -> None:
         super().__init__(message)
         self.log = log
+        self.passing = passing
 
 
 class ToolchainError(BuildError):
@@ -74,8 +79,16 @@ class BuildTimeoutError(BuildError):
     """Another process has been building the same extension for too long."""
 
 
+class NotBuiltError(BuildError):
+    """An extension is not in the cache, and ``JITOPS_BUILD=never`` forbids to build it."""
+
+
 class CacheError(JitopsError, OSError):
     """No directory can be used as the cache."""
+
+
+class BundleError(JitopsError, OSError):
+    """A bundle cannot be written, read or trusted, or is damaged."""
 
 
 class BackendWarning(UserWarning):

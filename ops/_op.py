@@ -13,7 +13,8 @@ from torch import Tensor
 from ops import _backend, _config, _extensions
 from ops._backend import DEVICE_OF, Choice
 from ops._errors import BackendUnavailableError, BackendWarning, JitopsError
-from ops.jit import Extension, _hardware, _toolchain
+from ops.jit import Extension
+from ops.jit._compile import _hardware, _toolchain
 
 Source = Extension | Callable[[], Extension]
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import ops
-from ops import _check_command
+from ops._commands import _build, _bundle, _cache, _check, _doctor
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -40,7 +40,9 @@ def _parser() -> argparse.ArgumentParser:
         description="Compile the improved triplet loss, train an embedding of scikit-learn's "
         "handwritten digits with it, compiled and pure torch in turn, and draw the result.",
     )
-    demo.add_argument("--steps", type=_positive, default=400, help="of training (default: 400)")
+    demo.add_argument(
+        "--steps", type=_build.positive, default=400, help="of training (default: 400)"
+    )
     demo.add_argument(
         "--output",
         type=Path,
@@ -53,25 +55,13 @@ def _parser() -> argparse.ArgumentParser:
     explain.add_argument("ops", nargs="*", metavar="OP", help="ops to explain (default: all)")
     explain.set_defaults(run=lambda options: print(ops.explain(*options.ops)))
 
-    check = commands.add_parser(
-        "check",
-        help="check the gradients of the ops, or of a function of yours",
-        description="Check gradients on every back end that can run: against finite differences, "
-        "in second order, in forward mode, in every layout and dtype. Status 1 if one is wrong.",
-    )
-    _check_command.add_arguments(check)
-    check.set_defaults(run=_check_command.main)
+    for command in (_doctor, _build, _cache, _bundle, _check):
+        command.add_to(commands)
     return parser
 
 
 def _demo(options: argparse.Namespace) -> None:
-    from ops import _demo
+    from ops._commands import _demo
 
     output = options.output.resolve()
     _demo.main(options.steps, output / "jitops_demo.png" if output.is_dir() else output)
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, got {text!r}")
-    return int(text)

@@ -20,7 +20,7 @@ import torch  # noqa: E402
 
 import ops  # noqa: E402
 from ops import _config  # noqa: E402
-from ops.jit import _toolchain  # noqa: E402
+from ops.jit._compile import _toolchain  # noqa: E402
 
 DEVICES = {"torch": "cpu", "cpp": "cpu", "cuda": "cuda"}
 

@@ -574,9 +574,9 @@ def test_command_on_all_ops(capsys):
 
 
 def _samples():
-    from ops import _check_command
+    from ops._commands import _check
 
-    return _check_command.names()
+    return _check.names()
 
 
 def test_every_op_has_samples():

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from ops import _extensions
-from ops.jit import _toolchain
+from ops.jit._compile import _toolchain
 
 pytestmark = pytest.mark.nvcc
 

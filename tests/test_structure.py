@@ -19,11 +19,22 @@ PUBLIC = sorted(path.stem for path in PACKAGE.glob("[a-z]*.py") if path.stem != 
 LAYERS = (
     {"ops._errors"},
     {"ops._config"},
-    {f"ops.jit.{name}" for name in ("_diagnose", "_hardware", "_lock", "_roots", "_spec")},
-    {"ops.jit._progress", "ops.jit._toolchain"},
-    {"ops.jit._build", "ops.jit._store"},  # one knows no cache, the other no C++
-    {"ops.jit._key"},
+    {"ops.jit._spec"},
+    {"ops.jit._cache", *(f"ops.jit._cache.{name}" for name in ("_memory", "_roots", "_usage"))},
+    {"ops.jit._cache._lock", "ops.jit._cache._staging"},
+    {"ops.jit._cache._store"},
+    {f"ops.jit._cache.{name}" for name in ("_bundle", "_inventory", "_notes")},
+    {"ops.jit._compile", "ops.jit._compile._diagnose", "ops.jit._compile._hardware"},
+    {f"ops.jit._compile.{name}" for name in ("_failed", "_progress", "_toolchain")},
+    {"ops.jit._compile._ninja", "ops.jit._compile._sandbox"},
+    {"ops.jit._compile._headers"},
+    {"ops.jit._compile._build"},
+    {"ops.jit._key", "ops.jit._debug", "ops.jit._compile_commands"},
+    {"ops.jit._facts", "ops.jit._library", "ops.jit._precompiled"},
+    {"ops.jit._lookup", "ops.jit._why"},
+    {"ops.jit._miss"},
     {"ops.jit._extension"},
+    {"ops.jit._drop_in"},
     {"ops.jit"},
     {"ops._arrays", "ops._autograd", "ops._checks", "ops._extensions"},
     {"ops._backend", "ops.from_numpy"},
@@ -35,7 +46,11 @@ LAYERS = (
     {"ops._gradcheck._consistency", "ops._gradcheck._derivatives"},
     {"ops._explain", *(f"ops.{op}" for op in PUBLIC if op != "from_numpy")},
     {"ops"},
-    {"ops._check_command", "ops._demo"},
+    {"ops._commands", "ops._commands._build", "ops._commands._check"},
+    {f"ops._commands.{name}" for name in ("_bundle", "_cache", "_demo", "_doctor_of")},
+    {"ops._commands._doctor_of._finding"},
+    {f"ops._commands._doctor_of.{name}" for name in ("_cache", "_machine", "_tools")},
+    {"ops._commands._doctor"},
     {"ops.cli"},
     {"ops.__main__"},
 )
@@ -81,12 +96,22 @@ def test_imports_point_one_way(name):
 
 @pytest.mark.parametrize("name", MODULES)
 def test_only_the_build_imports_cpp_extension(name):
-    if name != "ops.jit._build":
+    if name != "ops.jit._compile._sandbox":
         assert not any("cpp_extension" in imported for imported in imports_of(name))
 
 
+def test_the_cache_knows_no_compiler_and_the_compilers_no_cache():
+    for name in MODULES:
+        room, _, _ = name.removeprefix("ops.jit._").partition(".")
+        for imported in imports_of(name):
+            assert not (
+                room == "cache" and imported.startswith(("ops.jit._compile", "ops.jit._spec"))
+            )
+            assert not (room == "compile" and imported.startswith("ops.jit._cache"))
+
+
 def test_the_loader_knows_no_op():
-    for path in (PACKAGE / "jit").glob("*.py"):
+    for path in (PACKAGE / "jit").rglob("*.py"):
         for op in OPS:
             assert op not in path.read_text(), path
 

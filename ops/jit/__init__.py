@@ -1,25 +1,21 @@
 """Compile C++ and CUDA when first needed, and keep the result for good.
 
 :class:`Extension` is the loader that the built-in ops use; :func:`files` and :func:`text` make one,
-for ops of your own. :func:`load` and :func:`load_inline` take the arguments of their namesakes in
-:mod:`torch.utils.cpp_extension`, and build and load at once. This package knows nothing of any op.
+for ops of your own. :func:`load` and :func:`load_inline` take the place of their namesakes in
+:mod:`torch.utils.cpp_extension`: same arguments, same results. Nothing here knows of any op.
 """
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import ModuleType
-from typing import ParamSpec
 
 from ops.jit import _spec
+from ops.jit._drop_in import load, load_inline
 from ops.jit._extension import Extension
 from ops.jit._spec import Spec
 
 __all__ = ["Extension", "Spec", "files", "load", "load_inline", "text"]
-
-P = ParamSpec("P")
 
 
 def files(
@@ -96,21 +92,3 @@ def text(
         no_implicit_headers=no_implicit_headers,
     )
     return Extension(spec)
-
-
-def _at_once(make: Callable[P, Extension], name: str) -> Callable[P, ModuleType | Path]:
-    @functools.wraps(make)
-    def load(*arguments: P.args, **keywords: P.kwargs) -> ModuleType | Path:
-        return make(*arguments, **keywords).load()
-
-    load.__name__ = load.__qualname__ = name
-    load.__annotations__["return"] = "ModuleType | Path"
-    load.__doc__ = f"""Build the extension that :func:`{make.__name__}` describes, or load it.
-
-    Takes what :func:`{make.__name__}` takes, and returns what :meth:`Extension.load` returns.
-    """
-    return load
-
-
-load = _at_once(files, "load")
-load_inline = _at_once(text, "load_inline")

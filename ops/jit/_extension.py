@@ -1,27 +1,16 @@
-"""From a spec to a loaded library: find, else lock, find again, build, publish."""
+"""An extension, found or built, and loaded."""
 
 from __future__ import annotations
 
-import importlib.machinery
-import importlib.util
-import os
-import threading
-import time
 from pathlib import Path
 from types import ModuleType
 
-import torch
-
 from ops import _config
-from ops._errors import BuildError, CacheError, JitopsError
-from ops.jit import _key, _roots, _store
+from ops._errors import BuildError, CacheError
+from ops.jit import _debug, _key, _library, _lookup
+from ops.jit._cache import _store
+from ops.jit._compile import _toolchain
 from ops.jit._spec import Spec
-
-# What this process has loaded, by the entry's folder: a library is initialised once.
-_loaded: dict[Path, ModuleType | Path] = {}
-_loading = threading.RLock()
-# A thread that holds it is not there in a forked child, and would never give it back.
-os.register_at_fork(after_in_child=lambda: globals().update(_loading=threading.RLock()))
 
 
 class Extension:
@@ -29,112 +18,111 @@ class Extension:
 
     Args:
         spec: what to compile.
+        instead: what serves as well, best first, where it is built and ``spec`` is not and cannot
+            be: in a bundle, under ``JITOPS_BUILD=never``, without a compiler.
 
     A second :meth:`load`, in this process or any later one, runs no compiler, no ninja and no
-    other program, takes no lock and writes nothing. It does check, by content, that sources,
-    headers, flags, compilers, torch and the rest of :mod:`ops.jit._key` are those of the build,
-    and that the library is byte for byte the one that was built.
+    other program, and waits for no lock. It does check, by content, that sources, headers, flags,
+    compilers, torch and the rest of :mod:`ops.jit._key` are those of the build, and that the
+    library is byte for byte the one that was built. An edited source is built anew, and takes the
+    place of what was loaded.
     """
 
-    def __init__(self, spec: Spec) -> None:
+    def __init__(self, spec: Spec, instead: tuple[Spec, ...] = ()) -> None:
         self.spec = spec
+        self.instead = instead
 
     @property
     def name(self) -> str:
         """The extension's name."""
         return self.spec.name
 
+    @property
+    def in_force(self) -> Spec:
+        """What is compiled: ``spec``, with what ``JITOPS_DEBUG`` and ``JITOPS_SANITIZE`` add."""
+        return _debug.in_force(self.spec)
+
     def find(self) -> Path | None:
         """The built library in the cache, verified; ``None`` if it would have to be built."""
-        entry = self._find(_key.digest(_key.request(self.spec)), ask=False)
+        entry = self._find(_key.digest(_key.request(self.in_force)))
         return entry.library if entry else None
 
-    def load(self) -> ModuleType | Path:
+    def load(self, *, verbose: bool = False) -> ModuleType | Path:
         """Build if need be, and load.
+
+        Args:
+            verbose: say what is done, and pass on what the compilers say.
 
         Returns:
             The Python module, or with ``is_python_module=False`` the library's path, its operators
-            being registered in :data:`torch.ops`.
+            being registered in :data:`torch.ops`; with ``is_standalone`` the program's.
 
         Raises:
             ToolchainError: it is not built yet, and a tool to build it with is missing.
+            NotBuiltError: it is not built yet, and ``JITOPS_BUILD=never``.
             BuildError: it does not compile, link or load.
             BuildTimeoutError: another process has been building it for too long.
             CacheError: there is nowhere to keep it.
         """
-        asked = _key.request(self.spec)
-        digest = _key.digest(asked)
-        with _loading:
-            entry = self._find(digest, ask=False)
-            return self._open(entry) if entry else self._build(asked, digest)
-
-    def _find(self, digest: str, ask: bool) -> _store.Entry | None:
-        return _store.find(self.name, digest, lambda m: _key.accepts(self.spec, m, ask))
-
-    def _build(self, asked: dict[str, object], digest: str) -> ModuleType | Path:
-        root = _roots.writable_root()
-        try:
-            return self._build_in(root, asked, digest)
-        except JitopsError:
-            raise
-        except OSError as error:
-            raise CacheError(f"{self.name} cannot be kept in {root}: {error}") from error
-
-    def _build_in(self, root: Path, asked: dict[str, object], digest: str) -> ModuleType | Path:
-        from ops.jit import _build, _lock, _progress  # a hit needs none of them
-
-        timeout = _config.settings().build_timeout
-        path = _store.lock_path(root, self.name, digest)
-        with _lock.exclusive(path, self.name, timeout, _progress.say):
-            entry = self._find(digest, ask=True)
-            if entry:
-                _key.remember_compilers(self.spec, root)
-                return self._open(entry)
-            with _store.staging(root, self.name, digest) as folder:
-                log = _store.log_path(root, self.name, digest)
-                started = time.time()
-                built = _build.build(self.spec, folder, _key.architectures(self.spec), log)
-                changed = _key.changed(self.spec, digest, built.headers, started)
-                if changed:
-                    raise BuildError(
-                        f"{self.name}: {changed} changed while it was being compiled, so that the "
-                        f"result cannot be trusted and was dropped. Run this again"
-                    )
-                about = {
-                    "request": asked,
-                    "module": built.library.name.partition(".")[0],
-                    "seconds": round(built.seconds, 3),
-                    "built": time.time(),
-                }
-                facts = _key.facts(self.spec, built.headers)
-                entry = _store.publish(root, self.name, digest, folder, built.library, facts, about)
-            _key.remember_compilers(self.spec, root)
-            # torch has loaded the library it built; renaming its folder does not change that.
-            _loaded[entry.folder] = built.module or entry.library
-            return _loaded[entry.folder]
-
-    def _open(self, entry: _store.Entry) -> ModuleType | Path:
-        if entry.folder not in _loaded:
+        spec = self.in_force
+        for _ in range(3):
+            entry = self._entry(spec, verbose)
             try:
-                _loaded[entry.folder] = self._dlopen(entry)
+                return _library.load(spec, entry)
+            except _library.Vanished:
+                continue
             except (OSError, ImportError) as error:
-                from ops.jit._diagnose import all_of, diagnose
+                if isinstance(error, BuildError):
+                    raise
+                raise _refused(spec, entry, error) from error
+        raise CacheError(f"{self.name} is deleted as soon as it is built: is the cache too small?")
 
-                said = diagnose(all_of(error), lambda file, line: None)
-                raise BuildError(
-                    f"{self.name} was built but does not load:\n{said}\n  library: {entry.library}"
-                ) from error
-        return _loaded[entry.folder]
+    def build(self, *, verbose: bool = False, retry: bool = False) -> Path:
+        """Build if need be, and load nothing: for images, and for machines without a GPU.
 
-    def _dlopen(self, entry: _store.Entry) -> ModuleType | Path:
-        if not self.spec.is_python_module:
-            torch.ops.load_library(str(entry.library))
-            return entry.library
-        name = str(entry.manifest["module"])
-        loader = importlib.machinery.ExtensionFileLoader(name, str(entry.library))
-        spec = importlib.util.spec_from_file_location(name, entry.library, loader=loader)
-        if spec is None:
-            raise ImportError(f"no import spec for {entry.library}")
-        module = importlib.util.module_from_spec(spec)
-        loader.exec_module(module)
-        return module
+        Args:
+            verbose: say what is done, and pass on what the compilers say.
+            retry: try again what has failed, though nothing has changed.
+
+        Returns:
+            The library. Raises what :meth:`load` raises.
+        """
+        return self._entry(self.in_force, verbose, retry).library
+
+    def _entry(self, spec: Spec, verbose: bool, retry: bool = False) -> _store.Entry:
+        asked = _key.request(spec)
+        digest = _key.digest(asked)
+        entry = self._find(digest)
+        if entry is None:
+            from ops.jit import _miss  # a hit needs none of it
+
+            return _miss.build(spec, asked, digest, verbose=verbose, retry=retry)
+        if verbose:
+            from ops.jit._compile import _progress
+
+            _progress.say(f"{spec.name} is in the cache: {entry.library}")
+        return entry
+
+    def _find(self, digest: str) -> _store.Entry | None:
+        entry = _lookup.find(self.in_force, digest)
+        if entry is None and self.instead and _cannot_build():
+            for spec in map(_debug.in_force, self.instead):
+                entry = entry or _lookup.find(spec, _key.digest(_key.request(spec)))
+        return entry
+
+
+def _cannot_build() -> bool:
+    settings = _config.settings()
+    never = settings.build == "never"
+    return never or settings.bundle is not None or _toolchain.cxx() is None
+
+
+def _refused(spec: Spec, entry: _store.Entry, error: Exception) -> BuildError:
+    """What the dynamic linker has against it."""
+    from ops.jit._compile._diagnose import all_of, diagnose
+
+    said = diagnose(all_of(error), lambda file, line: None)
+    return BuildError(
+        f"{spec.name} was built but does not load:\n{said}\n  library: {entry.library}",
+        passing=said.passing,
+    )

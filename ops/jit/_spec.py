@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,7 +12,9 @@ from typing import Any
 from ops._errors import ArgumentError, ArgumentTypeError
 
 CUDA_SUFFIXES = (".cu", ".cuh")
-SUFFIXES = (".cpp", ".cc", ".cxx", ".c", ".cu")
+SUFFIXES = (".cpp", ".cc", ".cxx", ".c", *CUDA_SUFFIXES)
+# What ninja, or its reading of the compilers' lists of headers, cannot pass on.
+_NO_PATH = frozenset("$\n\r\t'\"&;*^`<>|?\\\0")
 
 
 @dataclass(frozen=True)
@@ -31,7 +34,10 @@ class Spec:
     extra_cuda_cflags: tuple[str, ...] = ()
     extra_ldflags: tuple[str, ...] = ()
     extra_include_paths: tuple[Path, ...] = ()
+    with_cuda: bool | None = None
     is_python_module: bool = True
+    is_standalone: bool = False
+    with_pytorch_error_handling: bool = True
     no_implicit_headers: bool = False
 
     def __post_init__(self) -> None:
@@ -47,15 +53,26 @@ class Spec:
             )
         objects = [(path.stem, path.suffix in CUDA_SUFFIXES) for path in self.sources]
         for path, built in zip(self.sources, objects, strict=True):
-            if not path.is_file():
+            if not os.path.isfile(path):  # unlike Path.is_file, never raises
                 raise ArgumentError(f"sources must be files, got {str(path)!r}")
             if path.suffix not in SUFFIXES:
                 raise ArgumentError(f"sources must end in {', '.join(SUFFIXES)}, got {str(path)!r}")
             if objects.count(built) > 1:
                 raise ArgumentError(f"sources must have distinct names, got {path.stem!r} twice")
+            if ":" in str(path):
+                raise ArgumentError(f"sources must be without colon in their paths, got {path}")
         for path in (*self.sources, *self.extra_include_paths):
-            if any(character in str(path) for character in "$\n"):
-                raise ArgumentError(f"paths must be without $ and newline, got {str(path)!r}")
+            if odd := sorted(_NO_PATH & set(str(path))):
+                raise ArgumentError(f"paths must be without {' '.join(odd)!r}, got {str(path)!r}")
+        for field in ("is_python_module", "is_standalone", *_SWITCHES):
+            value = getattr(self, field)
+            if not isinstance(value, bool) and not (field == "with_cuda" and value is None):
+                raise ArgumentTypeError(f"{field} must be True or False, got {value!r}")
+        if self.is_standalone and (self.is_python_module or self.inline):
+            raise ArgumentError(
+                "is_standalone must come with is_python_module=False and source files: it makes "
+                "a program"
+            )
 
     @property
     def inline(self) -> bool:
@@ -63,8 +80,10 @@ class Spec:
         return not self.sources
 
     @property
-    def with_cuda(self) -> bool:
-        """Whether nvcc has a part in the build."""
+    def uses_cuda(self) -> bool:
+        """Whether CUDA's headers and libraries have a part in the build."""
+        if self.with_cuda is not None:
+            return self.with_cuda
         return bool(self.cuda_sources) or any(p.suffix in CUDA_SUFFIXES for p in self.sources)
 
     @property
@@ -78,7 +97,10 @@ class Spec:
     def header_roots(self) -> tuple[Path, ...]:
         """Folders whose headers belong to the extension, in the order they are recorded."""
         folders = [*self.extra_include_paths, *(path.parent for path in self.sources)]
-        return tuple(dict.fromkeys(folder.resolve() for folder in folders))
+        return tuple(dict.fromkeys(folders))
+
+
+_SWITCHES = ("with_cuda", "with_pytorch_error_handling", "no_implicit_headers")
 
 
 def texts(argument: str, value: str | Sequence[str] | None) -> tuple[str, ...]:
@@ -86,7 +108,7 @@ def texts(argument: str, value: str | Sequence[str] | None) -> tuple[str, ...]:
     if value is None:
         return ()
     if isinstance(value, str):
-        return (value,)
+        value = [value]
     return _strings(argument, value)
 
 
@@ -97,11 +119,11 @@ def flags(argument: str, value: Sequence[str] | None) -> tuple[str, ...]:
     return _strings(argument, () if value is None else value)
 
 
-def paths(argument: str, value: str | Path | Sequence[str | Path] | None) -> tuple[Path, ...]:
+def paths(argument: str, value: Any) -> tuple[Path, ...]:
     """Paths, made absolute."""
     if value is None:
         return ()
-    if isinstance(value, (str, Path)):
+    if isinstance(value, (str, os.PathLike)):
         value = [value]
     value = _sequence(argument, value)
     return tuple(Path(_path(argument, item)).absolute() for item in value)
@@ -114,8 +136,14 @@ def bindings(
     if value is None:
         return None
     if isinstance(value, Mapping):
-        return tuple((str(name), str(doc)) for name, doc in value.items())
-    return tuple((name, name) for name in texts("functions", value))
+        _strings("functions", [*value.keys(), *value.values()])
+        found = tuple(value.items())
+    else:
+        found = tuple((name, name) for name in texts("functions", value))
+    for name, _ in found:
+        if not re.fullmatch(r"[\w:<>, ]+", name):
+            raise ArgumentError(f"functions must be names of C++ functions, got {name!r}")
+    return found
 
 
 def _strings(argument: str, value: Sequence[str]) -> tuple[str, ...]:
@@ -124,6 +152,14 @@ def _strings(argument: str, value: Sequence[str]) -> tuple[str, ...]:
             raise ArgumentTypeError(
                 f"{argument} must hold strings only, got {type(item).__name__} in it"
             )
+        if "\0" in item:
+            raise ArgumentError(f"{argument} must hold text without NUL characters, got {item!r}")
+        try:
+            item.encode()
+        except UnicodeEncodeError:
+            raise ArgumentError(
+                f"{argument} must hold text that UTF-8 can encode, got {item!r}"
+            ) from None
     return tuple(value)
 
 
@@ -133,7 +169,7 @@ def _sequence(argument: str, value: Sequence[Any]) -> Sequence[Any]:
     return value
 
 
-def _path(argument: str, value: str | Path) -> str | Path:
-    if not isinstance(value, (str, Path)):
+def _path(argument: str, value: Any) -> str:
+    if not isinstance(value, (str, os.PathLike)) or not isinstance(os.fspath(value), str):
         raise ArgumentTypeError(f"{argument} must be paths, got {type(value).__name__}")
-    return value
+    return os.fspath(value)

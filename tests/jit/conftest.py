@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from ops import _config
-from ops.jit import _extension, _roots
+from ops.jit import _library
+from ops.jit._cache import _roots
 
 
 @pytest.fixture
@@ -14,7 +15,7 @@ def cache(tmp_path, monkeypatch):
     folder = tmp_path / "cache"
     with monkeypatch.context() as m:
         m.setenv("JITOPS_CACHE_DIR", str(folder))
-        m.setattr(_extension, "_loaded", {})
+        m.setattr(_library, "_loaded", {})
         _config.settings.cache_clear()
         _roots._trusted.cache_clear()
         yield folder

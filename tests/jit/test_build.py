@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import ops
-from ops.jit import _extension, load, load_inline
+from ops.jit import _library, load, load_inline
 from tests.helpers import environment, path_without, run
 from tests.jit.support import ANSWER, COMPILER, answer, entries, extension, leftovers
 
@@ -92,7 +92,7 @@ PyMODINIT_FUNC GLUE(PyInit_, TORCH_EXTENSION_NAME)() {
 def test_python_modules(cache, monkeypatch):
     """Built, from the cache, and a second source of the same name in the same process."""
     for value in (1, 2, 1):
-        monkeypatch.setattr(_extension, "_loaded", {} if value == 1 else _extension._loaded)
+        monkeypatch.setattr(_library, "_loaded", {} if value == 1 else _library._loaded)
         module = load_inline("module_of_mine", PYTHON_MODULE % value, no_implicit_headers=True)
         assert module.answer == value
     assert len(entries(cache)) == 2
@@ -209,7 +209,7 @@ def test_compilers_with_arguments(cache, source, monkeypatch):
     [
         (["a.cpp", "a.cc"], "sources must have distinct names, got 'a' twice"),
         (["x.txt"], r"sources must end in \.cpp"),
-        (["b$.cpp"], r"paths must be without \$ and newline"),
+        (["b$.cpp"], r"paths must be without '\$', got"),
     ],
 )
 def test_unusable_sources(tmp_path, names, text):

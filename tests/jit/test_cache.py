@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from ops import _config
-from ops.jit import _extension
+from ops.jit import _library
 from tests.helpers import run
 from tests.jit.support import ANSWER, COMPILER, answer, entries, extension, leftovers
 
@@ -28,14 +28,15 @@ def test_builds_once(cache, source):
 
 
 HIT = """
-    import sys
+    import fcntl, sys
     events, active = [], [False]
     def watch(event, args):
         if not active[0]:
             return
         if event in ("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.fork",
                      "os.mkdir", "os.rename", "os.remove", "os.chmod", "fcntl.flock"):
-            events.append((event, args))
+            if args[1:] != (fcntl.LOCK_SH | fcntl.LOCK_NB,):  # it never waits
+                events.append((event, args))
         if event == "open" and isinstance(args[1], str) and set(args[1]) & set("wax+"):
             events.append((event, args))
     sys.addaudithook(watch)
@@ -49,14 +50,23 @@ HIT = """
 
 
 def test_a_hit_needs_nothing(cache, source, tmp_path):
-    """No ninja, compiler, subprocess, lock, write or cpp_extension, and nothing on PATH."""
+    """No ninja, compiler, subprocess, waiting or cpp_extension, and nothing on PATH.
+
+    What it changes is that it is counted.
+    """
     values = {"source": str(source), "include": str(source.parent / "include")}
     run(HIT.format(watched=False, **values), JITOPS_CACHE_DIR=cache)
-    before = sorted((p, p.stat().st_mtime_ns) for p in cache.rglob("*"))
+
+    def files():
+        return sorted((p, p.stat().st_mtime_ns) for p in cache.rglob("*") if p.name != "used")
+
+    (used,) = cache.glob("*/*/used")
+    before = files()
     for path in (os.environ["PATH"], str(tmp_path)):
         out, _ = run(HIT.format(watched=True, **values), JITOPS_CACHE_DIR=cache, PATH=path)
         assert out.strip() == "[] [] False"
-    assert sorted((p, p.stat().st_mtime_ns) for p in cache.rglob("*")) == before
+    assert files() == before
+    assert used.read_bytes() == b"..."
 
 
 def test_times_and_places_do_not_matter(cache, source, tmp_path, monkeypatch):
@@ -183,7 +193,7 @@ def retype(library, manifest):
 def test_damage_is_rebuilt_never_loaded(cache, source, monkeypatch, damage):
     library = extension(source).load()
     damage(library, library.parent / "manifest.json")
-    monkeypatch.setattr(_extension, "_loaded", {})
+    monkeypatch.setattr(_library, "_loaded", {})
     assert extension(source).find() is None
     again = extension(source).load()
     assert answer(again) == 42
@@ -195,7 +205,7 @@ def test_interrupted_publish_leaves_nothing(cache, source, monkeypatch):
     """An exception at every step of publishing: no entry, no staging folder, and then it works."""
     for step in ("rename", "fsync"):
         with monkeypatch.context() as m:
-            m.setattr(f"ops.jit._store.os.{step}", lambda *a: 1 / 0)
+            m.setattr(f"ops.jit._cache._store.os.{step}", lambda *a: 1 / 0)
             with pytest.raises(ZeroDivisionError):
                 extension(source).load()
         assert entries(cache) == []

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 import ops
-from ops.jit import Spec, _key
+from ops.jit import Spec, _facts, _key
+from ops.jit._compile import _hardware
 from tests.jit.support import ANSWER
 
 pytestmark = pytest.mark.cpp
@@ -18,6 +19,10 @@ REQUEST_CHANGES = {
     "cflags": lambda s, m: s.update(extra_cflags=("-O2",)),
     "ldflags": lambda s, m: s.update(extra_ldflags=("-lm",)),
     "cuda_cflags": lambda s, m: s.update(extra_cuda_cflags=("-O2",)),
+    "linked": lambda s, m: s["sources"][0].with_suffix(".o").write_bytes(b"x"),
+    "cuda": lambda s, m: s.update(with_cuda=True),
+    "error_handling": lambda s, m: s.update(with_pytorch_error_handling=False),
+    "standalone": lambda s, m: s.update(is_standalone=True),
     "torch": lambda s, m: m.setattr("torch.__version__", "9.9"),
     "cxx11_abi": lambda s, m: m.setattr("torch.compiled_with_cxx11_abi", lambda: "other"),
     "python": lambda s, m: s.update(is_python_module=True),
@@ -30,7 +35,12 @@ REQUEST_CHANGES = {
 
 @pytest.mark.parametrize("field", REQUEST_CHANGES)
 def test_every_part_of_the_request_counts(source, monkeypatch, field):
-    fields = {"name": "answer", "sources": (source,), "is_python_module": False}
+    fields = {
+        "name": "answer",
+        "sources": (source,),
+        "extra_ldflags": (str(source.with_suffix(".o")),),
+        "is_python_module": False,
+    }
     before = _key.request(Spec(**fields))
     assert _key.digest(before) == _key.digest(_key.request(Spec(**fields)))
     REQUEST_CHANGES[field](fields, monkeypatch)
@@ -42,7 +52,7 @@ def test_every_part_of_the_request_counts(source, monkeypatch, field):
 def test_every_part_of_the_request_is_tested():
     """Those not above have a test of their own, named here."""
     spec = Spec(name="x", cpp_sources=("",), functions=(("f", "f"),))
-    own = {"cpp_sources", "cuda_sources", "functions", "implicit_headers", "cpu", "architectures"}
+    own = {"cpp_sources", "cuda_sources", "functions", "implicit_headers", "cpu"}
     assert set(_key.request(spec)) == set(REQUEST_CHANGES) | own
 
 
@@ -62,20 +72,39 @@ def test_instruction_set_counts_only_where_native(monkeypatch):
     native = Spec(name="x", cpp_sources=("a",), extra_cflags=("-march=native",))
     assert _key.request(Spec(name="x", cpp_sources=("a",)))["cpu"] == []
     before = _key.digest(_key.request(native))
-    monkeypatch.setattr("ops.jit._hardware.cpu_features", lambda: frozenset({"other"}))
+    monkeypatch.setattr("ops.jit._compile._hardware.cpu_features", lambda: frozenset({"other"}))
     assert _key.digest(_key.request(native)) != before
 
 
-def test_architectures_count(monkeypatch):
+def test_architectures_are_in_order_and_checked(monkeypatch):
     monkeypatch.setattr("torch.version.cuda", "13.0")
     spec = Spec(name="x", cpp_sources=("a",), cuda_sources=("b",))
     monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "10.0;9.0+PTX 8.0")
-    request = _key.request(spec)
-    assert request["architectures"] == ("8.0", "9.0+PTX", "10.0")
-    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "8.0 9.0+PTX 10.0")
-    assert _key.digest(_key.request(spec)) == _key.digest(request)
-    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "8.0 9.0")
-    assert _key.digest(_key.request(spec)) != _key.digest(request)
+    assert _facts.architectures(spec) == ("8.0", "9.0+PTX", "10.0")
     monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "Hopper")
     with pytest.raises(ops.ToolchainError, match="must hold numbers like .* got 'Hopper'"):
-        _key.request(spec)
+        _facts.architectures(spec)
+    own = Spec(name="x", cuda_sources=("b",), extra_cuda_cflags=("-arch=sm_90",))
+    assert _facts.architectures(own) == ()
+
+
+@pytest.mark.parametrize(
+    ("built_for", "needed", "serves"),
+    [
+        ("8.0 9.0", "9.0", True),
+        ("8.0", "8.6", True),  # a later minor version
+        ("8.6", "8.0", False),
+        ("9.0", "10.0", False),
+        ("9.0+PTX", "10.0", True),  # compiled by the driver
+        ("9.0+PTX", "8.0", False),
+        ("9.0a", "9.0", False),
+        ("9.0a", "9.0a", True),
+        ("10.0a", "10.3", False),
+        ("9.0", "9.0+PTX", False),  # PTX was asked for
+        ("9.0+PTX", "9.0+PTX", True),
+        ("8.0+PTX", "9.0+PTX", False),
+        ("", "8.0", False),
+    ],
+)
+def test_what_code_serves_which_architecture(built_for, needed, serves):
+    assert _hardware.serves(built_for.split(), needed) is serves

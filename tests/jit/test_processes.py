@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
-import platform
+import os
 import signal
 import time
 from pathlib import Path
@@ -12,7 +13,8 @@ import pytest
 
 import ops
 from ops import _config
-from ops.jit import _key, _store
+from ops.jit import _facts, _key
+from ops.jit._cache import _staging, _store
 from tests.helpers import run, start
 from tests.jit.support import ANSWER, COMPILER, answer, entries, extension, leftovers
 
@@ -75,8 +77,8 @@ def test_stale_locks_do_not_hang(cache, source, monkeypatch, tmp_path):
     (torchs / "answer" / "lock").touch()
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(torchs))
     digest = _key.digest(_key.request(extension(source).spec))
-    cache.mkdir()
-    lock = _store.lock_path(cache, "answer", digest)
+    (cache / "locks").mkdir(parents=True)
+    lock = _store.lock_path(cache, _store.stem("answer", digest))
     lock.write_text("held by a process long gone")
     lock.with_suffix(".owner").write_text("not json")
     started = time.time()
@@ -87,7 +89,7 @@ def test_stale_locks_do_not_hang(cache, source, monkeypatch, tmp_path):
 HOLD = """
     import sys, time
     from pathlib import Path
-    from ops.jit import _lock
+    from ops.jit._cache import _lock
     with _lock.exclusive(Path({path!r}), "answer", 1, print):
         print("held", flush=True)
         time.sleep(60)
@@ -96,8 +98,8 @@ HOLD = """
 
 def test_waiting_has_an_end(cache, source, monkeypatch):
     digest = _key.digest(_key.request(extension(source).spec))
-    cache.mkdir()
-    path = str(_store.lock_path(cache, "answer", digest))
+    (cache / "locks").mkdir(parents=True)
+    path = str(_store.lock_path(cache, _store.stem("answer", digest)))
     holder = start(HOLD.format(path=path))
     try:
         assert holder.stdout.readline() == "held\n"
@@ -129,11 +131,12 @@ def test_no_locks_on_this_file_system(cache, source, monkeypatch):
 def test_the_loser_of_a_race_uses_the_winners_entry(cache, source, tmp_path):
     library = extension(source).load()
     manifest = json.loads((library.parent / "manifest.json").read_text())
-    facts = {name: manifest[name] for name in ("compilers", "headers")}
-    with _store.staging(cache, "answer", manifest["digest"]) as folder:
+    facts = _facts.of(extension(source).spec, [source.parent / "include" / "answer.h"])
+    with _staging.staging(cache, _store.stem("answer", manifest["digest"])) as folder:
         mine = folder / library.name
         mine.write_bytes(library.read_bytes() + b"x")
-        entry = _store.publish(cache, "answer", manifest["digest"], folder, mine, facts, {})
+        about = {"name": "answer", "digest": manifest["digest"]}
+        entry = _store.publish(cache, folder, mine, facts, about)
     assert entry.library == library
     assert leftovers(cache) == []
 
@@ -164,10 +167,17 @@ def test_a_fork_while_another_thread_builds(cache, slow_compiler):
 
 
 def test_staging_of_any_dead_builder_is_swept(cache, source):
+    """Dead is who no longer holds its lock; or, where nothing tells, who is a day old."""
     extension(source).load()
-    node = platform.node()
-    for name in (f"other-0123.{node}.999999999.ab", "nonsense", f"x.{node}.notanumber.ab"):
-        (cache / "staging" / name).mkdir()
-    source.write_text(ANSWER)
-    extension(source).load()
-    assert sorted(path.name for path in leftovers(cache)) == ["nonsense", f"x.{node}.notanumber.ab"]
+    staging = cache / "staging"
+    for name in ("dead", "alive", "nothing tells", "old", ".just being made"):
+        (staging / name).mkdir()
+    for name in ("dead", "alive", ".just being made"):
+        (staging / name / _staging.ALIVE).touch()
+    os.utime(staging / "old", (1, 1))
+    with open(staging / "alive" / _staging.ALIVE, "r+") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        source.write_text(ANSWER)
+        extension(source).load()
+        left = sorted(path.name for path in leftovers(cache))
+    assert left == [".just being made", "alive", "nothing tells"]

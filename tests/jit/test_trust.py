@@ -12,7 +12,7 @@ import pytest
 
 import ops
 from ops import _config
-from ops.jit import _roots
+from ops.jit._cache import _roots
 from tests.jit.support import answer, entries, extension
 
 pytestmark = pytest.mark.cpp
@@ -85,7 +85,7 @@ def test_a_full_disk_is_said(cache, source, monkeypatch):
 
     for step in ("rename", "fsync"):
         with monkeypatch.context() as m:
-            m.setattr(f"ops.jit._store.os.{step}", full)
+            m.setattr(f"ops.jit._cache._store.os.{step}", full)
             with pytest.raises(ops.CacheError, match=r"answer cannot be kept in .*: .*No space"):
                 extension(source).load()
     assert answer(extension(source).load()) == 42

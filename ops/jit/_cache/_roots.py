@@ -17,6 +17,8 @@ from pathlib import Path
 from ops import _config
 from ops._errors import CacheError, CacheWarning
 
+PARTS = ("staging", "locks", "logs", "failures", "notes")
+
 
 def configured_root() -> Path:
     """``JITOPS_CACHE_DIR``, else a folder in ``TORCH_EXTENSIONS_DIR``, else the platform's."""
@@ -33,12 +35,14 @@ def configured_root() -> Path:
     # By hand: importing platformdirs is a third of a warm load.
     base = os.environ.get("XDG_CACHE_HOME", "")
     home = os.path.expanduser("~/.cache")
-    return Path(base if os.path.isabs(base) else home) / "jitops"
+    if not os.path.isabs(base):
+        base = home
+    return Path(base) / "jitops" if os.path.isabs(base) else private_root()  # no home at all
 
 
 def private_root() -> Path:
     """Where to go when the configured folder cannot be used: a temporary one of this user."""
-    return Path(os.environ.get("TMPDIR") or "/tmp") / f"jitops-{os.getuid()}"
+    return Path(os.environ.get("TMPDIR") or "/tmp").absolute() / f"jitops-{os.getuid()}"
 
 
 def distrust(folder: Path) -> str | None:
@@ -49,8 +53,14 @@ def distrust(folder: Path) -> str | None:
         return None  # not there, so nothing of it is loaded
     if status.st_uid not in (os.getuid(), 0):
         return f"{folder} belongs to user {status.st_uid}, not to you or root"
+    return writable_by_others(folder)
+
+
+def writable_by_others(path: Path) -> str | None:
+    """That it is, if it is."""
+    status = path.stat()
     if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-        return f"{folder} can be written by others (mode {stat.S_IMODE(status.st_mode):04o})"
+        return f"{path} can be written by others (mode {stat.S_IMODE(status.st_mode):04o})"
     return None
 
 
@@ -84,7 +94,7 @@ def writable_root() -> Path:
     """
     reasons: list[str] = []
     for root in (configured_root(), private_root()):
-        reason = _unusable(root)
+        reason = unusable(root)
         if reason is None:
             if reasons:
                 warnings.warn(
@@ -97,16 +107,19 @@ def writable_root() -> Path:
     )
 
 
-def _unusable(root: Path) -> str | None:
+def unusable(root: Path) -> str | None:
+    """Why nothing can be built in ``root``, which is created if need be."""
     try:
         # One by one: mkdir(parents=True) would leave what lies between to the umask.
         for folder in (*reversed(root.parents), root):
             if not folder.is_dir():
                 folder.mkdir(mode=0o755, exist_ok=True)
-        for part in ("staging", "logs", "notes"):
+        for part in PARTS:
             (root / part).mkdir(mode=0o755, exist_ok=True)
         with tempfile.TemporaryFile(dir=root / "staging"):
             pass
+        if os.statvfs(root).f_flag & getattr(os, "ST_NOEXEC", 0):
+            return f"{root} is on a file system mounted noexec, from which no library can be loaded"
     except OSError as error:
         return f"{root} cannot be written ({error.strerror})"
     return distrust(root)

@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 
 from ops._errors import ToolchainError
-from ops.jit import _hardware
+from ops.jit._compile import _hardware
 
 NO_COMPILER = (
     "no C++ compiler found: neither $CXX nor c++, g++ or clang++ on PATH. "
@@ -116,11 +116,12 @@ def _ask(command: tuple[str, ...], stamp: str) -> str:
             [*command, "-v"] if "nvcc" not in command[-1] else [*command, "--version"],
             stdin=subprocess.DEVNULL,
             capture_output=True,
-            text=True,
+            encoding="utf-8",
+            errors="replace",
             timeout=60,
             check=True,
         )
-    except (OSError, subprocess.SubprocessError) as error:
+    except (OSError, ValueError, subprocess.SubprocessError) as error:
         raise ToolchainError(f"{shlex.join(command)} does not run: {error}") from error
     lines = (answer.stdout + answer.stderr).splitlines()
     return "\n".join(
@@ -145,16 +146,23 @@ def check(with_cuda: bool) -> None:
     Raises:
         ToolchainError: says what is missing and how to get it.
     """
-    if cxx() is None:
+    compiler = cxx()
+    if compiler is None:
         named = os.environ.get("CXX")
         raise ToolchainError(f"$CXX is {named!r}, which is not found" if named else NO_COMPILER)
+    identity(compiler)
     if ninja_folder() is None:
         raise ToolchainError(NO_NINJA)
     if with_cuda:
-        _check_cuda()
+        check_cuda()
 
 
-def _check_cuda() -> None:
+def check_cuda() -> None:
+    """Nvcc is here and fits torch.
+
+    Raises:
+        ToolchainError: says what is missing and how to get it.
+    """
     torchs_version = _hardware.torchs_cuda()
     compiler = nvcc()
     if compiler is None:

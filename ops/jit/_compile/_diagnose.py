@@ -97,6 +97,8 @@ class Diagnosis:
     source_line: str | None
     cause: str | None
     fix: str | None
+    name: str | None = None
+    passing: bool = False
 
     def __str__(self) -> str:
         lines = [f"  {self.where}: {self.error}" if self.where else f"  {self.error}"]

@@ -26,7 +26,7 @@ _NO_LOCKS_HERE = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL, er
 @contextlib.contextmanager
 def exclusive(
     path: Path, what: str, timeout: float, on_wait: Callable[[str], None]
-) -> Iterator[None]:
+) -> Iterator[bool]:
     """Hold the lock at ``path`` while building ``what``.
 
     Args:
@@ -34,6 +34,9 @@ def exclusive(
         what: named in messages.
         timeout: seconds to wait for another holder.
         on_wait: called once the wait is noticeable, with a line that says who is waited for.
+
+    Returns:
+        Whether it is held; not on a file system without locks.
 
     Raises:
         BuildTimeoutError: the other holder is still at it after ``timeout`` seconds.
@@ -43,7 +46,7 @@ def exclusive(
     # Without flock filelock would fall back to a lock that outlives its holder: decline that.
     supported = inspect.signature(FileLock.__init__).parameters
     options: dict[str, Any] = {"fallback_to_soft": False} if "fallback_to_soft" in supported else {}
-    lock = FileLock(path, **options)
+    lock = FileLock(path, mode=0o644, **options)
     owner_file = path.with_suffix(".owner")
     try:
         try:
@@ -61,13 +64,13 @@ def exclusive(
     except (OSError, NotImplementedError) as error:
         if isinstance(error, OSError) and error.errno not in _NO_LOCKS_HERE:
             raise
-        yield
+        yield False
         return
     try:
         owner_file.write_text(
             json.dumps({"pid": os.getpid(), "host": platform.node(), "since": time.time()})
         )
-        yield
+        yield True
     finally:
         owner_file.unlink(missing_ok=True)
         lock.release()

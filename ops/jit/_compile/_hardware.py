@@ -10,6 +10,7 @@ import functools
 import os
 import platform
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -110,7 +111,7 @@ def cuda_architectures() -> tuple[str, ...]:
                     f"got {item!r}"
                 )
         return tuple(sorted(set(named), key=_arch_order))
-    found = set(_nvml_capabilities())
+    found = set(nvml_capabilities())
     if not found:
         raise ToolchainError(
             "no CUDA architecture to compile for: no GPU is visible here, "
@@ -125,6 +126,26 @@ def _arch_order(architecture: str) -> tuple[int, int, str]:
     return int(major), int(minor), architecture
 
 
+def serves(built_for: Iterable[str], needed: str) -> bool:
+    """Whether code for these architectures runs on ``needed``: its own, or PTX it can compile.
+
+    Code runs on a later minor version of its major one, PTX on anything later; what is specific to
+    an architecture (``9.0a``) runs on that one alone.
+    """
+    major, minor, _ = _arch_order(needed)
+    for architecture in built_for:
+        if needed in (architecture, architecture.removesuffix("+PTX")):
+            return True
+        if needed.endswith("+PTX") or architecture.rstrip("+PTX")[-1:] in "af":
+            continue
+        its_major, its_minor, _ = _arch_order(architecture)
+        if its_major == major and its_minor <= minor:
+            return True
+        if architecture.endswith("+PTX") and (its_major, its_minor) <= (major, minor):
+            return True
+    return False
+
+
 def gencode_flags(architectures: tuple[str, ...]) -> tuple[str, ...]:
     """Nvcc's flags for these architectures."""
     flags = []
@@ -137,7 +158,8 @@ def gencode_flags(architectures: tuple[str, ...]) -> tuple[str, ...]:
 
 
 @functools.lru_cache(maxsize=1)
-def _nvml_capabilities() -> tuple[str, ...]:
+def nvml_capabilities() -> tuple[str, ...]:
+    """The architecture of each GPU that the driver sees."""
     # NVML, not torch.cuda.get_device_capability: that would initialise CUDA, and a process that
     # has initialised CUDA can no longer fork.
     try:

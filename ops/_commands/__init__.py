@@ -1,0 +1,1 @@
+"""The subcommands of ``jitops``: each module adds its own parser, and runs it."""

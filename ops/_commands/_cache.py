@@ -1,0 +1,172 @@
+"""``jitops cache``: what is in the cache, why something is not, and what may go."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from typing import Any
+
+from ops import _config
+from ops._commands import _build
+from ops._errors import ArgumentError
+from ops.jit import _why
+from ops.jit._cache import _inventory, _roots, _store
+from ops.jit._cache._inventory import Item
+
+
+def add_to(commands: Any) -> None:
+    """Its parsers."""
+    parser = commands.add_parser("cache", help="look into the cache, and clean it")
+    actions = parser.add_subparsers(title="actions", required=True, metavar="ACTION")
+    _action(actions, "ls", _list, "what is in it: size, age, last use, how often loaded")
+    info = _action(actions, "info", _info, "all that is known of entries")
+    info.add_argument("names", nargs="+", metavar="NAME", help="of an extension, or its start")
+    why = _action(
+        actions, "why", _say_why, "what differs from the nearest entry, for what is not there"
+    )
+    _build.add_selection(why)
+    _action(actions, "verify", _verify, "whether every library is what was built")
+    clean = _action(actions, "clean", _clean, "delete entries that no process uses")
+    clean.add_argument("names", nargs="*", metavar="NAME", help="of extensions (default: all)")
+    clean.add_argument("--unused-for", type=_days, metavar="DAYS", help="only those")
+    clean.add_argument("--max-size", metavar="SIZE", help="only until it is as small, as in 500M")
+
+
+def _action(actions: Any, name: str, run: Any, help: str) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = actions.add_parser(
+        name,
+        help=help,
+        description=f"Say {help}." if name != "clean" else "Delete entries that no process uses.",
+    )
+    parser.add_argument("--json", action="store_true", help="for programs")
+    parser.set_defaults(run=run)
+    return parser
+
+
+def _days(text: str) -> float:
+    try:
+        return float(text) * 24 * 3600
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be a number of days, got {text!r}") from None
+
+
+def _items() -> list[Item]:
+    return [item for root in _roots.readable_roots() for item in _inventory.items(root)]
+
+
+def _list(options: argparse.Namespace) -> None:
+    items = _items()
+    if options.json:
+        print(json.dumps([_facts(item) for item in items], indent=1))
+        return
+    if not items:
+        print(f"{_roots.configured_root()} holds nothing yet")
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    for title in ("name", "size", "built", "last used", "loaded", "folder"):
+        table.add_column(
+            title, justify="right" if title in ("size", "loaded") else "left", no_wrap=True
+        )
+    for item in items:
+        table.add_row(
+            item.name,
+            _size(item.size),
+            _ago(item.built),
+            _ago(item.used),
+            str(item.hits),
+            "/".join(item.entry.folder.parts[-2:]),
+        )
+    console = Console()
+    (console if console.is_terminal else Console(width=160)).print(table)
+    total = sum(item.size for item in items)
+    limit = _config.settings().cache_max_size
+    print(f"{len(items)} entries, {_size(total)} of at most {_size(limit)}")
+
+
+def _facts(item: Item) -> dict[str, Any]:
+    return {
+        "name": item.name,
+        "folder": str(item.entry.folder),
+        "library": str(item.entry.library),
+        "size": item.size,
+        "built": item.built,
+        "used": item.used,
+        "loads": item.hits,
+    }
+
+
+def _size(size: float) -> str:
+    for unit in ("B", "K", "M"):
+        if size < 1024:
+            return f"{size:.0f} {unit}"
+        size /= 1024
+    return f"{size:.1f} G"
+
+
+def _ago(when: float) -> str:
+    seconds = max(0.0, time.time() - when)
+    for unit, length in (("days", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.0f} {unit} ago"
+    return f"{seconds:.0f} s ago"
+
+
+def _info(options: argparse.Namespace) -> int:
+    found = [item for item in _items() if item.name.startswith(tuple(options.names))]
+    for item in found:
+        print(json.dumps({**_facts(item), "manifest": item.entry.manifest}, indent=1))
+    if not found:
+        print(f"nothing in the cache is called {' or '.join(options.names)}")
+    return 0 if found else 1
+
+
+def _say_why(options: argparse.Namespace) -> None:
+    told = {}
+    for extension in _build.selected(options):
+        library = extension.find()
+        told[extension.name] = (
+            f"is in the cache: {library}" if library else _why.sentence(extension.in_force)
+        )
+    if options.json:
+        print(json.dumps(told, indent=1))
+    else:
+        print("\n".join(f"{name}: {reason}" for name, reason in told.items()))
+
+
+def _verify(options: argparse.Namespace) -> int:
+    wrong = [str(item.entry.folder) for item in _items() if not _store.verify(item.entry)]
+    if options.json:
+        print(json.dumps({"damaged": wrong}, indent=1))
+    else:
+        print("\n".join([*(f"damaged: {folder}" for folder in wrong), f"{len(wrong)} damaged"]))
+    return 1 if wrong else 0
+
+
+def _clean(options: argparse.Namespace) -> None:
+    root = _roots.writable_root()
+    if options.max_size:
+        try:
+            limit = _config.size(options.max_size)
+        except ValueError:
+            raise ArgumentError(
+                f"--max-size must be a size like 500M or 2G, got {options.max_size!r}"
+            ) from None
+        gone = _inventory.evict(root, limit)
+    else:
+        gone = _inventory.clean(root, lambda item: _unwanted(item, options))
+    if options.json:
+        print(json.dumps([_facts(item) for item in gone], indent=1))
+    else:
+        total = sum(item.size for item in gone)
+        left = len(_inventory.items(root))
+        print(f"{len(gone)} entries deleted, {_size(total)}; {left} left")
+
+
+def _unwanted(item: Item, options: argparse.Namespace) -> bool:
+    if options.names and item.name not in options.names:
+        return False
+    return options.unused_for is None or time.time() - item.used > options.unused_for

@@ -1,0 +1,1 @@
+"""What ``jitops doctor`` looks at, a module each."""

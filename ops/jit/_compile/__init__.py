@@ -1,0 +1,1 @@
+"""Compilers and what they say: finding, running and explaining them. Knows nothing of the cache."""

@@ -1,0 +1,235 @@
+"""The one place that runs torch.utils.cpp_extension: always in a private folder, never the cache.
+
+torch's own lock file, versioning and build folder only ever see the folder given, which nobody else
+uses; a stale ``lock`` in torch's own folders cannot hang anything. Loading is not its business.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shlex
+import shutil
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ops._errors import BuildError, ToolchainError
+from ops.jit._compile import (
+    _failed,
+    _hardware,
+    _headers,
+    _ninja,
+    _progress,
+    _sandbox,
+    _toolchain,
+)
+from ops.jit._compile._diagnose import diagnose
+from ops.jit._spec import Spec
+
+# Withdraws what a library has registered with torch, while its code stays where it is.
+_RETIRE = """
+extern "C" {
+extern void* __dso_handle __attribute__((visibility("hidden")));
+void __cxa_finalize(void*);
+__attribute__((visibility("default"))) void jitops_retire() { __cxa_finalize(&__dso_handle); }
+}
+"""
+
+
+@dataclass(frozen=True)
+class Built:
+    """A finished build.
+
+    Attributes:
+        library: in the folder given.
+        headers: that were really read, but for those of torch, CUDA and the system.
+        seconds: it took.
+        commands: one for each source, as in ``compile_commands.json``.
+    """
+
+    library: Path
+    headers: list[Path]
+    seconds: float
+    commands: list[dict[str, Any]]
+
+
+def build(
+    spec: Spec,
+    folder: Path,
+    architectures: tuple[str, ...],
+    log: Path,
+    *,
+    include_first: Sequence[Path] = (),
+    echo: bool = False,
+) -> Built:
+    """Compile and link ``spec`` in ``folder``.
+
+    Args:
+        folder: private, empty; keeps the library afterwards.
+        architectures: GPU architectures to compile for, where the flags name none.
+        log: where the whole output goes if it fails.
+        include_first: folders to look for headers in before all others.
+        echo: pass on to stdout what ninja and the compilers say.
+
+    Raises:
+        ToolchainError: something the build needs is missing.
+        BuildError: the sources do not compile or link; says why.
+    """
+    _toolchain.check(spec.uses_cuda)
+    units = [path.name for path in spec.sources] or ["main.cpp", "cuda.cu"][: spec.unit_count]
+    started = time.perf_counter()
+    environ = _environ(folder)
+
+    def run(command: list[str], cwd: str) -> None:
+        _patiently(lambda words: _ninja.run(words, cwd, environ, echo), command, spec.name)
+
+    try:
+        with (
+            _sandbox.entered(_sandbox.Sandbox(environ, _ninja_path(), run)) as cpp_extension,
+            _progress.watching(spec.name, units, folder),
+            contextlib.suppress(_sandbox.Finished),
+        ):
+            _call(cpp_extension, spec, folder, architectures, include_first)
+    except (_ninja.NinjaError, subprocess.SubprocessError, RuntimeError, OSError) as error:
+        raise _failed.build(spec, folder, log, str(error)) from error
+    library = folder / (spec.name if spec.is_standalone else f"{spec.name}.so")
+    if not library.is_file():
+        raise BuildError(f"{spec.name}: the build left no {library.name} in {folder}")
+    return Built(
+        library=library,
+        headers=_headers.read_by(spec, folder),
+        seconds=time.perf_counter() - started,
+        commands=_ninja.commands(folder),
+    )
+
+
+def _patiently(run: Callable[[list[str]], str], command: list[str], name: str) -> None:
+    """Once more with a single compiler at a time, where several were too much for the memory."""
+    try:
+        run(command)
+    except _ninja.NinjaError as error:
+        cause = diagnose(str(error), lambda file, line: None).name
+        if cause != "out_of_memory" or _jobs(command) == 1:
+            raise
+        _progress.say(f"{name}: out of memory; trying once more with one compiler at a time")
+        alone = command[: command.index("-j")] if "-j" in command else command
+        run([*alone, "-j", "1"])
+
+
+def _jobs(command: list[str]) -> int:
+    return int(command[command.index("-j") + 1]) if "-j" in command else 0
+
+
+def _call(
+    cpp_extension: Any,
+    spec: Spec,
+    folder: Path,
+    architectures: tuple[str, ...],
+    include_first: Sequence[Path],
+) -> None:
+    options: dict[str, Any] = {
+        "name": spec.name,
+        "extra_cflags": [*spec.extra_cflags, *_in_memory(spec)],
+        "extra_cuda_cflags": [
+            *spec.extra_cuda_cflags,
+            *_hardware.gencode_flags(architectures),
+        ],
+        "extra_ldflags": [*spec.extra_ldflags, *_cuda_libraries(spec)],
+        "extra_include_paths": [str(path) for path in (*include_first, *spec.extra_include_paths)],
+        "build_directory": str(folder),
+        "with_cuda": spec.uses_cuda,
+        "is_python_module": spec.is_python_module,
+    }
+    # A name that this process has built before would get a suffix.
+    getattr(getattr(cpp_extension, "JIT_EXTENSION_VERSIONER", None), "entries", {}).pop(
+        spec.name, None
+    )
+    retires = not spec.is_python_module and not spec.is_standalone
+    if spec.inline:
+        cpp_extension.load_inline(
+            cpp_sources=[
+                *_numbered(spec.name, "cpp", spec.cpp_sources),
+                *([f'#line 1 "jitops"{_RETIRE}'] if retires else []),
+            ],
+            cuda_sources=_numbered(spec.name, "cu", spec.cuda_sources),
+            functions=_quotable(spec.functions),
+            no_implicit_headers=spec.no_implicit_headers,
+            with_pytorch_error_handling=spec.with_pytorch_error_handling,
+            **options,
+        )
+    else:
+        sources = [str(path) for path in spec.sources]
+        if retires:
+            (folder / "jitops_retire.cpp").write_text(_RETIRE)
+            sources.append(str(folder / "jitops_retire.cpp"))
+        cpp_extension.load(sources=sources, is_standalone=spec.is_standalone, **options)
+
+
+def _in_memory(spec: Spec) -> list[str]:
+    """Less garbage collection over torch's header: a third of the time, for half a gigabyte."""
+    compiler = _toolchain.cxx()
+    gcc = compiler is not None and _toolchain.identity(compiler)[0].startswith("gcc version")
+    if not gcc or spec.no_implicit_headers or _hardware.memory_limit() < 8 << 30:
+        return []
+    return ["--param=ggc-min-expand=500", "--param=ggc-min-heapsize=4000000"]
+
+
+def _quotable(functions: tuple[tuple[str, str], ...] | None) -> dict[str, str] | None:
+    """Torch writes docstrings between quotes as they are."""
+    if functions is None:
+        return None
+    escapes = str.maketrans({"\\": "\\\\", '"': '\\"', "\n": "\\n", "\r": "\\r", "?": "\\?"})
+    return {name: doc.translate(escapes) for name, doc in functions}
+
+
+def _cuda_libraries(spec: Spec) -> list[str]:
+    """Where toolkits from conda and PyPI have their libraries: torch looks in ``lib64`` only."""
+    home = _toolchain.cuda_home() if spec.uses_cuda else None
+    return [f"-L{home / 'lib'}"] if home and not (home / "lib64").is_dir() else []
+
+
+def _numbered(name: str, suffix: str, texts: tuple[str, ...]) -> list[str]:
+    """Text that compilers report by the lines of the text as given, not of the file made of it."""
+    return [f'#line 1 "{_failed.label(name, suffix, i)}"\n{text}' for i, text in enumerate(texts)]
+
+
+# ---- what it sees --------------------------------------------------------------------------------
+
+
+def _ninja_path() -> str:
+    folder = _toolchain.ninja_folder()
+    if folder is None:
+        raise ToolchainError(_toolchain.NO_NINJA)
+    return str(folder / "ninja")
+
+
+def _environ(folder: Path) -> dict[str, str]:
+    """Ours, and what torch and ninja are to find in it."""
+    compiler = _toolchain.cxx()
+    if compiler is None:
+        raise ToolchainError(_toolchain.NO_COMPILER)
+    environ = dict(os.environ)
+    if "LC_ALL" in environ:  # it would have the last word on messages
+        environ["LC_CTYPE"] = environ.pop("LC_ALL")
+    return {
+        **environ,
+        "MAX_JOBS": os.environ.get("MAX_JOBS") or str(_hardware.jobs()),
+        "CXX": str(_as_one_word(compiler, folder)),
+        "LC_MESSAGES": "C",  # errors in the language that the diagnosis reads
+    }
+
+
+def _as_one_word(compiler: _toolchain.Tool, folder: Path) -> Path:
+    """The compiler as torch takes it: one word, so ``CXX="ccache g++"`` becomes a script."""
+    program, *arguments = compiler.command
+    found = shutil.which(program) or program
+    if not arguments:
+        return Path(found).absolute()
+    script = folder / "cxx"
+    script.write_text(f'#!/bin/sh\nexec {shlex.join([os.path.abspath(found), *arguments])} "$@"\n')
+    script.chmod(0o755)
+    return script

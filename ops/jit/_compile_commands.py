@@ -1,0 +1,27 @@
+"""``compile_commands.json``: what clangd and other editors read to understand the sources."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+NAME = "compile_commands.json"
+_HERE = "@ENTRY@"  # stands for the entry's folder, so that a cache can move
+
+
+def write(folder: Path, commands: list[dict[str, Any]]) -> None:
+    """Keep in ``folder`` what compiled what is in it."""
+    text = json.dumps(commands, indent=1).replace(str(folder), _HERE)
+    (folder / NAME).write_text(text)
+
+
+def read(folders: Iterable[Path]) -> list[dict[str, Any]]:
+    """The commands of several entries, as editors want them."""
+    found: list[dict[str, Any]] = []
+    for folder in folders:
+        text = (folder / NAME).read_text().replace(_HERE, str(folder))
+        own = ("jitops_retire.cpp",)
+        found += [one for one in json.loads(text) if Path(one["file"]).name not in own]
+    return found

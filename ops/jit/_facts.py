@@ -1,0 +1,218 @@
+"""What only a build can tell of a binary: its compilers, the headers they read, where it can run.
+
+It stands in an entry's manifest. torch's, CUDA's and the system's headers are not among it: the
+identities of torch, nvcc and the compiler vouch for them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ops._errors import ToolchainError
+from ops.jit import _key
+from ops.jit._cache import _notes
+from ops.jit._compile import _hardware, _toolchain
+from ops.jit._spec import Spec
+
+_TOO_MANY = 10_000  # files beside the sources: looking at more takes longer than is worth it
+_ASKS_FOR = re.compile(rb"__has_include\s*\(\s*[<\"]([^>\"\n]+)[>\"]")
+
+
+def of(spec: Spec, headers: list[Path]) -> dict[str, Any]:
+    """For the manifest of what has just been built from these headers."""
+    compilers = {}
+    for name, tool in _tools(spec).items():
+        if tool is not None:
+            version, identity = _toolchain.identity(tool)
+            compilers[name] = {"version": version, "identity": identity}
+    located = sorted(_locate(spec, header) for header in headers)
+    asked_for = sorted({name for path in (*spec.sources, *headers) for name in _asks_for(path)})
+    return {
+        "compilers": compilers,
+        "headers": [[*where, _hash(_path(spec, *where))] for where in located],
+        "asks_for": asked_for,
+        "hiding": _hiding(spec, located, asked_for),
+        "libc": _libc(),
+        "architectures": architectures(spec),
+    }
+
+
+def architectures(spec: Spec) -> tuple[str, ...]:
+    """GPU architectures the loader chooses: none where the flags name their own.
+
+    Raises:
+        ToolchainError: there is nothing to choose from.
+    """
+    if not spec.uses_cuda or any("arch" in flag for flag in spec.extra_cuda_cflags):
+        return ()
+    return _hardware.cuda_architectures()
+
+
+def changed_meanwhile(spec: Spec, digest: str, headers: list[Path], since: float) -> str | None:
+    """What was edited while the compilers were at it: nobody knows which version they read."""
+    if _key.digest(_key.request(spec)) != digest:
+        return "a source"
+    now = time.time()  # a clock ahead of ours, on a network file system, is no edit
+    edited = (path for path in headers if path.is_file() and since < path.stat().st_mtime <= now)
+    return next(map(str, edited), None)
+
+
+def remember_compilers(spec: Spec, root: Path) -> None:
+    """Keep who the compilers are under size and time of their files, for look-ups to come."""
+    for tool in _tools(spec).values():
+        if tool is not None:
+            _notes.remember(root, tool.stamp(), _toolchain.identity(tool)[1])
+
+
+def surroundings(spec: Spec) -> str:
+    """All that a failed build may have failed of, beyond the request: when it changes, try again.
+
+    Sizes and times of files, not contents: to try once too often does no harm.
+    """
+    stamps = [tool.stamp() if tool else None for tool in _tools(spec).values()]
+    ninja = _toolchain.ninja_folder()
+    seen: list[object] = [stamps, str(ninja), os.environ.get("PATH"), os.environ.get("MAX_JOBS")]
+    try:
+        seen.append(architectures(spec))
+    except ToolchainError as error:
+        seen.append(str(error))
+    for root in spec.header_roots:
+        for folder, _, names in os.walk(root):
+            for name in names:
+                try:
+                    status = os.stat(os.path.join(folder, name))
+                except OSError:
+                    continue
+                seen.append([folder, name, status.st_size, status.st_mtime_ns])
+            if len(seen) > _TOO_MANY:
+                return f"not looked at: {time.time()}"
+    return hashlib.sha256(json.dumps(seen).encode()).hexdigest()
+
+
+# ---- comparison ----------------------------------------------------------------------------------
+
+
+def accepts(spec: Spec, manifest: dict[str, Any], ask: bool) -> bool:
+    """Whether an entry of the same digest serves here.
+
+    Args:
+        ask: run a compiler whose identity is not remembered, to learn it. One that is not on the
+            machine cannot disagree.
+    """
+    return next(differences(spec, manifest, ask), None) is None
+
+
+def differences(spec: Spec, manifest: dict[str, Any], ask: bool) -> Iterator[str]:
+    """Why an entry of the same digest does not serve here; see :func:`accepts`."""
+    tools = {} if manifest.get("imported") else _tools(spec)
+    try:
+        for number, name, expected in manifest["headers"]:
+            if _hash(_path(spec, number, name)) != expected:
+                yield f"header {name} has changed"
+        located = [(number, name) for number, name, _ in manifest["headers"]]
+        if _hiding(spec, located, manifest["asks_for"]) != manifest["hiding"]:
+            yield "a header has come or gone that may hide another"
+        if _version(manifest["libc"]) > _version(_libc()):
+            yield f"libc {manifest['libc']} → {_libc()}"
+        for needed in _missing(spec, manifest["architectures"]):
+            yield f"GPU architecture {needed} is not in it"
+        for kind, tool in tools.items():
+            recorded = manifest["compilers"].get(kind)
+            if tool is None or recorded is None:
+                continue
+            known = _notes.recall(tool.stamp())
+            if known is None and ask:
+                known = _toolchain.identity(tool)[1]
+            if known != recorded["identity"]:
+                now = _toolchain.identity(tool)[0] if ask else "another one, or one not asked yet"
+                yield f"{kind}: {recorded['version']} → {now}"
+    except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError, OSError):
+        yield "its manifest cannot be read"
+
+
+def _tools(spec: Spec) -> dict[str, _toolchain.Tool | None]:
+    tools = {"cxx": _toolchain.cxx()}
+    if spec.uses_cuda:
+        tools["nvcc"] = _toolchain.nvcc()
+    return tools
+
+
+def _missing(spec: Spec, built_for: list[str]) -> list[str]:
+    try:
+        needed = architectures(spec)
+    except ToolchainError:
+        return []  # no GPU here, and none named: nothing can be too little
+    return [one for one in needed if not _hardware.serves(built_for, one)]
+
+
+def _libc() -> str:
+    names = os.confstr_names if hasattr(os, "confstr_names") else {}
+    return (os.confstr("CS_GNU_LIBC_VERSION") or "") if "CS_GNU_LIBC_VERSION" in names else ""
+
+
+def _version(text: str) -> tuple[int, ...]:
+    return tuple(map(int, re.findall(r"\d+", text)))
+
+
+# ---- headers -------------------------------------------------------------------------------------
+
+
+def _locate(spec: Spec, header: Path) -> tuple[int, str]:
+    """A header as (number of its root, path below it), or (-1, absolute path) outside of all."""
+    for number, root in enumerate(spec.header_roots):
+        if header.is_relative_to(root):
+            return number, str(header.relative_to(root))
+    return -1, str(header)
+
+
+def _path(spec: Spec, number: int, name: str) -> Path:
+    return Path(name) if number < 0 else spec.header_roots[number] / name
+
+
+def _hash(path: Path) -> str:
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError:
+        return "missing"
+
+
+def _asks_for(path: Path) -> set[str]:
+    """The headers whose mere existence a file asks for."""
+    try:
+        content = path.read_bytes()
+    except OSError:
+        return set()
+    return {os.fsdecode(name) for name in _ASKS_FOR.findall(content)}
+
+
+def _hiding(spec: Spec, located: list[tuple[int, str]], asked_for: list[str]) -> list[str]:
+    """Where, in the folders a compiler may look, there are headers of the names that it looks for.
+
+    One that is new there may be found before the one that was read.
+    """
+    roots = spec.header_roots
+    folders = {(number, "") for number in range(len(roots))}
+    names = set(asked_for)
+    for number, name in located:
+        if number >= 0:
+            folders.add((number, os.path.dirname(name)))
+            names |= {name, os.path.basename(name)}
+    found = []
+    for number, below in folders:
+        folder = roots[number] / below
+        try:
+            present = set(os.listdir(folder))
+        except OSError:
+            continue
+        for name in names:
+            first, _, rest = name.partition("/")
+            if first in present and (not rest or (folder / name).is_file()):
+                found.append(f"{number}:{below}:{name}")
+    return sorted(found)

@@ -1,0 +1,85 @@
+"""Why an extension is not in the cache: what differs from the nearest entry of its name."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from ops.jit import _facts, _key
+from ops.jit._cache import _bundle, _roots, _store
+from ops.jit._spec import Spec
+
+
+def sentence(spec: Spec) -> str:
+    """The reason in a line."""
+    reasons = of(spec)
+    if reasons is None:
+        return "there is nothing of that name in the cache"
+    return "; ".join(reasons) or "nothing differs: it is in the cache"
+
+
+def of(spec: Spec) -> list[str] | None:
+    """What differs from the nearest entry, readably.
+
+    Returns:
+        One line for each difference, none if the entry serves; ``None`` if no entry has that name.
+    """
+    asked = json.loads(json.dumps(_key.request(spec)))
+    nearest: list[str] | None = None
+    for entry in _entries(spec.name):
+        before = entry.manifest.get("request", {})
+        if before.get("format") != asked["format"]:
+            reasons = ["it was built by another version of jitops"]
+        else:
+            reasons = [
+                *_requests(before, asked),
+                *_facts.differences(spec, entry.manifest, ask=True),
+            ]
+        if not reasons and not _store.verify(entry):
+            reasons = ["its library is damaged"]
+        if nearest is None or len(reasons) < len(nearest):
+            nearest = reasons
+    return nearest
+
+
+def _entries(name: str) -> Iterator[_store.Entry]:
+    yield from _bundle.all_entries(name)
+    for root in _roots.readable_roots():
+        for path in root.glob(f"{name}-????????????????/*/manifest.json"):
+            entry = _store.open_entry(path.parent)
+            if entry and entry.manifest.get("name") == name:
+                yield entry
+
+
+def _requests(before: dict[str, Any], now: dict[str, Any]) -> Iterator[str]:
+    for field in sorted({*before, *now}):
+        old, new = before.get(field), now.get(field)
+        if old == new:
+            continue
+        if field in ("sources", "linked"):
+            yield from _files(field, dict(old or []), dict(new or []))
+        elif field in ("cpp_sources", "cuda_sources"):
+            yield f"{field}: the text has changed"
+        elif isinstance(old, list) and isinstance(new, list) and field != "torch":
+            less, more = ([one for one in a if one not in b] for a, b in ((old, new), (new, old)))
+            yield f"{field}: {_list(less)} → {_list(more)}" if less or more else f"{field}: order"
+        elif isinstance(old, dict) and isinstance(new, dict):
+            for name in sorted({*old, *new}):
+                if old.get(name) != new.get(name):
+                    yield f"{field} {name}: {old.get(name)} → {new.get(name)}"
+        else:
+            yield f"{field}: {_list(old)} → {_list(new)}"
+
+
+def _files(field: str, old: dict[str, str], new: dict[str, str]) -> Iterator[str]:
+    for name in sorted({*old, *new}):
+        if old.get(name) != new.get(name):
+            how = "is new" if name not in old else "is gone" if name not in new else "has changed"
+            yield f"{field}: {name} {how}"
+
+
+def _list(value: Any) -> str:
+    if not isinstance(value, list):
+        return str(value)
+    return " ".join(map(str, value)) or "none"
