@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
 import tempfile
 from pathlib import Path
 
@@ -58,7 +59,26 @@ def pytest_configure(config):
     choice = config.getoption("--nvcc")
     if choice == "yes" and _toolchain.nvcc() is None:
         raise pytest.UsageError(f"--nvcc=yes: {_toolchain.NO_NVCC}")
+    config.mounts = _can_mount()
     config.nvcc = choice != "no" and _toolchain.nvcc() is not None
+
+
+def _can_mount():
+    """Whether this process may mount: root, but not in every container."""
+    if os.geteuid() != 0:
+        return False
+    folder = tempfile.mkdtemp(prefix="jitops-mount-")
+    try:
+        command = ["mount", "-t", "tmpfs", "tmpfs", folder]
+        if subprocess.run(command, capture_output=True, check=False).returncode:
+            return False
+        subprocess.run(["umount", folder], check=True)
+    except FileNotFoundError:
+        return False
+    else:
+        return True
+    finally:
+        os.rmdir(folder)
 
 
 def pytest_unconfigure():
@@ -67,6 +87,8 @@ def pytest_unconfigure():
 
 def _not_run(config):
     missing = [name for name in DEVICES if name not in config.backends]
+    if not config.mounts:
+        missing.append("full, read-only and noexec disks, other users (only root can)")
     if not config.nvcc:
         missing.append("compiling the CUDA sources (no nvcc)")
     return missing
@@ -83,7 +105,12 @@ def pytest_terminal_summary(terminalreporter, config):
 
 
 def pytest_collection_modifyitems(config, items):
-    told = {"nvcc": config.nvcc, "cpp": "cpp" in config.backends, "cuda": "cuda" in config.backends}
+    told = {
+        "nvcc": config.nvcc,
+        "mounts": config.mounts,
+        "cpp": "cpp" in config.backends,
+        "cuda": "cuda" in config.backends,
+    }
     off = [name for name, on in told.items() if not on]
     unwanted = [item for item in items if any(map(item.get_closest_marker, off))]
     if unwanted:

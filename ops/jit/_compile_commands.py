@@ -13,15 +13,19 @@ _HERE = "@ENTRY@"  # stands for the entry's folder, so that a cache can move
 
 def write(folder: Path, commands: list[dict[str, Any]]) -> None:
     """Keep in ``folder`` what compiled what is in it."""
-    text = json.dumps(commands, indent=1).replace(str(folder), _HERE)
-    (folder / NAME).write_text(text)
+    (folder / NAME).write_text(json.dumps(commands, indent=1).replace(str(folder), _HERE))
 
 
 def read(folders: Iterable[Path]) -> list[dict[str, Any]]:
     """The commands of several entries, as editors want them."""
     found: list[dict[str, Any]] = []
     for folder in folders:
-        text = (folder / NAME).read_text().replace(_HERE, str(folder))
         own = ("jitops_retire.cpp",)
-        found += [one for one in json.loads(text) if Path(one["file"]).name not in own]
+        commands = json.loads(text(folder, folder))
+        found += [one for one in commands if Path(one["file"]).name not in own]
     return found
+
+
+def text(entry: Path, folder: Path) -> str:
+    """The commands of an entry, as if they had run in ``folder``."""
+    return (entry / NAME).read_text().replace(_HERE, str(folder))

@@ -151,8 +151,8 @@ def _put(library: Path, folder: Path) -> Path:
     """Copy what there is of an entry to where the caller wants it, each file in one rename."""
     folder.mkdir(parents=True, exist_ok=True)
     here = library.parent
-    commands = here / _compile_commands.NAME
-    for path in (library, here / "main.cpp", here / "cuda.cu", here / "build.ninja", commands):
+    (folder / _compile_commands.NAME).write_text(_compile_commands.text(here, folder))
+    for path in (library, here / "main.cpp", here / "cuda.cu"):
         target = folder / path.name
         if not path.is_file() or (target.is_file() and _same(path, target)):
             continue

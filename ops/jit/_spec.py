@@ -141,7 +141,7 @@ def bindings(
     else:
         found = tuple((name, name) for name in texts("functions", value))
     for name, _ in found:
-        if not re.fullmatch(r"[\w:<>, ]+", name):
+        if not re.fullmatch(r"[\w:<>,]+", name):
             raise ArgumentError(f"functions must be names of C++ functions, got {name!r}")
     return found
 

@@ -14,7 +14,7 @@ import pytest
 import ops
 from ops import _config
 from ops.jit import _facts, _key
-from ops.jit._cache import _staging, _store
+from ops.jit._cache import _roots, _staging, _store
 from tests.helpers import run, start
 from tests.jit.support import ANSWER, COMPILER, answer, entries, extension, leftovers
 
@@ -173,11 +173,13 @@ def test_staging_of_any_dead_builder_is_swept(cache, source):
     for name in ("dead", "alive", "nothing tells", "old", ".just being made"):
         (staging / name).mkdir()
     for name in ("dead", "alive", ".just being made"):
-        (staging / name / _staging.ALIVE).touch()
+        (staging / name / _staging.ALIVE).write_text(_roots.this_host())
+    (staging / "another host's").mkdir()
+    (staging / "another host's" / _staging.ALIVE).write_text("another host")
     os.utime(staging / "old", (1, 1))
     with open(staging / "alive" / _staging.ALIVE, "r+") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         source.write_text(ANSWER)
         extension(source).load()
         left = sorted(path.name for path in leftovers(cache))
-    assert left == [".just being made", "alive", "nothing tells"]
+    assert left == [".just being made", "alive", "another host's", "nothing tells"]

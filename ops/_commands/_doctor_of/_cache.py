@@ -55,16 +55,7 @@ def _space(root: Path) -> Finding:
     if usage.free < _LITTLE_SPACE:
         fix = "free space there (`jitops cache clean`), or point JITOPS_CACHE_DIR at another disk"
         return Finding("its disk", f"nearly full: {found}", BAD, fix, COMPILED)
-    return Finding("its disk", f"{found}, {_file_system(root)}")
-
-
-def _file_system(path: Path) -> str:
-    try:
-        mounts = [line.split() for line in Path("/proc/mounts").read_text().splitlines()]
-    except OSError:
-        return "unknown file system"
-    around = [(len(m[1]), m[2]) for m in mounts if path.resolve().is_relative_to(m[1])]
-    return max(around, default=(0, "unknown file system"))[1]
+    return Finding("its disk", f"{found}, {_roots.file_system(root)}")
 
 
 def _locks(root: Path) -> Finding:

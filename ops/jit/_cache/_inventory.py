@@ -9,8 +9,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from ops.jit._cache import _staging, _store, _usage
+from ops.jit._cache import _roots, _staging, _store, _usage
 
+_BLIND_FOR = 30 * 24 * 3600.0  # seconds
 _TRACES_LAST = 7 * 24 * 3600.0  # seconds, for logs, locks and failures of what is no longer there
 
 
@@ -79,8 +80,13 @@ def evict(root: Path, limit: int, spare: Path | None = None) -> list[Item]:
 
 
 def remove(root: Path, item: Item) -> bool:
-    """Delete an entry unless a live process has it loaded; whether it was."""
-    with _usage.exclusive(item.entry.folder) as unused:
+    """Delete an entry unless a live process has it loaded; whether it was.
+
+    Where the locks of other hosts may not be seen, one that was loaded of late stays.
+    """
+    with _usage.locked(item.entry.folder / "used") as mine:
+        blind = mine is None or _roots.is_shared(root)
+        unused = mine is not False and not (blind and time.time() - item.used < _BLIND_FOR)
         if unused:
             _staging.discard(root, item.entry.folder)
     return unused
@@ -107,5 +113,5 @@ def sweep_traces(root: Path, older_than: float = _TRACES_LAST) -> None:
 
 def _unlink_unless_locked(path: Path) -> None:
     with _usage.locked(path) as mine, contextlib.suppress(OSError):
-        if mine:
+        if mine is not False:
             path.unlink()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import os
+import platform
 import stat
 import sys
 import tempfile
@@ -66,7 +67,7 @@ def writable_by_others(path: Path) -> str | None:
 
 @functools.cache
 def _trusted(folder: Path) -> bool:
-    reason = distrust(folder)
+    reason = distrust(folder) or _noexec(folder)
     if reason:
         warnings.warn(f"ignoring the cache: {reason}", CacheWarning, stacklevel=2)
     return reason is None
@@ -118,8 +119,53 @@ def unusable(root: Path) -> str | None:
             (root / part).mkdir(mode=0o755, exist_ok=True)
         with tempfile.TemporaryFile(dir=root / "staging"):
             pass
-        if os.statvfs(root).f_flag & getattr(os, "ST_NOEXEC", 0):
-            return f"{root} is on a file system mounted noexec, from which no library can be loaded"
     except OSError as error:
         return f"{root} cannot be written ({error.strerror})"
-    return distrust(root)
+    return distrust(root) or _noexec(root)
+
+
+def _noexec(root: Path) -> str | None:
+    if os.statvfs(root).f_flag & getattr(os, "ST_NOEXEC", 0):
+        return f"{root} is on a file system mounted noexec, from which no library can be loaded"
+    return None
+
+
+# ---- hosts ---------------------------------------------------------------------------------------
+
+_SHARED = (
+    "nfs",
+    "nfs4",
+    "cifs",
+    "smb3",
+    "lustre",
+    "gpfs",
+    "ceph",
+    "fuse",
+    "9p",
+    "glusterfs",
+    "afs",
+)
+
+
+def this_host() -> str:
+    """Tells the kernels apart that may share a file system: locks are sure within one only."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return platform.node()
+
+
+def file_system(path: Path) -> str:
+    """The type of the file system that ``path`` is on."""
+    try:
+        mounts = [line.split() for line in Path("/proc/mounts").read_text().splitlines()]
+    except OSError:
+        return "unknown file system"
+    place = path.resolve()
+    around = [(len(m[1]), m[2]) for m in mounts if place.is_relative_to(m[1])]
+    return max(around, default=(0, "unknown file system"))[1]
+
+
+def is_shared(path: Path) -> bool:
+    """Whether other hosts may use what is there, unseen from here."""
+    return file_system(path).startswith(_SHARED)

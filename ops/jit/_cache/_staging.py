@@ -11,6 +11,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from ops.jit._cache import _roots
+
 ALIVE = ".alive"  # in a staging folder, locked by its builder for as long as that lives
 _RUBBISH_AFTER = 24 * 3600.0  # seconds, where no lock tells whether the builder lives
 
@@ -25,6 +27,7 @@ def staging(root: Path, stem: str) -> Iterator[Path]:
     hidden.mkdir(mode=0o755)  # readable to all, within the umask: an image's cache serves any user
     descriptor = os.open(hidden / ALIVE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
+        os.write(descriptor, _roots.this_host().encode())
         with contextlib.suppress(OSError):  # no locks here: its age will tell
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         hidden.rename(folder)
@@ -48,6 +51,8 @@ def _abandoned(folder: Path) -> bool:
     except OSError:
         return _is_old(folder)
     try:
+        if os.read(descriptor, 200).decode(errors="replace") != _roots.this_host():
+            return _is_old(folder)  # its lock may not be seen from here
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False

@@ -39,33 +39,24 @@ def hold(folder: Path) -> bool:
 
 
 @contextlib.contextmanager
-def exclusive(folder: Path) -> Iterator[bool]:
-    """Whether no live process uses the entry in ``folder``; nobody starts to within the block."""
-    with locked(folder / "used") as mine:
-        yield mine
-
-
-@contextlib.contextmanager
-def locked(path: Path) -> Iterator[bool]:
+def locked(path: Path) -> Iterator[bool | None]:
     """Whether nobody else has locked a file, and nobody can within the block.
 
-    True where there are no locks.
+    ``None`` where there are no locks, so that nobody knows.
     """
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-    except FileNotFoundError:
-        yield True
+    except OSError as error:
+        yield None if isinstance(error, FileNotFoundError) else False
         return
-    except OSError:
-        yield False
-        return
+    mine: bool | None
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         mine = True
     except BlockingIOError:
         mine = False
     except OSError:
-        mine = True
+        mine = None
     try:
         yield mine
     finally:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import signal
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 from ops.jit._compile import _toolchain
+
+_TO_END = 5.0  # seconds
 
 
 class NinjaError(Exception):
@@ -40,7 +41,7 @@ def run(command: list[str], folder: str, environ: dict[str, str], echo: bool) ->
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-        start_new_session=True,  # Ctrl-C reaches us alone, and we end the whole group
+        start_new_session=True,  # Ctrl-C reaches us alone, and we tell ninja
     )
     said = []
     try:
@@ -50,8 +51,11 @@ def run(command: list[str], folder: str, environ: dict[str, str], echo: bool) ->
                 _echo(line.decode(errors="replace"))
         status = process.wait()
     except BaseException:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
+        process.terminate()  # it ends its compilers, each of which leads a group of its own
+        try:
+            process.wait(_TO_END)
+        except subprocess.TimeoutExpired:
+            process.kill()
         raise
     finally:
         process.wait()

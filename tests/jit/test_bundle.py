@@ -1,0 +1,201 @@
+"""Bundles: what is built here runs there, without compiler, ninja or cache."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import zipfile
+from pathlib import Path
+
+import pytest
+
+import ops
+from ops.jit import load_inline
+from ops.jit._cache import _bundle, _inventory
+from tests.helpers import run
+from tests.jit.support import ANSWER, entries
+
+pytestmark = pytest.mark.cpp
+
+PLAIN = {"is_python_module": False, "no_implicit_headers": True}
+USE = f"""
+    import ctypes, shutil, sys, ops.jit
+    assert shutil.which("c++") is None and shutil.which("ninja") is None
+    path = ops.jit.load_inline("answer", {ANSWER!r}, **{PLAIN})
+    print(ctypes.CDLL(path).answer(), "ops.jit._compile._build" in sys.modules)
+"""
+LOSS = """
+    import torch, ops
+    with ops.use_backend("cpp"):
+        x = torch.ones(2, 3, requires_grad=True)
+        ops.improved_triplet_loss(x, x, x, -1.0, 0.0, 1.0).backward()
+    print("ran")
+"""
+
+
+@pytest.fixture
+def bundle(cache, tmp_path):
+    """A bundle of one extension, whose cache is no longer there."""
+    load_inline("answer", ANSWER, **PLAIN)
+    path = tmp_path / "bundle.zip"
+    assert _bundle.export(path, [item.entry for item in _inventory.items(cache)])
+    shutil.move(cache, tmp_path / "elsewhere")
+    cache.mkdir()
+    return path
+
+
+def nothing(tmp_path, cache):
+    """An environment without compiler, ninja or anything else on PATH."""
+    (tmp_path / "empty").mkdir(exist_ok=True)
+    return {"PATH": tmp_path / "empty", "JITOPS_CACHE_DIR": cache, "JITOPS_BUILD": "never"}
+
+
+def test_used_in_place(bundle, cache, tmp_path):
+    out, _ = run(USE, **nothing(tmp_path, cache), JITOPS_BUNDLE=bundle)
+    assert out.split() == ["42", "False"]
+    assert entries(cache) == []
+
+
+def test_used_in_place_unpacked_and_read_only(bundle, cache, tmp_path):
+    folder = tmp_path / "unpacked"
+    zipfile.ZipFile(bundle).extractall(folder)
+    for path in [folder, *folder.rglob("*")]:
+        path.chmod(0o555)
+    out, _ = run(USE, **nothing(tmp_path, cache), JITOPS_BUNDLE=folder)
+    assert out.split() == ["42", "False"]
+
+
+def test_imported(bundle, cache, tmp_path):
+    for expected in ("1 new entries", "0 new entries"):
+        assert expected in jitops("bundle", "import", bundle, JITOPS_CACHE_DIR=cache)
+    bundle.unlink()
+    out, _ = run(USE, **nothing(tmp_path, cache))
+    assert out.split() == ["42", "False"]
+
+
+def test_another_compiler_here_does_not_matter(bundle, cache, tmp_path):
+    """It has not built what is in the bundle, and need not be asked."""
+    fake = tmp_path / "g++"
+    fake.write_text("#!/bin/sh\necho gcc version 99 >&2\n")
+    fake.chmod(0o755)
+    variables = {**nothing(tmp_path, cache), "CXX": fake}
+    out, _ = run(USE, **variables, JITOPS_BUNDLE=bundle)
+    assert out.split() == ["42", "False"]
+
+
+def test_ops_by_command(cache, tmp_path):
+    """Several instruction sets in one; then a machine without anything."""
+    path = tmp_path / "ops.zip"
+    levels = ("--cpu", "baseline", "--cpu", "x86-64-v3")
+    said = jitops(
+        "bundle", "export", path, "improved_triplet_loss", "--backend", "cpp", *levels,
+        JITOPS_CACHE_DIR=cache,
+    )  # fmt: skip
+    assert said.count("jitops_improved_triplet_loss_cpp") == 2
+    assert "are whole" in jitops("bundle", "verify", path)
+    shutil.rmtree(cache)
+    # On this CPU, of whatever level: the best of those that it can run.
+    out, _ = run(LOSS, **nothing(tmp_path, cache), JITOPS_BUNDLE=path)
+    assert out == "ran\n"
+
+
+def jitops(*arguments, ok=True, **variables):
+    code = f"from ops.cli import main; import sys; sys.exit(main({[str(a) for a in arguments]!r}))"
+    out, err = run(code, ok=ok, **variables)
+    return out if ok else err
+
+
+def test_never_built_is_a_typed_error(cache, settings):
+    settings(BUILD="never", CACHE_DIR=str(cache))
+    with pytest.raises(ops.NotBuiltError, match="not built yet, and JITOPS_BUILD=never: there is"):
+        load_inline("answer", ANSWER, **PLAIN)
+    assert not list(cache.rglob("*"))
+
+
+def damage_library(files):
+    name = next(name for name in files if name.endswith(".so"))
+    files[name] = files[name][:-1] + b"x"
+
+
+def truncate_library(files):
+    name = next(name for name in files if name.endswith(".so"))
+    files[name] = files[name][:100]
+
+
+def swap_manifest(files):
+    name = next(name for name in files if name.endswith("manifest.json"))
+    files[name] = files[name].replace(b"answer", b"nswera")
+
+
+def lose_library(files):
+    del files[next(name for name in files if name.endswith(".so"))]
+
+
+@pytest.mark.parametrize("damage", [damage_library, truncate_library, swap_manifest, lose_library])
+def test_damage_is_found_and_never_loaded(bundle, cache, tmp_path, damage):
+    archive = zipfile.ZipFile(bundle)
+    files = {name: archive.read(name) for name in archive.namelist()}
+    damage(files)
+    with zipfile.ZipFile(bundle, "w") as archive:
+        for name, content in files.items():
+            archive.writestr(name, content)
+    jitops("bundle", "verify", bundle, ok=False)
+    _, err = run(USE, ok=False, **nothing(tmp_path, cache), JITOPS_BUNDLE=bundle)
+    assert "BundleError" in err
+    err = jitops("bundle", "import", bundle, ok=False, JITOPS_CACHE_DIR=cache)
+    assert err.startswith("jitops: ")
+    assert entries(cache) == []
+
+
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        (b"not a zip", "is not a bundle"),
+        ({}, "is not a bundle"),
+        ({"bundle.json": "{}"}, "is not a bundle"),
+        ({"bundle.json": json.dumps({"format": 9, "files": {}})}, "of format 9, not 1"),
+        (
+            {"bundle.json": json.dumps({"format": 1, "files": {"../../x": {}}})},
+            "a file in an impossible place",
+        ),
+        (
+            {"bundle.json": json.dumps({"format": 1, "files": {"a/b/c/d": {}}})},
+            "a file in an impossible place",
+        ),
+    ],
+)
+def test_what_is_no_bundle(cache, tmp_path, content, text):
+    path = tmp_path / "bundle.zip"
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        with zipfile.ZipFile(path, "w") as archive:
+            for name, said in content.items():
+                archive.writestr(name, said)
+    with pytest.raises(ops.BundleError, match=text):
+        _bundle.read(path)
+
+
+def test_a_bundle_that_others_can_write_is_refused(bundle, cache, settings):
+    bundle.chmod(0o666)
+    settings(BUNDLE=str(bundle), CACHE_DIR=str(cache))
+    with pytest.raises(ops.BundleError, match="JITOPS_BUNDLE is refused: .* written by others"):
+        load_inline("answer", ANSWER, **PLAIN)
+
+
+def test_a_bundle_that_is_not_there(cache, settings):
+    settings(BUNDLE="/no/such.zip", CACHE_DIR=str(cache))
+    with pytest.raises(ops.BundleError, match="JITOPS_BUNDLE is /no/such.zip, which is not there"):
+        load_inline("answer", ANSWER, **PLAIN)
+
+
+def test_an_export_that_fails_leaves_nothing(cache, tmp_path):
+    load_inline("answer", ANSWER, **PLAIN)
+    found = [item.entry for item in _inventory.items(cache)]
+    with pytest.raises(ops.BundleError, match="cannot be written"):
+        _bundle.export(Path("/proc/bundle.zip"), found)
+    target = tmp_path / "target"
+    target.mkdir()
+    with pytest.raises(ops.BundleError, match="cannot be written"):
+        _bundle.export(target, found)  # a folder is in the way
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cache", "target"]

@@ -1,0 +1,206 @@
+"""load and load_inline in the place of torch's: the same arguments, the same results."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import os
+import subprocess
+import threading
+
+import pytest
+import torch
+import torch.utils.cpp_extension as torchs
+
+import ops
+from ops.jit import _library, load, load_inline
+from tests.helpers import run
+from tests.jit.support import ANSWER, answer, entries
+
+pytestmark = pytest.mark.cpp
+
+PLAIN = {"is_python_module": False, "no_implicit_headers": True}
+PYTHON_MODULE = """
+#include <Python.h>
+#define GLUE_(a, b) a##b
+#define GLUE(a, b) GLUE_(a, b)
+#define TEXT_(a) #a
+#define TEXT(a) TEXT_(a)
+static PyModuleDef module = {PyModuleDef_HEAD_INIT, TEXT(TORCH_EXTENSION_NAME)};
+PyMODINIT_FUNC GLUE(PyInit_, TORCH_EXTENSION_NAME)() {
+  PyObject* m = PyModule_Create(&module);
+  PyModule_AddIntConstant(m, "answer", %d);
+  return m;
+}
+"""
+
+
+@pytest.mark.parametrize("name", ["load", "load_inline"])
+def test_the_signature_is_torchs(name):
+    def shape(function):
+        return [
+            (parameter.name, parameter.kind, parameter.default)
+            for parameter in inspect.signature(function).parameters.values()
+        ]
+
+    assert shape(getattr(ops.jit, name)) == shape(getattr(torchs, name))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "text"),
+    [
+        ({"with_sycl": True}, ops.ArgumentError, "with_sycl must be empty: jitops does not build"),
+        ({"extra_sycl_cflags": ["-O2"]}, ops.ArgumentError, "extra_sycl_cflags must be empty"),
+        ({"sycl_sources": "x"}, ops.ArgumentError, "sycl_sources must be empty"),
+        ({"with_cuda": "yes"}, ops.ArgumentTypeError, "with_cuda must be True or False, got 'yes'"),
+        ({"is_python_module": "no"}, ops.ArgumentTypeError, "is_python_module must be True or"),
+        ({"functions": {3: 4}}, ops.ArgumentTypeError, "functions must hold strings only, got int"),
+        ({"functions": ["a b"]}, ops.ArgumentError, "functions must be names of C.. functions"),
+        ({"functions": ['f", evil, "']}, ops.ArgumentError, "functions must be names of C"),
+        ({"cpp_sources": "a\0b"}, ops.ArgumentError, "cpp_sources must hold text without NUL"),
+        ({"cpp_sources": "\ud800"}, ops.ArgumentError, "cpp_sources must hold text that UTF-8"),
+        ({"extra_cflags": ["-D\0"]}, ops.ArgumentError, "extra_cflags must hold text without NUL"),
+        ({"build_directory": 5}, ops.ArgumentTypeError, "build_directory must be a list, got int"),
+    ],
+)
+def test_what_cannot_be_honoured_raises(cache, arguments, error, text):
+    with pytest.raises(error, match=text):
+        load_inline(**{"name": "a", "cpp_sources": ANSWER, **arguments})
+
+
+def test_standalone_needs_what_torch_needs(cache, source):
+    with pytest.raises(ops.ArgumentError, match="is_standalone must come with is_python_module=F"):
+        load("answer", [source], is_standalone=True)
+
+
+def test_a_program(cache, tmp_path):
+    source = tmp_path / "program.cpp"
+    source.write_text('#include <cstdio>\nint main() { std::puts("hello"); }\n')
+    for _ in range(2):
+        program = load("program", str(source), is_python_module=False, is_standalone=True)
+        assert subprocess.check_output([program], text=True) == "hello\n"
+    assert len(entries(cache)) == 1
+
+
+def test_nothing_of_the_callers_changes(cache, monkeypatch):
+    """Neither the lists nor the environment, not even while the compiler runs."""
+    monkeypatch.setenv("CXX", "env LANG=C c++")
+    monkeypatch.delenv("MAX_JOBS", raising=False)
+    before, seen, done = dict(os.environ), [], threading.Event()
+
+    def watch():
+        while not done.is_set():
+            seen.append(dict(os.environ) == before and torchs.os.environ is os.environ)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    lists = {"cpp_sources": [ANSWER], "extra_cflags": ["-O1"], "extra_ldflags": ["-lm"]}
+    load_inline("answer", **lists, **PLAIN)
+    done.set()
+    watcher.join()
+    assert len(seen) > 10
+    assert all(seen)
+    assert lists == {"cpp_sources": [ANSWER], "extra_cflags": ["-O1"], "extra_ldflags": ["-lm"]}
+
+
+def test_torchs_own_build_goes_on_working_beside_ours(cache, tmp_path):
+    """Its module sees the real environment again, in this thread and in others."""
+    load_inline("answer", ANSWER, **PLAIN)
+    path = torchs.load_inline("torchs", ANSWER, build_directory=str(tmp_path), **PLAIN)
+    assert answer(path) == 42
+
+
+def test_several_sources_of_one_name_in_one_process(cache):
+    one = load_inline("mine", PYTHON_MODULE % 1, no_implicit_headers=True)
+    two = load_inline("mine", PYTHON_MODULE % 2, no_implicit_headers=True)
+    again = load_inline("mine", PYTHON_MODULE % 1, no_implicit_headers=True)
+    assert (one.answer, two.answer, again.answer) == (1, 2, 1)
+    assert again is one
+    assert one.__name__ == two.__name__ == "mine"
+
+
+def test_build_directory(cache, tmp_path):
+    """What torch leaves there is there, whether it was just built or not."""
+    for number in range(2):
+        folder = tmp_path / f"build{number}" / "deep"
+        path = load_inline("answer", ANSWER, build_directory=folder, **PLAIN)
+        assert path == str(folder / "answer.so")
+        assert answer(path) == 42
+        assert "int answer()" in (folder / "main.cpp").read_text()
+        (command,) = json.loads((folder / "compile_commands.json").read_text())
+        assert command["file"] == str(folder / "main.cpp")
+    assert len(entries(cache)) == 1
+    (folder / "answer.so").unlink()  # not overwritten: it is in memory
+    (folder / "answer.so").write_text("not it")
+    assert answer(load_inline("answer", ANSWER, build_directory=folder, **PLAIN)) == 42
+
+
+def test_verbose_passes_on_what_the_compilers_say(cache, capfd):
+    text = f"#warning look here\n{ANSWER}"
+    load_inline("answer", text, verbose=True, **PLAIN)
+    out = capfd.readouterr().out
+    assert "look here" in out
+    assert "[1/2] " in out
+
+
+def test_a_hit_says_so_when_asked(cache):
+    load_inline("answer", ANSWER, **PLAIN)
+    _, err = run(
+        f"import ops.jit; ops.jit.load_inline('answer', {ANSWER!r}, verbose=True, **{PLAIN})",
+        JITOPS_CACHE_DIR=cache,
+        JITOPS_PROGRESS="1",
+    )
+    assert "answer is in the cache: " in err
+
+
+OPERATORS = """
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+int64_t add(int64_t x) {{ return x + {number}; }}
+void boxed(StableIValue* stack, uint64_t, uint64_t) {{
+  auto x = torch::stable::detail::to<int64_t>(stack[0]);
+  stack[0] = torch::stable::detail::from(add(x));
+}}
+STABLE_TORCH_LIBRARY({namespace}, m) {{ m.def("add({schema}) -> int"); }}
+STABLE_TORCH_LIBRARY_IMPL({namespace}, CompositeExplicitAutograd, m) {{ m.impl("add", &boxed); }}
+"""
+STABLE = {**PLAIN, "extra_cflags": ["-DTORCH_TARGET_VERSION=0x020a000000000000"]}
+
+
+def operators(namespace, number, schema="int x"):
+    text = OPERATORS.format(namespace=namespace, number=number, schema=schema)
+    return load_inline(namespace, text, **STABLE)
+
+
+def test_hot_reload_of_operators(cache):
+    """Edited, reverted, edited again; whoever holds the operator gets the newest."""
+    operators("hot_one", 1)
+    held = torch.ops.hot_one.add.default
+    for number in (2, 1, 3, 2):
+        operators("hot_one", number)
+        assert torch.ops.hot_one.add(10) == held(10) == 10 + number
+
+
+def test_hot_reload_with_another_schema(cache):
+    operators("hot_two", 1)
+    held = torch.ops.hot_two.add
+    operators("hot_two", 2, "int x, int y=0")
+    assert torch.ops.hot_two.add(x=1) == 3
+    assert held(1) == 3
+
+
+def test_hot_reload_of_a_file(cache, source):
+    for value in (1, 2, 1):
+        source.write_text(f'extern "C" int answer() {{ return {value}; }}\n')
+        assert answer(load("answer", source, is_python_module=False)) == value
+
+
+def test_hot_reload_spares_other_extensions(cache):
+    operators("hot_three", 1)
+    operators("hot_four", 1)
+    operators("hot_four", 2)
+    assert torch.ops.hot_three.add(1) == 2
+    assert not any(
+        one.retired for folder, one in _library._loaded.items() if "three" in str(folder)
+    )

@@ -1,0 +1,131 @@
+"""What is in a cache, and what may go: the least used first, never what is in use."""
+
+from __future__ import annotations
+
+import os
+import time
+
+import pytest
+
+from ops import _config
+from ops.jit import _library, load_inline, text
+from ops.jit._cache import _inventory, _store
+from tests.helpers import start
+from tests.jit.support import ANSWER, entries
+
+pytestmark = pytest.mark.cpp
+
+PLAIN = {"is_python_module": False, "no_implicit_headers": True}
+MINUTE = 60.0
+
+
+def fill(cache, *names):
+    """Extensions that nobody has loaded, the first of them the oldest."""
+    for number, name in enumerate(names):
+        folder = build(name).parent
+        when = time.time() - (len(names) - number) * MINUTE
+        for file in ("used", "manifest.json"):
+            os.utime(folder / file, (when, when))
+
+
+def build(name):
+    return text(name, ANSWER, **PLAIN).build()
+
+
+def names(cache):
+    return [item.name for item in _inventory.items(cache)]
+
+
+def test_items_tell_size_and_use(cache):
+    load_inline("answer", ANSWER, **PLAIN)
+    (item,) = _inventory.items(cache)
+    assert item.name == "answer"
+    assert item.hits == 1
+    assert item.size >= item.entry.library.stat().st_size
+    assert time.time() - 60 < item.built <= item.used <= time.time() + 1
+
+
+def test_the_longest_unused_go_first(cache):
+    fill(cache, "a", "b", "c")
+    size = sum(item.size for item in _inventory.items(cache))
+    assert names(cache) == ["c", "b", "a"]
+    gone = _inventory.evict(cache, size - 1)
+    assert [item.name for item in gone] == ["a"]
+    assert not gone[0].entry.folder.parent.exists()
+    assert names(cache) == ["c", "b"]
+    assert [item.name for item in _inventory.evict(cache, 0)] == ["b", "c"]
+    assert entries(cache) == []
+
+
+def test_what_a_live_process_has_loaded_stays(cache):
+    code = f"""
+        import sys, time, ops.jit
+        ops.jit.load_inline("held", {ANSWER!r}, **{PLAIN})
+        print("loaded", flush=True)
+        sys.stdin.readline()
+    """
+    process = start(code, JITOPS_CACHE_DIR=cache)
+    try:
+        assert process.stdout.readline() == "loaded\n"
+        fill(cache, "idle")
+        _inventory.evict(cache, 0)
+        assert names(cache) == ["held"]
+    finally:
+        process.kill()
+        process.communicate()
+    _inventory.evict(cache, 0)
+    assert names(cache) == []
+
+
+def test_a_build_makes_room(cache, monkeypatch):
+    fill(cache, "a", "b")
+    monkeypatch.setenv("JITOPS_CACHE_MAX_SIZE", "1")
+    _config.settings.cache_clear()
+    build("c")
+    assert names(cache) == ["c"]  # too large as well, and just built
+
+
+def test_an_entry_that_goes_while_it_is_looked_up_is_built_again(cache, monkeypatch):
+    """Found, verified, and evicted by another process just before it is loaded."""
+    fill(cache, "answer")
+    real, times = _library.load, []
+
+    def load(spec, entry):
+        if not times:
+            times.append(_inventory.evict(cache, 0))
+            raise _library.Vanished
+        return real(spec, entry)
+
+    monkeypatch.setattr(_library, "load", load)
+    assert load_inline("answer", ANSWER, **PLAIN)
+    assert len(times[0]) == 1
+
+
+def test_traces_go_a_week_after_their_extension(cache):
+    fill(cache, "kept", "gone")
+    (gone,) = (item for item in _inventory.items(cache) if item.name == "gone")
+    _inventory.remove(cache, gone)
+    for item in ("kept", "gone"):
+        (lock,) = cache.glob(f"locks/{item}-*.lock")
+        os.utime(lock, (1, 1))
+    _inventory.sweep_traces(cache)
+    assert [path.name.partition("-")[0] for path in (cache / "locks").iterdir()] == ["kept"]
+
+
+def test_a_thousand_others_do_not_matter(cache, monkeypatch):
+    """The look-up goes by the name of the folder: it reads no other."""
+    load_inline("answer", ANSWER, **PLAIN)
+    for number in range(1000):
+        folder = cache / f"other{number}-0123456789abcdef" / "0"
+        folder.mkdir(parents=True)
+        (folder / "manifest.json").write_text("{}")
+    read = []
+    real = _store.open_entry
+
+    def spy(folder):
+        read.append(folder)
+        return real(folder)
+
+    monkeypatch.setattr(_store, "open_entry", spy)
+    assert text("answer", ANSWER, **PLAIN).find()
+    assert len(read) == 1
