@@ -1,0 +1,85 @@
+"""JITOPS_DEBUG and JITOPS_SANITIZE: builds of their own, for debuggers and sanitizers."""
+
+from __future__ import annotations
+
+import subprocess
+
+import pytest
+
+import ops
+from tests.helpers import run
+from tests.jit.support import COMPILER, answer, entries, extension
+
+pytestmark = pytest.mark.cpp
+
+
+def test_debug_is_a_build_of_its_own(cache, source, settings):
+    plain = extension(source).load()
+    settings(DEBUG="1", CACHE_DIR=str(cache))
+    debug = extension(source).load()
+    assert debug != plain
+    assert answer(debug) == 42
+    assert len(entries(cache)) == 2
+
+
+def test_debuggers_find_the_users_lines(cache, source, settings):
+    source.write_text('\n\nextern "C" int answer() {\n  return 42;\n}\n')
+    settings(DEBUG="1", CACHE_DIR=str(cache))
+    library = extension(source).load()
+    symbols = subprocess.check_output(["nm", str(library)], text=True)
+    address = next(line.split()[0] for line in symbols.splitlines() if line.endswith(" answer"))
+    told = subprocess.check_output(["addr2line", "-e", str(library), address], text=True)
+    assert told.strip() == f"{source}:3"
+
+
+def test_undefined_behaviour_is_reported(cache, source, settings):
+    source.write_text(
+        "extern \"C\" int answer() { volatile int x = 2147483647; return x + 1; }\n"
+    )
+    code = f"""
+        import ctypes, ops.jit
+        path = ops.jit.load("answer", {str(source)!r}, is_python_module=False)
+        ctypes.CDLL(path).answer()
+    """
+    _, err = run(code, JITOPS_CACHE_DIR=cache, JITOPS_SANITIZE="undefined")
+    assert f"{source}:2" in err
+    assert "signed integer overflow" in err
+
+
+OVERFLOW = """
+    import ctypes, ops.jit
+    path = ops.jit.load("answer", {source!r}, is_python_module=False)
+    ctypes.CDLL(path).answer()
+"""
+
+
+def test_address_needs_its_runtime_and_says_how(cache, source, settings):
+    settings(SANITIZE="address", CACHE_DIR=str(cache))
+    with pytest.raises(ops.ConfigError, match=r"LD_PRELOAD=.*-print-file-name=libasan.so"):
+        extension(source).load()
+
+
+def test_address_finds_an_overflow(cache, source):
+    source.write_text(
+        'extern "C" int answer() { int* x = new int[4]; volatile int i = 4; return x[i]; }\n'
+    )
+    runtime = subprocess.check_output([COMPILER, "-print-file-name=libasan.so"], text=True).strip()
+    _, err = run(
+        OVERFLOW.format(source=str(source)),
+        ok=False,
+        JITOPS_CACHE_DIR=cache,
+        JITOPS_SANITIZE="address",
+        LD_PRELOAD=runtime,
+        ASAN_OPTIONS="detect_leaks=0",
+    )
+    assert "heap-buffer-overflow" in err
+    assert f"{source}:1" in err
+
+
+@pytest.mark.parametrize("value", ["memory", "address,thread", "address;undefined"])
+def test_unknown_sanitizers(settings, value):
+    settings(SANITIZE=value)
+    with pytest.raises(ops.ConfigError, match="JITOPS_SANITIZE must be some of address, undef"):
+        from ops import _config
+
+        _config.settings()
