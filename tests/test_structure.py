@@ -19,6 +19,8 @@ PUBLIC = sorted(path.stem for path in PACKAGE.glob("[a-z]*.py") if path.stem != 
 LAYERS = (
     {"ops._errors"},
     {"ops._config"},
+    {"ops.jit._causes"},
+    {"ops.jit._link_causes", "ops.jit._output"},
     {f"ops.jit.{name}" for name in ("_diagnose", "_hardware", "_lock", "_roots", "_spec")},
     {"ops.jit._progress", "ops.jit._toolchain"},
     {"ops.jit._build", "ops.jit._store"},  # one knows no cache, the other no C++
