@@ -27,6 +27,8 @@ from ops.jit import _hardware, _progress, _toolchain
 from ops.jit._diagnose import all_of, diagnose
 from ops.jit._spec import Spec
 
+# What torch lets through: of output that is not UTF-8, of a compiler that tells no version.
+_FORGOTTEN = (UnicodeDecodeError, subprocess.CalledProcessError)
 _environment_lock = threading.RLock()
 os.register_at_fork(after_in_child=lambda: globals().update(_environment_lock=threading.RLock()))
 
@@ -59,7 +61,7 @@ def build(spec: Spec, folder: Path, architectures: tuple[str, ...], log: Path) -
     try:
         with _streams(), _environment(folder), _progress.watching(spec.name, units, folder):
             result = _run(spec, folder, architectures)
-    except (RuntimeError, ImportError, OSError) as error:
+    except (RuntimeError, ImportError, OSError, *_FORGOTTEN) as error:
         raise _explained(spec, folder, log, error) from error
     libraries = list(folder.glob("*.so"))
     if len(libraries) != 1:
