@@ -62,7 +62,7 @@ class BuildError(JitopsError, RuntimeError):
     Attributes:
         log: path of the whole build log, or ``None`` when nothing was run.
         passing: whether it may go away with nothing changed, as a full disk does; such a failure is
-            not remembered.
+            told to those that waited for it, and not remembered.
     """
 
     def __init__(self, message: str, log: str | None = None, passing: bool = True) -> None:

@@ -10,6 +10,8 @@ import hashlib
 import json
 import os
 import re
+import sys
+import sysconfig
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -76,7 +78,8 @@ def surroundings(spec: Spec) -> str:
 
     Sizes and times of files, not contents: to try once too often does no harm.
     """
-    stamps = [tool.stamp() if tool else None for tool in _tools(spec).values()]
+    stamps: list[object] = [tool.stamp() if tool else None for tool in _tools(spec).values()]
+    stamps += [_time(place) for place in _installed_to(spec)]
     ninja = _toolchain.ninja_folder()
     seen: list[object] = [stamps, str(ninja), os.environ.get("PATH"), os.environ.get("MAX_JOBS")]
     try:
@@ -94,6 +97,30 @@ def surroundings(spec: Spec) -> str:
             if len(seen) > _TOO_MANY:
                 return f"not looked at: {time.time()}"
     return hashlib.sha256(json.dumps(seen).encode()).hexdigest()
+
+
+def _time(path: Path) -> int | None:
+    try:
+        return path.stat().st_mtime_ns
+    except OSError:
+        return None
+
+
+def _installed_to(spec: Spec) -> list[Path]:
+    """What changes when a package is installed that may have been missing."""
+    kind = sysconfig.get_config_var("MULTIARCH") or "none"
+    system = ["/usr/include", f"/usr/include/{kind}", "/usr/local/include", "/etc/ld.so.cache"]
+    system += [
+        "/usr/lib",
+        "/usr/lib64",
+        f"/usr/lib/{kind}",
+        "/usr/local/lib",
+        "/var/lib/dpkg/status",
+    ]
+    ours = [Path(sys.prefix, name) for name in ("include", "lib", "conda-meta")]
+    python = [Path(sysconfig.get_path(name)) for name in ("include", "purelib")]
+    linked = [Path(flag[2:]) for flag in spec.extra_ldflags if flag.startswith("-L")]
+    return [*map(Path, system), *ours, *python, *linked]
 
 
 # ---- comparison ----------------------------------------------------------------------------------

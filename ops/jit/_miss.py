@@ -56,13 +56,14 @@ def _build_in(
             _facts.remember_compilers(spec, root)
             return entry
         # Of those that waited, one tries: the others are told.
-        _raise_remembered(root, stem, digest, surroundings, since=started if retry else 0.0)
+        _raise_remembered(root, stem, digest, surroundings, since=started)
         try:
             entry = _build_here(root, spec, asked, digest, verbose)
         except BuildError as error:
-            if not error.passing:
-                failure = _notes.Failure(digest, surroundings, str(error), error.log, time.time())
-                _notes.remember_failure(root, stem, failure)
+            failure = _notes.Failure(
+                digest, surroundings, str(error), error.log, time.time(), error.passing
+            )
+            _notes.remember_failure(root, stem, failure)
             raise
         _notes.forget_failure(root, stem)
         _facts.remember_compilers(spec, root)
@@ -105,14 +106,19 @@ def _build_here(
 
 
 def _raise_remembered(
-    root: Path, stem: str, digest: str, surroundings: str, since: float = 0.0
+    root: Path, stem: str, digest: str, surroundings: str, since: float | None = None
 ) -> None:
+    """Raise what is remembered: of a failure that lasts, or of any after the time ``since``."""
     failure = _notes.failure_of(root, stem, digest, surroundings)
-    if failure and failure.when >= since:
-        raise BuildError(
-            f"{failure.message}\n"
-            f"  (tried {failure.age:.0f} s ago, and nothing has changed since: not tried again. "
-            f"JITOPS_RETRY=1 tries again)",
-            log=failure.log,
-            passing=False,
-        )
+    if failure is None:
+        return
+    if failure.passing if since is None else failure.when < since:
+        return
+    how = (
+        "it was just tried" if since else f"tried {failure.age:.0f} s ago, and nothing has changed"
+    )
+    raise BuildError(
+        f"{failure.message}\n  ({how}: not tried again. JITOPS_RETRY=1 tries again)",
+        log=failure.log,
+        passing=failure.passing,
+    )

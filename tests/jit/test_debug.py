@@ -33,16 +33,14 @@ def test_debuggers_find_the_users_lines(cache, source, settings):
 
 
 def test_undefined_behaviour_is_reported(cache, source, settings):
-    source.write_text(
-        "extern \"C\" int answer() { volatile int x = 2147483647; return x + 1; }\n"
-    )
+    source.write_text('extern "C" int answer() { volatile int x = 2147483647; return x + 1; }\n')
     code = f"""
         import ctypes, ops.jit
         path = ops.jit.load("answer", {str(source)!r}, is_python_module=False)
         ctypes.CDLL(path).answer()
     """
     _, err = run(code, JITOPS_CACHE_DIR=cache, JITOPS_SANITIZE="undefined")
-    assert f"{source}:2" in err
+    assert f"{source}:1" in err
     assert "signed integer overflow" in err
 
 

@@ -56,7 +56,7 @@ def test_the_second_process_learns_at_once(cache, counting):
     seconds, _, message = second.partition("\n")
     assert float(seconds) < 0.5
     assert message.startswith(first.partition("\n")[2].rstrip())
-    assert "nothing has changed since: not tried again. JITOPS_RETRY=1 tries again" in message
+    assert "nothing has changed: not tried again. JITOPS_RETRY=1 tries again" in message
 
 
 def test_every_waiter_gets_the_same_error(cache, counting):

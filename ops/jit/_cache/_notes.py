@@ -54,6 +54,7 @@ class Failure:
     message: str
     log: str | None
     when: float
+    passing: bool
 
     @property
     def age(self) -> float:

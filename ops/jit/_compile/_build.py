@@ -27,7 +27,7 @@ from ops.jit._compile import (
     _sandbox,
     _toolchain,
 )
-from ops.jit._compile._diagnose import diagnose
+from ops.jit._compile._diagnose import all_of, diagnose
 from ops.jit._spec import Spec
 
 # Withdraws what a library has registered with torch, while its code stays where it is.
@@ -95,7 +95,7 @@ def build(
         ):
             _call(cpp_extension, spec, folder, architectures, include_first)
     except (_ninja.NinjaError, subprocess.SubprocessError, RuntimeError, OSError) as error:
-        raise _failed.build(spec, folder, log, str(error)) from error
+        raise _failed.build(spec, folder, log, all_of(error)) from error
     library = folder / (spec.name if spec.is_standalone else f"{spec.name}.so")
     if not library.is_file():
         raise BuildError(f"{spec.name}: the build left no {library.name} in {folder}")

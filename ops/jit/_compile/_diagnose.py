@@ -2,95 +2,32 @@
 
 from __future__ import annotations
 
-import re
+import itertools
+import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
 
-# "file:line:column: error: text" (gcc, clang), "file(line): error: text" (nvcc).
-_COMPILER_ERROR = re.compile(
-    r"^(?P<file>[^\s:(][^:(\n]*?)(?::(?P<line>\d+)(?::\d+)?:|\((?P<nvline>\d+)\)\s*:)"
-    r"\s*(?:catastrophic |fatal )?error\s*(?:#\S+)?:\s*(?P<text>.+)$"
-)
-_OTHER_ERROR = re.compile(
-    r"undefined reference to|cannot find -l|ld: error|: error:|^error:|fatal error|fatal\s*:"
-    r"|ninja: error|Killed|No space left on device|command not found|undefined symbol"
-    r"|cannot open shared object|failed to map segment"
-)
+from ops.jit._compile._causes import COMPILING, MISUSED_HEADER, SOURCE_ERROR, Cause
+from ops.jit._compile._link_causes import LINKING, LOADING
+from ops.jit._compile._output import Output, Report, is_foreign
 
-
-@dataclass(frozen=True)
-class Cause:
-    """A kind of failure that is known: how it shows, what it is, what to do."""
-
-    shows: str
-    cause: str
-    fix: str
-
-
-# Most telling first: an out-of-memory kill also leaves errors that look like something else.
-CAUSES = (
-    Cause(
-        r"Killed signal terminated program|virtual memory exhausted|out of memory allocating"
-        r"|Killed\b.*cc1plus|std::bad_alloc",
-        "the compiler ran out of memory and was killed",
-        "free memory, or run fewer compilers at once: MAX_JOBS=1",
-    ),
-    Cause(
-        r"No space left on device|Disk quota exceeded",
-        "the disk is full",
-        "free space, or point JITOPS_CACHE_DIR (and TMPDIR) at another disk",
-    ),
-    Cause(
-        r"fatal error: Python\.h: No such file",
-        "Python's headers are not installed",
-        "install them (Debian, Ubuntu: apt install python3-dev)",
-    ),
-    Cause(
-        r"fatal error: .+: No such file or directory|cannot open source file|file not found",
-        "a header is missing",
-        "check the spelling, and add its folder to extra_include_paths",
-    ),
-    Cause(
-        r"cannot find -l(\S+)",
-        "a library to link against is missing",
-        "install it, or add its folder as extra_ldflags=['-L...']",
-    ),
-    Cause(
-        r"undefined reference to|undefined symbol",
-        "something declared is defined nowhere",
-        "add the source or library that defines it; check that declaration and definition agree",
-    ),
-    Cause(
-        r"Unsupported gpu architecture|is not defined for option 'gpu-architecture'",
-        "this nvcc does not know one of the GPU architectures",
-        "name others in TORCH_CUDA_ARCH_LIST, or install a newer CUDA toolkit",
-    ),
-    Cause(
-        r"unsupported GNU version|unsupported clang version",
-        "this C++ compiler is too new for this nvcc",
-        "set CC to an older g++ (nvcc's message says up to which), or install a newer CUDA toolkit",
-    ),
-    Cause(
-        r"failed to map segment from shared object",
-        "the cache is on a file system mounted noexec",
-        "point JITOPS_CACHE_DIR at one that allows execution",
-    ),
-    Cause(
-        r"GLIBCXX_[\d.]+' not found|CXXABI_[\d.]+' not found",
-        "the process runs with an older libstdc++ than the compiler's",
-        "use the compiler of the same environment (conda: conda install cxx-compiler)",
-    ),
-    Cause(
-        r"unrecognized command.line option|unknown argument|Unknown option",
-        "the compiler does not know one of the flags",
-        "remove it from the flags, or use another compiler through CXX",
-    ),
-)
+CAUSES = (*COMPILING, *LINKING, *LOADING)  # a line that fits two is the first one's
 
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """What a build's output says."""
+    """What a build's output says.
+
+    Attributes:
+        error: the first real error, in the tool's words.
+        where: the user's file and line, where the error has one.
+        source_line: that line.
+        cause: what is wrong, or ``None`` if it is not known.
+        fix: what to do, or ``None``.
+        name: the cause's short name, which never changes, or ``None``.
+        passing: the same build may succeed later: the machine failed, not the sources.
+        unknown: where the cause is not known, what the error shown is.
+    """
 
     error: str
     where: str | None
@@ -99,6 +36,7 @@ class Diagnosis:
     fix: str | None
     name: str | None = None
     passing: bool = False
+    unknown: str = "the first error reported"
 
     def __str__(self) -> str:
         lines = [f"  {self.where}: {self.error}" if self.where else f"  {self.error}"]
@@ -107,12 +45,19 @@ class Diagnosis:
         if self.cause:
             lines += [f"  cause: {self.cause}", f"  fix:   {self.fix}"]
         else:
-            lines.append("  cause: not one of those jitops knows; this is the first error reported")
+            lines.append(f"  cause: not one of those jitops knows; this is {self.unknown}")
         return "\n".join(lines)
 
 
 def all_of(error: BaseException) -> str:
-    """What an error says, and its cause after it: there torch keeps the dynamic linker's words."""
+    """What an error says, and what torch's message of it leaves out."""
+    if isinstance(error, UnicodeDecodeError):  # of the output, which torch takes for UTF-8
+        return error.object.decode(errors="replace")
+    if isinstance(error, subprocess.CalledProcessError):  # a compiler asked for its version
+        printed = error.output or b""
+        text = printed.decode(errors="replace") if isinstance(printed, bytes) else str(printed)
+        return f"{text}\n{error}"
+    # The dynamic linker's words are in the cause alone.
     cause = error.__cause__
     return f"{error}\n{cause}" if isinstance(cause, (OSError, ImportError)) else str(error)
 
@@ -124,26 +69,75 @@ def diagnose(output: str, source_line: Callable[[str, int], str | None]) -> Diag
         output: everything the build printed.
         source_line: gives a line of a file as shipped, or ``None``.
     """
-    known = next((cause for cause in CAUSES if re.search(cause.shows, output)), None)
-    cause, fix = (known.cause, known.fix) if known else (None, None)
-    lines = output.splitlines()
-    # What a known cause shows by is the error to quote, where it is not a compiler's own line.
-    for line in lines:
-        match = _COMPILER_ERROR.match(line)
-        if match and (known is None or re.search(known.shows, line) or _is_compilers(known)):
-            number = int(match["line"] or match["nvline"])
-            return Diagnosis(
-                match["text"],
-                f"{match['file']}:{number}",
-                source_line(match["file"], number),
-                cause,
-                fix,
-            )
-    shown = known.shows if known else _OTHER_ERROR.pattern
-    first = next((line for line in lines if re.search(shown, line)), None)
-    last = next((line for line in reversed(lines) if line.strip()), "(no output)")
-    return Diagnosis((first or last).strip(), None, None, cause, fix)
+    read = Output(output)
+    reports = read.reports()
+    report, cause = _telling(reports) or _first(reports)
+    if report is not None:
+        return _of_report(read, report, cause, source_line)
+    likeliest = read.likeliest()
+    if likeliest is not None:
+        unknown = "the first line that looks like an error"
+        return _of_report(read, likeliest, None, source_line, unknown)
+    error, unknown = _nothing_found(read)
+    return Diagnosis(error, None, None, None, None, unknown=unknown)
 
 
-def _is_compilers(cause: Cause) -> bool:
-    return "No such file" in cause.shows
+def _telling(reports: list[Report]) -> tuple[Report, Cause] | None:
+    for cause in CAUSES:
+        if cause.telling:
+            for report in reports:
+                if cause.shown_by(report.text):
+                    return report, cause
+    return None
+
+
+def _first(reports: list[Report]) -> tuple[Report | None, Cause | None]:
+    for index, report in enumerate(reports):
+        known = _known(report)
+        if known:
+            return report, known
+        if not report.is_error:
+            continue
+        # A note after the error may say more than the error.
+        notes = itertools.takewhile(lambda note: not note.is_error, reports[index + 1 :])
+        return report, next(filter(None, map(_known, notes)), None)
+    return None, None
+
+
+def _known(report: Report) -> Cause | None:
+    return next((cause for cause in CAUSES if cause.shown_by(report.text)), None)
+
+
+def _of_report(
+    read: Output,
+    report: Report,
+    cause: Cause | None,
+    source_line: Callable[[str, int], str | None],
+    unknown: str = Diagnosis.unknown,
+) -> Diagnosis:
+    where, line, users = None, None, None
+    # A machine that fails does so at no line in particular.
+    if report.file is not None and not (cause and cause.telling and cause.passing):
+        where, line = f"{report.file}:{report.number}", None
+        users = read.users_place(report)
+        if users:
+            where = f"{users[0]}:{users[1]} (reported in {where})"
+        line = source_line(*(users or (report.file, report.number)))
+        if line is not None and line.strip() == report.said:  # an #error says itself
+            line = None
+    if cause is None and report.is_error and report.file is not None:
+        cause = MISUSED_HEADER if users and is_foreign(report.file) else SOURCE_ERROR
+    if cause is None:
+        return Diagnosis(report.said, where, line, None, None, unknown=unknown)
+    return Diagnosis(
+        report.said, where, line, cause.cause, cause.fix, cause.name, cause.passing, unknown
+    )
+
+
+def _nothing_found(read: Output) -> tuple[str, str]:
+    last = read.last()
+    if last is not None:
+        return last, "the last line printed, for none looks like an error"
+    if read.failed is not None:
+        return read.failed, "all that was printed"
+    return "(no output)", "all that is known: nothing was printed"

@@ -40,7 +40,7 @@ def explained(
         message += f"\n  log:   {kept}"
     if script:
         message += f"\n  again: sh {script}"
-    return BuildError(message, log=kept, passing=said.passing)
+    return BuildError(message, log=kept, passing=said.passing or said.name is None)
 
 
 def _script(folder: Path, log: Path, output: str) -> Path | None:
