@@ -82,6 +82,17 @@ class Op:
             self._loaded[backend] = extension.load()
         return self._loaded[backend]
 
+    def reload(self) -> None:
+        """Look at the sources again: an edited one is built, and takes the place of what is loaded.
+
+        A back end that could not be built is tried again when it is next asked for. Raises what
+        :meth:`load` does.
+        """
+        self._chosen.clear()
+        for backend in list(self._loaded):
+            del self._loaded[backend]
+            self.load(backend)
+
     def choose(self, asked: str | None, device: str) -> Choice:
         """The first candidate, before anything is looked up, built or loaded.
 

@@ -14,6 +14,8 @@ from ops._commands import _build, _bundle, _cache, _check, _doctor
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; the exit status is 0 for success and 1 for an error, which is printed."""
+    if sys.stdout is None:  # `jitops ... >&-`
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - for as long as the process lives
     options = _parser().parse_args(arguments)
     try:
         status: int = options.run(options) or 0
@@ -22,9 +24,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"jitops: {error}", file=sys.stderr)
         return 1
     except BrokenPipeError:  # `jitops ... | head`: nobody reads on, so there is no more to say
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _give_up_stdout()
+        return 1
+    except OSError as error:  # say, `jitops ... > file` on a full disk
+        print(f"jitops: {error}", file=sys.stderr)
+        _give_up_stdout()
         return 1
     return status
+
+
+def _give_up_stdout() -> None:
+    """Else Python would try again to write what is left when it ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -11,7 +11,7 @@
 // Put before a kernel, a free function over plain pointers (in a lambda g++ gives up vectorising).
 // The flags say -O1: host code gains nothing from more and would take a quarter longer to compile.
 // Without no-trapping-math a comparison is a branch to g++, since it may raise an exception flag.
-#if defined(__GNUC__) && !defined(__clang__)
+#if defined(__GNUC__) && !defined(__clang__) && !defined(JITOPS_DEBUG)
 #define JITOPS_KERNEL [[gnu::optimize("O3", "no-trapping-math")]]
 #else
 #define JITOPS_KERNEL

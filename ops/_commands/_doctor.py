@@ -7,12 +7,14 @@ import json
 from dataclasses import asdict
 from typing import Any
 
-from ops import _backend, _op
+from ops import _backend, _config, _op
+from ops._backend import DEVICE_OF
 from ops._commands._doctor_of import _cache, _machine, _tools
 from ops._commands._doctor_of._finding import BAD, GOOD, NOTE, Finding
 from ops._errors import JitopsError
 from ops.jit import _why
 from ops.jit._cache import _notes, _roots, _store
+from ops.jit._compile import _hardware
 
 
 def add_to(commands: Any) -> None:
@@ -36,8 +38,7 @@ def main(options: argparse.Namespace) -> int:
         "ops": [_state(op, backend) for op in _op.known().values() for backend in ("cpp", "cuda")],
         "variables": list(_machine.variables()),
     }
-    wanted = _backend.requested() or "auto"
-    works, verdict = _verdict(wanted, sections["ops"])
+    works, verdict = _verdict(sections["ops"])
     if options.json:
         told = {name: [asdict(finding) for finding in found] for name, found in sections.items()}
         print(json.dumps({"ok": works, "verdict": verdict, **told}, indent=1))
@@ -79,13 +80,18 @@ def _failure(extension: Any) -> str | None:
     return None
 
 
-def _verdict(wanted: str, states: list[Finding]) -> tuple[bool, str]:
-    if wanted in ("auto", "torch"):
-        return True, f"Back end {wanted}: works. The pure-torch path needs none of the above."
-    blocked = [state.topic for state in states if wanted in state.blocks]
-    if blocked:
-        return False, f"Back end {wanted}: does NOT work for {', '.join(blocked)}; see above."
-    return True, f"Back end {wanted}: works."
+def _verdict(states: list[Finding]) -> tuple[bool, str]:
+    """Of the back end that is asked for."""
+    settings = _config.settings()
+    wanted = "torch" if settings.force_cpu else _backend.requested() or settings.backend
+    compiled = "cuda" if wanted == "auto" and _hardware.has_gpu() else wanted
+    blocked = ", ".join(state.topic for state in states if compiled in state.blocks)
+    if not blocked:
+        needs = "" if compiled in DEVICE_OF else " The pure-torch path needs none of the above."
+        return True, f"Back end {wanted}: works.{needs}"
+    if wanted == "auto" and not settings.strict:
+        return True, f"Back end auto: works, on the pure-torch path for want of {blocked}."
+    return False, f"Back end {wanted}: does NOT work for {blocked}; see above."
 
 
 def _print(sections: dict[str, list[Finding]]) -> None:

@@ -81,7 +81,7 @@ def surroundings(spec: Spec) -> str:
     stamps: list[object] = [tool.stamp() if tool else None for tool in _tools(spec).values()]
     stamps += [_time(place) for place in _installed_to(spec)]
     ninja = _toolchain.ninja_folder()
-    seen: list[object] = [stamps, str(ninja), os.environ.get("PATH"), os.environ.get("MAX_JOBS")]
+    seen: list[object] = [stamps, str(ninja), os.environ.get("PATH")]
     try:
         seen.append(architectures(spec))
     except ToolchainError as error:

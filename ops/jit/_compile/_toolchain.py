@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import importlib.util
 import os
 import re
 import shlex
@@ -100,10 +99,10 @@ def ninja_folder() -> Path | None:
     on_path = shutil.which("ninja")
     if on_path:
         return Path(on_path).parent
-    if importlib.util.find_spec("ninja") is None:
+    try:
+        import ninja
+    except ImportError:
         return None
-    import ninja
-
     return Path(ninja.BIN_DIR) if shutil.which("ninja", path=ninja.BIN_DIR) else None
 
 
