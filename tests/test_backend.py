@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import shutil
 
 import pytest
 import torch
@@ -185,9 +186,7 @@ def test_no_ninja(tmp_path):
     path = path_without("ninja", folder=tmp_path / "bin")
     env = {"JITOPS_BACKEND": "cpp", "JITOPS_CACHE_DIR": tmp_path / "cache", "PATH": path}
     _, err = run(
-        "import importlib.util as u; f = u.find_spec\n"
-        "u.find_spec = lambda n, *a: None if n == 'ninja' else f(n, *a)\n"
-        "import ops.improved_triplet_loss",
+        "import sys; sys.modules['ninja'] = None; import ops.improved_triplet_loss",
         ok=False,
         **env,
     )
@@ -218,3 +217,41 @@ def test_an_op_that_could_not_be_built_can_be_tried_again(tmp_path):
         CXX=None,
     )
     assert out.split() == ["True", "True", "improved_triplet_loss"]
+
+
+@pytest.mark.cpp
+def test_reload(tmp_path, root):
+    """An edited kernel takes the place of the one that is loaded; whatever holds the op runs it."""
+    for folder in ("ops", "cuda_src"):
+        shutil.copytree(root / folder, tmp_path / folder)
+    out, _ = run(
+        """
+        import pathlib, torch, ops
+        from ops import _op
+        source = pathlib.Path("cuda_src/improved_triplet_loss.cpp")
+        x = torch.ones(2, 3)
+        op = _op.built_in("improved_triplet_loss")
+        def loss():
+            return ops.improved_triplet_loss(x, x, x, -1.0, 0.0, 1.0).item()
+        print(loss())
+        text = source.read_text()
+        source.write_text(text + "#error not yet")
+        try:
+            op.reload()
+        except ops.BuildError as error:
+            print("not yet" in str(error))
+        bounded = "return x < bound ? bound : x;"
+        assert bounded in text
+        source.write_text(text.replace(bounded, "return 7;"))
+        print(loss())
+        source.write_text(text)
+        op.reload()
+        print(loss())
+        """,
+        cwd=tmp_path,
+        JITOPS_BACKEND="cpp",
+        JITOPS_CACHE_DIR=tmp_path / "cache",
+        PYTHONPATH=tmp_path,
+    )
+    first, told, edited, last = out.split()
+    assert (told, edited, last) == ("True", "14.0", first)

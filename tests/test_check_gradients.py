@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -587,6 +588,7 @@ def test_every_op_has_samples():
 def test_command_on_functions_of_ones_own(tmp_path, monkeypatch, capsys):
     (tmp_path / "mine.py").write_text(MINE)
     monkeypatch.chdir(tmp_path)
+    monkeypatch.delitem(sys.modules, "mine", raising=False)  # extensions of other tests
     assert cli.main(["check", "mine:right", "--input", "3,4", "--input", "4"]) == 0
     assert capsys.readouterr().out.startswith("mine:right(x [3, 4], y [4])")
     files = ["--json", "report.json", "--plot", "report.png"]

@@ -11,6 +11,7 @@ import ctypes
 import importlib.machinery
 import importlib.util
 import os
+import sys
 import threading
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,8 +78,13 @@ def _module(spec: Spec, path: str) -> ModuleType:
     module_spec = importlib.util.spec_from_file_location(spec.name, path, loader=loader)
     if module_spec is None:
         raise ImportError(f"no import spec for {path}")
+    before = sys.modules.get(spec.name)
     module = importlib.util.module_from_spec(module_spec)
     loader.exec_module(module)
+    # CPython has just made it what `import` of its name finds. An older version of it gives way;
+    # what merely has the same name (an extension called "random") does not.
+    if before is not None and not any(before is loaded.result for loaded in _loaded.values()):
+        sys.modules[spec.name] = before
     return module
 
 

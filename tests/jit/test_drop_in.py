@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import colorsys
 import inspect
 import json
 import os
 import subprocess
+import sys
 import threading
 
 import pytest
@@ -117,6 +119,13 @@ def test_several_sources_of_one_name_in_one_process(cache):
     assert (one.answer, two.answer, again.answer) == (1, 2, 1)
     assert again is one
     assert one.__name__ == two.__name__ == "mine"
+
+
+def test_modules_of_that_name_stay_imported(cache):
+    """CPython would put the extension in the place of the standard library's."""
+    module = load_inline("colorsys", PYTHON_MODULE % 1, no_implicit_headers=True)
+    assert module.answer == 1
+    assert sys.modules["colorsys"] is colorsys
 
 
 def test_build_directory(cache, tmp_path):

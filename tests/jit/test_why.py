@@ -63,8 +63,9 @@ def set_a_path(source, monkeypatch):
 
 def corrupt(source, monkeypatch):
     library = extension(source).find()
-    library.chmod(0o755)
-    library.write_bytes(library.read_bytes()[:-1])
+    content = library.read_bytes()
+    library.unlink()  # written over, it would be pulled from under this process
+    library.write_bytes(content[:-1])
 
 
 def another_format(source, monkeypatch):
