@@ -319,6 +319,12 @@ def test_bundle(full, tmp_path, settings, capsys):
 # ---- output that cannot be written
 
 
+def test_a_terminal_without_arrows(tmp_path):
+    code, out, _ = process("doctor", PYTHONIOENCODING="ascii", JITOPS_CACHE_DIR=tmp_path / "cache")
+    assert code == 0
+    assert out.isascii()
+
+
 def test_output_that_nobody_reads():
     """A status, and no traceback: neither from the command nor from Python as it ends."""
     for target, status in ((">/dev/full", 1), (">&-", 0)):

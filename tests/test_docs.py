@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -10,9 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from ops import cli
 from tests.helpers import ROOT, environment
 
 ENGLISH, CHINESE = (ROOT / "docs" / f"write-your-own{suffix}.md" for suffix in ("", ".zh-CN"))
+LOADER = ROOT / "docs" / "loader.md"
 EXAMPLES = ROOT / "examples"
 
 
@@ -25,7 +28,7 @@ def test_both_languages_show_the_same():
     assert len(re.findall("^## ", ENGLISH.read_text(), re.MULTILINE)) == 5
 
 
-@pytest.mark.parametrize("document", [ENGLISH, CHINESE], ids=lambda path: path.name)
+@pytest.mark.parametrize("document", [ENGLISH, CHINESE, LOADER], ids=lambda path: path.name)
 def test_links_lead_somewhere(document):
     targets = re.findall(r"\]\(([^)#]+)\)", document.read_text())
     assert len(targets) >= len(list(EXAMPLES.glob("*.py")))
@@ -74,3 +77,31 @@ def test_the_commands_print_what_is_shown(tmp_path):
         )
         assert masked(run.stdout) == masked(output), run.stderr
         assert run.returncode == ("failed" in output.splitlines()[-1]), run.stderr
+
+
+def test_every_claim_of_the_comparison_has_its_test():
+    """Each "yes" of the loader's names a test that exists where the link says."""
+    rows = [
+        [cell.strip() for cell in line.strip("|\n").split("|")]
+        for line in LOADER.read_text().splitlines()
+        if line.startswith("| ")
+    ]
+    claims = [ours for what, _, ours in rows if not what.startswith("**") and what]
+    assert len(claims) > 40
+    for claim in claims:
+        if claim.startswith("no"):
+            continue
+        name, place = re.fullmatch(r"yes: \[(\w+)\]\(([^)]+)\)", claim).groups()
+        assert f"\ndef test_{name}(" in (LOADER.parent / place).read_text(), claim
+
+
+def test_the_commands_of_the_loader_are_understood():
+    """Whatever the page tells to type is parsed."""
+    lines = "\n".join(text for _, text in blocks(LOADER, "sh")).splitlines()
+    commands = [line.partition("#")[0] for line in lines if line]
+    commands += re.findall(r"`(?:RUN )?(jitops [^`\n]+)`", LOADER.read_text())
+    assert len(commands) > 8
+    for command in commands:
+        program, *arguments = shlex.split(command)
+        assert program == "jitops"
+        cli._parser().parse_args(arguments)

@@ -108,6 +108,24 @@ def test_pybind11_functions_with_default_headers(cache):
     assert sources == [text]  # torch's inserts a line into the caller's list
 
 
+def test_a_locale_that_cannot_write_the_text(cache):
+    ascii_only = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    code = f"""
+        import ops.jit
+        try:
+            ops.jit.load_inline("answer", "// \\u00fc\\n" + {ANSWER!r}, no_implicit_headers=True,
+                                is_python_module=False)
+        except ops.BuildError as error:
+            print(ascii(str(error)))
+    """
+    out, _ = run(code, JITOPS_CACHE_DIR=cache, **ascii_only)
+    assert "cannot be written in ascii" in out
+    assert "PYTHONUTF8=1" in out
+    out, _ = run(code, JITOPS_CACHE_DIR=cache, **{**ascii_only, "PYTHONUTF8": "1"})
+    assert out == ""
+    assert len(entries(cache)) == 1
+
+
 def test_the_environment_is_left_alone(cache, source, monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", path_without("ninja", folder=tmp_path / "bin"))
     monkeypatch.delenv("MAX_JOBS", raising=False)

@@ -96,6 +96,11 @@ def build(
             _call(cpp_extension, spec, folder, architectures, include_first)
     except (_ninja.NinjaError, subprocess.SubprocessError, RuntimeError, OSError) as error:
         raise _failed.build(spec, folder, log, all_of(error)) from error
+    except UnicodeEncodeError as error:  # torch writes its files in the encoding of the locale
+        raise BuildError(
+            f"{spec.name}: {error.object[error.start : error.end]!r}, in a path or in text, cannot "
+            f"be written in {error.encoding}, the encoding of this process: set PYTHONUTF8=1"
+        ) from error
     library = folder / (spec.name if spec.is_standalone else f"{spec.name}.so")
     if not library.is_file():
         raise BuildError(f"{spec.name}: the build left no {library.name} in {folder}")
