@@ -28,8 +28,8 @@ def of(spec: Spec) -> list[str] | None:
     asked = json.loads(json.dumps(_key.request(spec)))
     nearest: list[str] | None = None
     for entry in _entries(spec.name):
-        before = entry.manifest.get("request", {})
-        if before.get("format") != asked["format"]:
+        before = entry.manifest.get("request")
+        if not isinstance(before, dict) or before.get("format") != asked["format"]:
             reasons = ["it was built by another version of jitops"]
         else:
             reasons = [

@@ -106,7 +106,10 @@ def test_the_nearest_counts(built):
     assert reasons(built, extra_cflags=("-O2", "-DA")) == ["cflags: -DB → none"]
 
 
-@pytest.mark.parametrize("garbage", [{}, {"request": 5}, {"request": {"format": 2}}, [], 7])
+@pytest.mark.parametrize(
+    "garbage",
+    [{}, {"name": "answer", "request": 5}, {"name": "answer", "request": {"format": 2}}, [], 7],
+)
 def test_garbage_is_no_reason_to_fail(built, cache, garbage):
     folder = cache / "answer-0123456789abcdef" / "0"
     folder.mkdir(parents=True)

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import functools
 import json
-import os
 import secrets
-import shutil
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -145,14 +143,9 @@ def import_into(path: Path, root: Path) -> list[Path]:
                         place.write_bytes(bundle.content(file))
                         place.chmod(0o555 if place.suffix == ".so" else 0o444)
                 _mark_imported(folder)
-                target.parent.mkdir(mode=0o755, exist_ok=True)
                 (folder / "used").touch(mode=0o644)
-                if target.exists():
-                    _staging.discard(root, target)
-                    target.parent.mkdir(mode=0o755, exist_ok=True)
-                shutil.rmtree(folder / _staging.ALIVE, ignore_errors=True)
-                os.rename(folder, target)
-            new.append(target)
+                if _store.place(root, folder, target) is None:
+                    new.append(target)
     return new
 
 

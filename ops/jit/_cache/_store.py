@@ -156,11 +156,16 @@ def publish(
         _flush(path)
     _flush(folder)
 
-    parent = root / stem(about["name"], about["digest"])
-    parent.mkdir(mode=0o755, exist_ok=True)
-    target = parent / sha256(json.dumps(facts, sort_keys=True).encode())[:16]
+    variant = sha256(json.dumps(facts, sort_keys=True).encode())[:16]
+    target = root / stem(about["name"], about["digest"]) / variant
+    return place(root, folder, target) or Entry(target, manifest)
+
+
+def place(root: Path, folder: Path, target: Path) -> Entry | None:
+    """Rename a finished folder into place; the entry that was there before, if it is whole."""
     (folder / _staging.ALIVE).unlink(missing_ok=True)
     for _ in range(3):
+        target.parent.mkdir(mode=0o755, exist_ok=True)
         try:
             os.rename(folder, target)
         except OSError:
@@ -168,10 +173,9 @@ def publish(
             if theirs and verify(theirs):
                 return theirs
             _staging.discard(root, target)  # there, but damaged
-            parent.mkdir(mode=0o755, exist_ok=True)
         else:
-            _flush(parent)
-            return Entry(target, manifest)
+            _flush(target.parent)
+            return None
     raise CacheError(f"{target} cannot be replaced")
 
 
