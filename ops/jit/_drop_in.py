@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 
-from ops._errors import ArgumentError
+from ops._errors import ArgumentError, CacheError
 from ops.jit import _compile_commands, _spec
 from ops.jit._extension import Extension
 from ops.jit._spec import Spec
@@ -138,18 +138,31 @@ def _refuse_sycl(**arguments: object) -> None:
 
 
 def _load(spec: Spec, build_directory: Paths | None, verbose: bool) -> ModuleType | str:
-    extension = Extension(spec)
-    folder = _spec.paths("build_directory", build_directory)
-    loaded = extension.load(verbose=verbose)
+    folder = None if build_directory is None else _folder(build_directory)
+    loaded = Extension(spec).load(verbose=verbose)
     library = loaded if isinstance(loaded, Path) else Path(str(loaded.__file__))
     if folder:
-        library = _put(library, folder[0])
+        try:
+            library = _put(library, folder)
+        except OSError as error:
+            raise CacheError(f"{spec.name} cannot be copied to {folder}: {error}") from error
     return loaded if isinstance(loaded, ModuleType) else str(library)
+
+
+def _folder(build_directory: Paths) -> Path:
+    """Made before anything is built for it."""
+    folder = _spec.path("build_directory", build_directory)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ArgumentError(
+            f"build_directory must be a folder that is there or can be made, got {folder}: {error}"
+        ) from error
+    return folder
 
 
 def _put(library: Path, folder: Path) -> Path:
     """Copy what there is of an entry to where the caller wants it, each file in one rename."""
-    folder.mkdir(parents=True, exist_ok=True)
     here = library.parent
     (folder / _compile_commands.NAME).write_text(_compile_commands.text(here, folder))
     for path in (library, here / "main.cpp", here / "cuda.cu"):

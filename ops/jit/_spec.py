@@ -126,7 +126,14 @@ def paths(argument: str, value: Any) -> tuple[Path, ...]:
     if isinstance(value, (str, os.PathLike)):
         value = [value]
     value = _sequence(argument, value)
-    return tuple(Path(_path(argument, item)).absolute() for item in value)
+    return tuple(path(argument, item, "paths") for item in value)
+
+
+def path(argument: str, value: Any, what: str = "a path") -> Path:
+    """A path, made absolute."""
+    if not isinstance(value, (str, os.PathLike)) or not isinstance(os.fspath(value), str):
+        raise ArgumentTypeError(f"{argument} must be {what}, got {type(value).__name__}")
+    return Path(value).absolute()
 
 
 def bindings(
@@ -167,9 +174,3 @@ def _sequence(argument: str, value: Sequence[Any]) -> Sequence[Any]:
     if not isinstance(value, Sequence):
         raise ArgumentTypeError(f"{argument} must be a list, got {type(value).__name__}")
     return value
-
-
-def _path(argument: str, value: Any) -> str:
-    if not isinstance(value, (str, os.PathLike)) or not isinstance(os.fspath(value), str):
-        raise ArgumentTypeError(f"{argument} must be paths, got {type(value).__name__}")
-    return os.fspath(value)

@@ -62,7 +62,9 @@ def test_the_signature_is_torchs(name):
         ({"cpp_sources": "a\0b"}, ops.ArgumentError, "cpp_sources must hold text without NUL"),
         ({"cpp_sources": "\ud800"}, ops.ArgumentError, "cpp_sources must hold text that UTF-8"),
         ({"extra_cflags": ["-D\0"]}, ops.ArgumentError, "extra_cflags must hold text without NUL"),
-        ({"build_directory": 5}, ops.ArgumentTypeError, "build_directory must be a list, got int"),
+        ({"build_directory": 5}, ops.ArgumentTypeError, "build_directory must be a path, got int"),
+        ({"build_directory": "/dev/null/x"}, ops.ArgumentError, "must be a folder that is there"),
+        ({"build_directory": ["."]}, ops.ArgumentTypeError, "build_directory must be a path, got"),
     ],
 )
 def test_what_cannot_be_honoured_raises(cache, arguments, error, text):
@@ -142,6 +144,13 @@ def test_build_directory(cache, tmp_path):
     (folder / "answer.so").unlink()  # not overwritten: it is in memory
     (folder / "answer.so").write_text("not it")
     assert answer(load_inline("answer", ANSWER, build_directory=folder, **PLAIN)) == 42
+
+
+def test_a_build_directory_that_cannot_take_it(cache, tmp_path):
+    (tmp_path / "answer.so").mkdir()
+    (tmp_path / "main.cpp").mkdir()
+    with pytest.raises(ops.CacheError, match=f"answer cannot be copied to {tmp_path}"):
+        load_inline("answer", ANSWER, build_directory=tmp_path, **PLAIN)
 
 
 def test_verbose_passes_on_what_the_compilers_say(cache, capfd):
