@@ -39,13 +39,14 @@ def floating_rows(**tensors: Any) -> tuple[Tensor, ...]:
     """
     values = tuple(tensors.values())
     first = values[0]
-    if isinstance(first, Tensor):
+    if isinstance(first, Tensor) and not first.is_nested:
         dtype, device, shape = first.dtype, first.device, first.shape
         if dtype in _WIDE and shape:
             for value in values:
                 if (
                     not isinstance(value, Tensor)
                     or value.dtype is not dtype
+                    or value.is_nested  # it has no shape
                     or value.shape != shape
                     or value.device != device
                     or value.layout is not torch.strided
@@ -100,11 +101,13 @@ def ready(first: Any, *others: Any) -> bool:
             or value.dtype is not dtype
             or value.device != device
             or value.layout is not torch.strided
+            or value.is_nested
         ):
             return False
     return (
         dtype in FLOAT_DTYPES
         and first.layout is torch.strided
+        and not first.is_nested
         and device.type != "meta"
         and not torch.is_autocast_enabled(device.type)
     )
@@ -127,8 +130,9 @@ def same_kind(**tensors: Any) -> None:
                 f"{name} must have dtype float64, float32, bfloat16 or float16, "
                 f"got {_short(value.dtype)}"
             )
-        if value.layout is not torch.strided:
-            raise ArgumentError(f"{name} must be a dense tensor, got layout {_short(value.layout)}")
+        if value.layout is not torch.strided or value.is_nested:
+            layout = "a nested one" if value.is_nested else f"layout {_short(value.layout)}"
+            raise ArgumentError(f"{name} must be a dense tensor, got {layout}")
         if value.dtype is not first.dtype:
             raise ArgumentTypeError(
                 f"{name} must have {first_name}'s dtype {_short(first.dtype)}, "

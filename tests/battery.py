@@ -83,6 +83,17 @@ class Battery(CompileBattery):
         ):
             close(one, other, torch.float64)
 
+    @pytest.mark.filterwarnings("ignore:.*nested tensors is in prototype stage")
+    def test_tensors_that_are_not_dense(self, backend, device):
+        """Each in turn: an error of ours, not one from within torch."""
+        plain = self.inputs(device)
+        for place, tensor in enumerate(plain):
+            nested = torch.nested.nested_tensor([tensor, tensor], layout=torch.jagged)
+            for other in (tensor.to_sparse(), torch.nested.nested_tensor([tensor]), nested):
+                inputs = [other if i == place else t for i, t in enumerate(plain)]
+                with pytest.raises(ops.ArgumentError, match="must be a dense tensor, got"):
+                    self.op.results(inputs, self.op.variants[0])
+
     # ---- finite differences ----------------------------------------------------------------------
 
     def test_gradcheck(self, backend, device):
