@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 NAME = "compile_commands.json"
+_OURS = "-DTORCH_EXTENSION_NAME="  # in every command
 _HERE = "@ENTRY@"  # stands for the entry's folder, so that a cache can move
 
 
@@ -24,6 +25,13 @@ def read(folders: Iterable[Path]) -> list[dict[str, Any]]:
         commands = json.loads(text(folder, folder))
         found += [one for one in commands if Path(one["file"]).name not in own]
     return found
+
+
+def put(entry: Path, folder: Path) -> None:
+    """Write an entry's commands to ``folder``, unless those of another build are there."""
+    target = folder / NAME
+    if not target.exists() or _OURS in target.read_text(errors="replace"):
+        target.write_text(text(entry, folder))
 
 
 def text(entry: Path, folder: Path) -> str:

@@ -164,7 +164,7 @@ def _folder(build_directory: Paths) -> Path:
 def _put(library: Path, folder: Path) -> Path:
     """Copy what there is of an entry to where the caller wants it, each file in one rename."""
     here = library.parent
-    (folder / _compile_commands.NAME).write_text(_compile_commands.text(here, folder))
+    _compile_commands.put(here, folder)
     for path in (library, here / "main.cpp", here / "cuda.cu"):
         target = folder / path.name
         if not path.is_file() or (target.is_file() and _same(path, target)):

@@ -146,6 +146,16 @@ def test_build_directory(cache, tmp_path):
     assert answer(load_inline("answer", ANSWER, build_directory=folder, **PLAIN)) == 42
 
 
+def test_a_build_directory_with_commands_of_another_build(cache, tmp_path):
+    commands = tmp_path / "compile_commands.json"
+    for number, others in enumerate(('[{"file": "a.cpp", "command": "c++ a.cpp"}]', None)):
+        if others:
+            commands.write_text(others)
+        load_inline("answer", ANSWER, build_directory=tmp_path, **PLAIN)
+        assert (commands.read_text() == others) is (number == 0)
+        commands.unlink()
+
+
 def test_a_build_directory_that_cannot_take_it(cache, tmp_path):
     (tmp_path / "answer.so").mkdir()
     (tmp_path / "main.cpp").mkdir()
