@@ -210,6 +210,29 @@ def test_hot_reload_of_operators(cache):
         assert torch.ops.hot_one.add(10) == held(10) == 10 + number
 
 
+TORCHS_OWN = """
+#include <torch/library.h>
+static const std::string named = "something to destroy at the end, for which g++ declares a symbol";
+static int64_t add(int64_t x) {{ return x + {number}; }}
+TORCH_LIBRARY(hot_torch, m) {{ m.def("add(int x) -> int"); }}
+TORCH_LIBRARY_IMPL(hot_torch, CompositeImplicitAutograd, m) {{ m.impl("add", &add); }}
+"""
+
+
+def test_hot_reload_of_operators_registered_by_torchs_macros(cache):
+    """In a process of its own, which must end well too."""
+    code = f"""
+        import torch
+        from ops.jit import load_inline
+        for number in (1, 2, 1):
+            load_inline("hot_torch", {TORCHS_OWN!r}.format(number=number),
+                        no_implicit_headers=True, is_python_module=False)
+            print(torch.ops.hot_torch.add(10))
+    """
+    out, _ = run(code, JITOPS_CACHE_DIR=cache)
+    assert out.split() == ["11", "12", "11"]
+
+
 def test_hot_reload_with_another_schema(cache):
     operators("hot_two", 1)
     held = torch.ops.hot_two.add

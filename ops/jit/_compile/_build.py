@@ -33,9 +33,9 @@ from ops.jit._spec import Spec
 # Withdraws what a library has registered with torch, while its code stays where it is.
 _RETIRE = """
 extern "C" {
-extern void* __dso_handle __attribute__((visibility("hidden")));
-void __cxa_finalize(void*);
-__attribute__((visibility("default"))) void jitops_retire() { __cxa_finalize(&__dso_handle); }
+extern char jitops_dso __asm__("__dso_handle") __attribute__((visibility("hidden")));
+void jitops_finalize(void*) __asm__("__cxa_finalize");
+__attribute__((visibility("default"))) void jitops_retire() { jitops_finalize(&jitops_dso); }
 }
 """
 
