@@ -216,6 +216,7 @@ def test_build_for_other_machines(cache, capsys):
     [
         (["build", "nothing"], f"OP must be among {OP}"),
         (["cache", "why", "nothing"], "OP must be among"),
+        (["cache", "clean", "--max-size="], "--max-size must be a size like 500M or 2G, got ''"),
         (["cache", "clean", "--max-size=much"], "--max-size must be a size like 500M or 2G"),
         (["bundle", "verify", "/no/such/file"], "/no/such/file"),
         (["bundle", "import", "/no/such/file"], "/no/such/file"),
@@ -230,7 +231,8 @@ def test_bad_requests(cache, capsys, arguments, message):
 
 @pytest.mark.parametrize(
     "arguments",
-    [["build", "--jobs=0"], ["build", "--jobs=many"], ["cache", "clean", "--unused-for=x"], []],
+    [["build", "--jobs=0"], ["build", "--jobs=many"], ["cache", "clean", "--unused-for=x"], []]
+    + [["cache", "clean", f"--unused-for={days}"] for days in ("-1", "nan", "inf")],
 )
 def test_bad_usage(arguments):
     with pytest.raises(SystemExit) as ended:

@@ -97,7 +97,8 @@ def _buildable() -> list[str]:
 def main(options: argparse.Namespace) -> int:
     """Build them; status 1 if one failed."""
     extensions = selected(options)
-    jobs = options.jobs or int(os.environ.get("MAX_JOBS") or _hardware.jobs())
+    told = os.environ.get("MAX_JOBS", "")
+    jobs = options.jobs or (int(told) if told.isdecimal() else 0) or _hardware.jobs()
     os.environ["MAX_JOBS"] = str(max(1, jobs // max(1, min(len(extensions), jobs))))
     folders, failed, started = [], [], time.perf_counter()
     with _bars(extensions) as show, ThreadPoolExecutor(jobs) as pool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import time
 from typing import Any
 
@@ -46,9 +47,12 @@ def _action(actions: Any, name: str, run: Any, help: str) -> argparse.ArgumentPa
 
 def _days(text: str) -> float:
     try:
-        return float(text) * 24 * 3600
+        days = float(text)
     except ValueError:
-        raise argparse.ArgumentTypeError(f"must be a number of days, got {text!r}") from None
+        days = -1.0
+    if not 0 <= days < math.inf:
+        raise argparse.ArgumentTypeError(f"must be a number of days, got {text!r}")
+    return days * 24 * 3600
 
 
 def _items() -> list[Item]:
@@ -148,7 +152,7 @@ def _verify(options: argparse.Namespace) -> int:
 
 def _clean(options: argparse.Namespace) -> None:
     root = _roots.writable_root()
-    if options.max_size:
+    if options.max_size is not None:
         try:
             limit = _config.size(options.max_size)
         except ValueError:

@@ -33,9 +33,24 @@ class Vanished(Exception):  # noqa: N818 - no error: it is looked for again
 
 @dataclass
 class _Loaded:
+    """What was loaded from an entry.
+
+    Attributes:
+        result: what the caller has got.
+        library: to find ``jitops_retire`` in.
+        file: open, so that it can be read whatever has become of its name.
+        retired: whether what it had registered with torch was withdrawn.
+    """
+
     result: ModuleType | Path
-    path: str
+    library: ctypes.CDLL
+    file: int
     retired: bool = False
+
+    @property
+    def content(self) -> bytes:
+        """Of the library."""
+        return os.pread(self.file, os.fstat(self.file).st_size, 0)
 
 
 # By the entry's folder: a library is initialised once.
@@ -69,7 +84,8 @@ def load(spec: Spec, entry: Entry) -> ModuleType | Path:
         for older in _in_its_way(spec, entry):
             _retire(older, spec.name)
         result = _module(spec, path) if spec.is_python_module else _operators(entry, path)
-        _loaded[entry.folder] = _Loaded(result, path)
+        file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        _loaded[entry.folder] = _Loaded(result, ctypes.CDLL(path), file)
         return result
 
 
@@ -99,24 +115,24 @@ def _operators(entry: Entry, path: str) -> Path:
 # ---- replacing -----------------------------------------------------------------------------------
 
 
+# Symbols that whatever registers with torch needs: by torch's macros, or those of the stable ABI.
+_REGISTERS = (b"N5torch7LibraryC", b"torch_library_init_")
+
+
 def _in_its_way(spec: Spec, entry: Entry) -> list[_Loaded]:
-    """Loaded libraries of the same extension that register operators in the same namespace."""
+    """Loaded libraries of the same extension that register operators in the same namespace.
+
+    One that has registered none may still own a namespace, and nobody knows which.
+    """
     older = [
         loaded
         for folder, loaded in _loaded.items()
-        if folder.parent.name.rpartition("-")[0] == spec.name and not loaded.retired
+        if folder.parent.name.rpartition("-")[0] == spec.name
+        and not loaded.retired
+        and any(mark in loaded.content for mark in _REGISTERS)
     ]
-    if not older:
-        return []
-    new = entry.library.read_bytes()
-    return [loaded for loaded in older if _namespaces(new) & _namespaces(_read(loaded.path))]
-
-
-def _read(path: str) -> bytes:
-    try:
-        return Path(path).read_bytes()
-    except OSError:
-        return b""  # evicted on another host: then it is not known what it has registered
+    new = _namespaces(entry.library.read_bytes()) if older else set()
+    return [one for one in older if not (its := _namespaces(one.content)) or its & new]
 
 
 def _namespaces(library: bytes) -> set[str]:
@@ -130,12 +146,12 @@ def _registered() -> list[str]:
 
 
 def _retire(loaded: _Loaded, name: str) -> None:
-    retire: Any = getattr(ctypes.CDLL(loaded.path), "jitops_retire", None)
+    retire: Any = getattr(loaded.library, "jitops_retire", None)
     if retire is None:
         raise BuildError(
             f"{name} has changed, and what is loaded of it cannot be withdrawn: start a new process"
         )
-    namespaces = _namespaces(_read(loaded.path)) - {"aten"}
+    namespaces = _namespaces(loaded.content) - {"aten"}
     for qualified in _registered():
         namespace, _, operator = qualified.partition("::")
         if namespace in namespaces:

@@ -210,6 +210,26 @@ def test_hot_reload_of_operators(cache):
         assert torch.ops.hot_one.add(10) == held(10) == 10 + number
 
 
+@pytest.mark.parametrize("gone", [False, True])
+def test_hot_reload_whatever_there_was_before(cache, gone):
+    """Nothing but a namespace; a cache that was deleted meanwhile."""
+    code = f"""
+        import shutil, torch
+        from ops.jit import load_inline
+        text = {OPERATORS.format(namespace="hot_five", number=1, schema="int x")!r}
+        if not {gone}:
+            load_inline("hot_five", text.replace('m.def("add(int x) -> int");', "")
+                        .replace('m.impl("add", &boxed);', ""), **{STABLE!r})
+        load_inline("hot_five", text, **{STABLE!r})
+        if {gone}:
+            shutil.rmtree({str(cache)!r})
+        load_inline("hot_five", text.replace("x + 1", "x + 2"), **{STABLE!r})
+        print(torch.ops.hot_five.add(10))
+    """
+    out, _ = run(code, JITOPS_CACHE_DIR=cache)
+    assert out == "12\n"
+
+
 TORCHS_OWN = """
 #include <torch/library.h>
 static const std::string named = "something to destroy at the end, for which g++ declares a symbol";

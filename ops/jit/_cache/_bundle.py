@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import secrets
 import zipfile
+import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -22,6 +24,18 @@ from ops.jit._cache._store import Entry, Manifest
 
 _INDEX = "bundle.json"
 _FORMAT = 1
+# What zipfile, zlib and json say of bytes that are not what they should be.
+_DAMAGE = (
+    OSError,
+    EOFError,
+    LookupError,
+    TypeError,
+    ValueError,
+    AttributeError,
+    RuntimeError,
+    zlib.error,
+    zipfile.BadZipFile,
+)
 _NOT_ITS = ("used", _staging.ALIVE)  # what a cache notes of an entry
 
 
@@ -69,7 +83,7 @@ class Bundle:
         """
         try:
             content = self.read(name)
-        except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
+        except _DAMAGE as error:
             raise BundleError(f"{self.path}: {name} cannot be read: {error}") from error
         expected = self.files[name]
         if len(content) != expected["size"] or _store.sha256(content) != expected["sha256"]:
@@ -105,7 +119,10 @@ def read(path: Path) -> Bundle:
             parts = PurePosixPath(name).parts
             if len(parts) != 3 or ".." in parts or name.startswith("/"):
                 raise BundleError(f"{path} has a file in an impossible place: {name!r}")
-    except (OSError, KeyError, TypeError, ValueError, AttributeError, zipfile.BadZipFile) as error:
+            size, digest = bundle.files[name]["size"], bundle.files[name]["sha256"]
+            if not isinstance(size, int) or not isinstance(digest, str):
+                raise BundleError(f"{path} does not tell size and checksum of {name!r}")
+    except _DAMAGE as error:
         if isinstance(error, BundleError):
             raise
         raise BundleError(f"{path} is not a bundle: {error}") from error
@@ -180,6 +197,10 @@ def _in_force(path: Path) -> Bundle:
     if (reason := _roots.writable_by_others(path)) is not None:
         raise BundleError(f"JITOPS_BUNDLE is refused: {reason}")
     return read(path)
+
+
+# An open archive has one place in its file, which parent and child would move for each other.
+os.register_at_fork(after_in_child=_in_force.cache_clear)
 
 
 def find(stem: str, wanted: Callable[[Manifest], bool]) -> Entry | None:

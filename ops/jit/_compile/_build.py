@@ -218,6 +218,7 @@ def _environ(folder: Path) -> dict[str, str]:
     if compiler is None:
         raise ToolchainError(_toolchain.NO_COMPILER)
     environ = dict(os.environ)
+    environ.pop("NINJA_STATUS", None)  # how a terminal wants its progress is no matter of ours
     if "LC_ALL" in environ:  # it would have the last word on messages
         environ["LC_CTYPE"] = environ.pop("LC_ALL")
     return {
