@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import platform
+import shlex
 import sys
 import sysconfig
 from pathlib import Path
@@ -79,11 +80,30 @@ def _content(path: Path) -> str:
         raise ArgumentError(f"sources must be readable files, got {path}: {error}") from error
 
 
+def _linker_words(flags: tuple[str, ...]) -> list[str]:
+    """The words that the linker gets: ``-L x`` as ``-Lx``, ``-Wl,x,y`` as x and y."""
+    words: list[str] = []
+    for flag in flags:
+        try:
+            said = shlex.split(flag)
+        except ValueError:
+            said = [flag]  # the shell will refuse it too
+        for word in said:
+            for part in word.split(",")[1:] if word.startswith("-Wl,") else [word]:
+                if words and words[-1] in ("-L", "-l"):
+                    words[-1] += part
+                else:
+                    words.append(part)
+    return words
+
+
 def _linked(flags: tuple[str, ...]) -> list[list[str]]:
     """Objects and static libraries that the flags name: they become part of the binary."""
-    folders = [Path(flag[2:]) for flag in flags if flag.startswith("-L") and flag[2:]]
+    words = _linker_words(flags)
+    folders = [Path(flag[2:]) for flag in words if flag.startswith("-L") and flag[2:]]
+    folders += map(Path, filter(None, os.environ.get("LIBRARY_PATH", "").split(os.pathsep)))
     found = []
-    for flag in flags:
+    for flag in words:
         candidates = [] if flag.startswith("-") else [Path(flag)]
         if flag.startswith("-l"):
             exact = flag[3:] if flag.startswith("-l:") else None

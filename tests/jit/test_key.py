@@ -56,6 +56,33 @@ def test_every_part_of_the_request_is_tested():
     assert set(_key.request(spec)) == set(REQUEST_CHANGES) | own
 
 
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["{0}/libfoo.a"],
+        ["-L{0}", "-lfoo"],
+        ["-L", "{0}", "-lfoo"],
+        ["-L{0}", "-l", "foo"],
+        ["-L{0} -lfoo"],
+        ["-L{0}", "-l:libfoo.a"],
+        ["-L{0}", "-Wl,-Bstatic -lfoo -Wl,-Bdynamic"],
+        ["-Wl,--whole-archive,{0}/libfoo.a,--no-whole-archive"],
+        ["-Wl,-L{0}", "-lfoo"],
+    ],
+    ids=" ".join,
+)
+def test_static_libraries_count_however_they_are_named(tmp_path, flags):
+    library = tmp_path / "libfoo.a"
+    digests = set()
+    for content in (b"one", b"two"):
+        library.write_bytes(content)
+        ldflags = tuple(flag.format(tmp_path) for flag in flags)
+        digests.add(
+            _key.digest(_key.request(Spec(name="x", cpp_sources=("a",), extra_ldflags=ldflags)))
+        )
+    assert len(digests) == 2
+
+
 def test_inline_text_counts():
     base = {"name": "x", "cpp_sources": ("a",)}
     specs = [
