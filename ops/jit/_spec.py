@@ -96,7 +96,12 @@ class Spec:
     @property
     def header_roots(self) -> tuple[Path, ...]:
         """Folders whose headers belong to the extension, in the order they are recorded."""
-        folders = [*self.extra_include_paths, *(path.parent for path in self.sources)]
+        named = re.findall(r"(?:^|\s)-I\s*(/\S+)", "\n".join(self.extra_cflags))
+        folders = [
+            *self.extra_include_paths,
+            *map(Path, named),
+            *(path.parent for path in self.sources),
+        ]
         return tuple(dict.fromkeys(folders))
 
 

@@ -51,6 +51,20 @@ def test_a_new_header_that_hides_the_old_one_is_a_miss(cache, source, tmp_path):
     assert Extension(spec).find()
 
 
+def test_folders_of_headers_in_flags(cache, source, tmp_path):
+    """-I among the flags is as good as extra_include_paths."""
+    early, late = tmp_path / "early", source.parent / "include"
+    early.mkdir()
+    for flags in ((f"-I{early}", f"-I{late}"), (f"-I {early} -I {late}",)):
+        spec = extension(source, extra_cflags=flags).spec
+        built = Extension(dataclasses.replace(spec, extra_include_paths=()))
+        assert answer(built.load()) == 42
+        (early / "answer.h").write_text("#define ANSWER 7\n")
+        assert built.find() is None
+        assert answer(built.load()) == 7
+        (early / "answer.h").unlink()
+
+
 def test_only_the_toolchains_own_headers_go_unrecorded():
     vouched = _headers._vouched()
     inside = lambda path: any(path.resolve().is_relative_to(place) for place in vouched)  # noqa: E731
