@@ -117,7 +117,9 @@ def test_a_cache_that_becomes_noexec_is_built_elsewhere(tmp_path):
 
 AS_NOBODY = """
     import os, sys
-    import ops.jit, ops.jit._miss, ops.jit._compile._diagnose, torch.utils.cpp_extension
+    import ops.jit, ops.jit._miss, ops.jit._compile._diagnose
+    from ops.jit._compile import _sandbox
+    _sandbox._cpp_extension()  # what another user may not read is in memory by then
     import torch.utils._cpp_extension_versioner, filelock, tempfile, warnings
     os.setgroups([])
     os.setgid(65534)
