@@ -94,6 +94,7 @@ def _module(spec: Spec, path: str) -> ModuleType:
     module_spec = importlib.util.spec_from_file_location(spec.name, path, loader=loader)
     if module_spec is None:
         raise ImportError(f"no import spec for {path}")
+    _interpreter_state().get("__pybind11_module_cache", {}).pop(spec.name, None)
     before = sys.modules.get(spec.name)
     module = importlib.util.module_from_spec(module_spec)
     loader.exec_module(module)
@@ -102,6 +103,17 @@ def _module(spec: Spec, path: str) -> ModuleType:
     if before is not None and not any(before is loaded.result for loaded in _loaded.values()):
         sys.modules[spec.name] = before
     return module
+
+
+def _interpreter_state() -> dict[str, Any]:
+    """Where pybind11 keeps modules by name: it would give an older version of one for a new one."""
+    api = ctypes.pythonapi
+    api.PyInterpreterState_Get.restype = ctypes.c_void_p
+    api.PyInterpreterState_GetDict.argtypes = [ctypes.c_void_p]
+    api.PyInterpreterState_GetDict.restype = ctypes.c_void_p  # borrowed, so not py_object
+    state = api.PyInterpreterState_GetDict(api.PyInterpreterState_Get())
+    found: dict[str, Any] = ctypes.cast(state, ctypes.py_object).value if state else {}
+    return found
 
 
 def _operators(entry: Entry, path: str) -> Path:

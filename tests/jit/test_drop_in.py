@@ -123,6 +123,17 @@ def test_several_sources_of_one_name_in_one_process(cache):
     assert one.__name__ == two.__name__ == "mine"
 
 
+def test_hot_reload_of_pybind11_modules(cache):
+    text = """
+        #include <pybind11/pybind11.h>
+        int answer() {{ return {number}; }}
+        PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {{ m.def("answer", &answer); }}
+    """
+    for number in (1, 2, 1):
+        module = load_inline("bound", text.format(number=number), no_implicit_headers=True)
+        assert module.answer() == number
+
+
 def test_modules_of_that_name_stay_imported(cache):
     """CPython would put the extension in the place of the standard library's."""
     module = load_inline("colorsys", PYTHON_MODULE % 1, no_implicit_headers=True)
