@@ -83,8 +83,12 @@ def load(spec: Spec, entry: Entry) -> ModuleType | Path:
             path = str(_memory.anonymous(entry.library.name, entry.library.read_bytes()))
         for older in _in_its_way(spec, entry):
             _retire(older, spec.name)
-        result = _module(spec, path) if spec.is_python_module else _operators(entry, path)
         file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            result = _module(spec, path) if spec.is_python_module else _operators(entry, path)
+        except BaseException:
+            os.close(file)
+            raise
         _loaded[entry.folder] = _Loaded(result, ctypes.CDLL(path), file)
         return result
 
@@ -107,11 +111,12 @@ def _module(spec: Spec, path: str) -> ModuleType:
 
 def _interpreter_state() -> dict[str, Any]:
     """Where pybind11 keeps modules by name: it would give an older version of one for a new one."""
-    api = ctypes.pythonapi
-    api.PyInterpreterState_Get.restype = ctypes.c_void_p
-    api.PyInterpreterState_GetDict.argtypes = [ctypes.c_void_p]
-    api.PyInterpreterState_GetDict.restype = ctypes.c_void_p  # borrowed, so not py_object
-    state = api.PyInterpreterState_GetDict(api.PyInterpreterState_Get())
+    # Prototypes of our own: those of ctypes.pythonapi are everybody's.
+    get = ctypes.PYFUNCTYPE(ctypes.c_void_p)(("PyInterpreterState_Get", ctypes.pythonapi))
+    get_dict = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p)(
+        ("PyInterpreterState_GetDict", ctypes.pythonapi)
+    )
+    state = get_dict(get())  # borrowed, so not a py_object
     found: dict[str, Any] = ctypes.cast(state, ctypes.py_object).value if state else {}
     return found
 
