@@ -12,7 +12,6 @@ import hashlib
 import json
 import os
 import platform
-import shlex
 import sys
 import sysconfig
 from pathlib import Path
@@ -21,6 +20,7 @@ from typing import Any
 import torch
 
 from ops._errors import ArgumentError
+from ops.jit import _spec
 from ops.jit._compile import _hardware, _toolchain
 from ops.jit._spec import Spec
 
@@ -80,26 +80,9 @@ def _content(path: Path) -> str:
         raise ArgumentError(f"sources must be readable files, got {path}: {error}") from error
 
 
-def _linker_words(flags: tuple[str, ...]) -> list[str]:
-    """The words that the linker gets: ``-L x`` as ``-Lx``, ``-Wl,x,y`` as x and y."""
-    words: list[str] = []
-    for flag in flags:
-        try:
-            said = shlex.split(flag)
-        except ValueError:
-            said = [flag]  # the shell will refuse it too
-        for word in said:
-            for part in word.split(",")[1:] if word.startswith("-Wl,") else [word]:
-                if words and words[-1] in ("-L", "-l"):
-                    words[-1] += part
-                else:
-                    words.append(part)
-    return words
-
-
 def _linked(flags: tuple[str, ...]) -> list[list[str]]:
     """Objects and static libraries that the flags name: they become part of the binary."""
-    words = _linker_words(flags)
+    words = _spec.words(flags)
     folders = [Path(flag[2:]) for flag in words if flag.startswith("-L") and flag[2:]]
     folders += map(Path, filter(None, os.environ.get("LIBRARY_PATH", "").split(os.pathsep)))
     found = []
