@@ -154,7 +154,8 @@ VARIABLES = (
     Variable(
         "bundle",
         None,
-        "A bundle to look into first: what `jitops bundle export` wrote, or that unpacked.",
+        "A bundle to look into first: absolute path of what `jitops bundle export` wrote, or that "
+        "unpacked.",
         "an absolute path (~ is allowed)",
         _path,
     ),

@@ -9,6 +9,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 import ops
 from ops import _config, _op, cli
@@ -111,6 +112,8 @@ def test_doctor_without_a_compiler(tmp_path):
     assert "apt install g++" in compiler["fix"]
     assert compiler["fix"] in words
     assert f"does NOT work for {OP}" in verdict
+    if torch.version.cuda is None:  # a compiler would not help
+        assert "built without CUDA" in found["ops", f"{OP} cuda"]["fix"]
     _, verdict, _ = report(**changes)
     assert "works" in verdict  # what is asked for is the pure-torch path
 

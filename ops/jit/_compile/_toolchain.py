@@ -145,6 +145,8 @@ def check(with_cuda: bool) -> None:
     Raises:
         ToolchainError: says what is missing and how to get it.
     """
+    if with_cuda:
+        check_cuda()  # first: where torch has no CUDA, another compiler would not help
     compiler = cxx()
     if compiler is None:
         named = os.environ.get("CXX")
@@ -152,8 +154,6 @@ def check(with_cuda: bool) -> None:
     identity(compiler)
     if ninja_folder() is None:
         raise ToolchainError(NO_NINJA)
-    if with_cuda:
-        check_cuda()
 
 
 def check_cuda() -> None:
