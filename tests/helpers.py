@@ -56,6 +56,20 @@ def run(code, cwd=None, ok=True, **changes):
     return out, err
 
 
+def command(*arguments, **changes):
+    """The command ``jitops`` in a process of its own: status, output, errors."""
+    done = subprocess.run(
+        [sys.executable, "-m", "ops", *map(str, arguments)],
+        env=environment(**changes),
+        cwd="/",
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "Traceback" not in done.stderr
+    return done.returncode, done.stdout, done.stderr
+
+
 def path_without(*programs, folder):
     """A PATH on which everything is found but these programs."""
     folder.mkdir()
