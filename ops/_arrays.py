@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from ops import _checks
 from ops._errors import ArgumentError, ArgumentTypeError, DependencyError, GradientError
 
 if TYPE_CHECKING:
@@ -57,9 +58,7 @@ def check(name: str, tensors: Sequence[Any], keywords: dict[str, Any]) -> None:
                 f"argument {place} of {name} must be on the device of the first, "
                 f"{tensors[0].device}, got {value.device}"
             )
-        if value.layout is not torch.strided or value.is_nested:
-            layout = "a nested one" if value.is_nested else f"layout {value.layout}"
-            raise ArgumentError(f"argument {place} of {name} must be a dense tensor, got {layout}")
+        _checks.dense(f"argument {place} of {name}", value)
         if torch._C._functorch.is_legacy_batchedtensor(value):
             raise GradientError(
                 f"{name} cannot take batched gradients (is_grads_batched): use torch.func.vmap"

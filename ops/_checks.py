@@ -113,6 +113,17 @@ def ready(first: Any, *others: Any) -> bool:
     )
 
 
+def dense(name: str, value: Tensor) -> None:
+    """A tensor with strides: neither sparse nor nested.
+
+    Raises:
+        ArgumentError: it is one of those.
+    """
+    if value.layout is not torch.strided or value.is_nested:
+        layout = "a nested one" if value.is_nested else f"layout {_short(value.layout)}"
+        raise ArgumentError(f"{name} must be a dense tensor, got {layout}")
+
+
 def same_kind(**tensors: Any) -> None:
     """The tensors are dense and floating, of one dtype and on one device.
 
@@ -130,9 +141,7 @@ def same_kind(**tensors: Any) -> None:
                 f"{name} must have dtype float64, float32, bfloat16 or float16, "
                 f"got {_short(value.dtype)}"
             )
-        if value.layout is not torch.strided or value.is_nested:
-            layout = "a nested one" if value.is_nested else f"layout {_short(value.layout)}"
-            raise ArgumentError(f"{name} must be a dense tensor, got {layout}")
+        dense(name, value)
         if value.dtype is not first.dtype:
             raise ArgumentTypeError(
                 f"{name} must have {first_name}'s dtype {_short(first.dtype)}, "
