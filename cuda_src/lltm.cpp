@@ -15,8 +15,8 @@ namespace {
 constexpr int64_t kBlockElements = 4096;  // an element is four exponentials
 
 template <typename T, typename A = acc_t<T>>
-JITOPS_KERNEL void forward_row(T* gates, const T* recurrent, const T* bias, A* state, T* h, T* cell,
-                               int64_t size) {
+JITOPS_KERNEL void forward_row(T* gates, const T* recurrent, const T* bias, const A* old_state,
+                               A* state, T* h, T* cell, int64_t size) {
 #pragma omp simd
   for (int64_t j = 0; j < size; ++j) {
     const A i = A(cpu::load(gates[j])) + cpu::load(recurrent[j]) + cpu::load(bias[j]);
@@ -27,10 +27,10 @@ JITOPS_KERNEL void forward_row(T* gates, const T* recurrent, const T* bias, A* s
     cpu::store(gates[j], i);
     cpu::store(gates[size + j], o);
     cpu::store(gates[2 * size + j], z);
-    const A c = state[j] + cpu::elu(z) * cpu::sigmoid(i);
+    const A c = old_state[j] + cpu::elu(z) * cpu::sigmoid(i);
     state[j] = c;
     cpu::store(cell[j], c);
-    cpu::store(h[j], cpu::tanh(c) * cpu::sigmoid(o));
+    cpu::store(h[j], cpu::tanh_sigmoid(c, o));
   }
 }
 
@@ -83,12 +83,18 @@ void forward_cpu(const Params& params) {
     for (int64_t row = from; row < to; ++row) {
       T* gates = row_of<T>(params.gates, row, 3 * size);
       const T* recurrent = row_of<T>(params.recurrent, row, 3 * size);
-      A* state = row_of<A>(params.state, row, size);
       T* h = row_of<T>(params.h, row, size);
       T* cell = row_of<T>(params.cell, row, size);
-      if (params.old_cell) widen(row_of<T>(params.old_cell, row, size), state, size);
+      const T* old_cell = row_of<T>(params.old_cell, row, size);
+      A* state = row_of<A>(params.state, row, size);
+      const A* old_state = state;
+      if constexpr (std::is_same_v<T, A>) {
+        state = cell, old_state = old_cell;
+      } else if (old_cell) {
+        widen(old_cell, state, size);
+      }
       forward_row(gates, recurrent ? recurrent : zeros.data(), static_cast<const T*>(params.bias),
-                  state, h, cell, size);
+                  old_state, state, h, cell, size);
     }
   });
 }
@@ -199,9 +205,12 @@ struct Inputs {
 #endif
     return std::nullopt;
   }
+  bool half() const {
+    const ScalarType dtype = input.scalar_type();
+    return dtype == ScalarType::BFloat16 || dtype == ScalarType::Half;
+  }
   Tensor state() const {
-    const bool wide = input.scalar_type() == ScalarType::Double;
-    return for_each_row(size, wide ? ScalarType::Double : ScalarType::Float);
+    return for_each_row(size, half() ? ScalarType::Float : input.scalar_type());
   }
 };
 
@@ -216,8 +225,7 @@ std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& input, const Tensor& we
   check_same_kind("bias", bias, in.input);
   const OnDeviceOf device(in.input);
   Tensor output = in.for_each_step(size), cells = in.for_each_step(size);
-  Tensor gates = in.for_each_step(3 * size);
-  const Tensor state = in.state();
+  Tensor gates = in.for_each_step(3 * size), state;
   const std::optional<Tensor> joined = in.joined();
   Tensor recurrent;
   if (joined) {
@@ -233,7 +241,10 @@ std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& input, const Tensor& we
   params.size = size;
   params.bias = bias.const_data_ptr();
   params.recurrent = joined ? nullptr : recurrent.const_data_ptr();
-  params.state = state.mutable_data_ptr();
+  if (in.half()) {
+    state = in.state();
+    params.state = state.mutable_data_ptr();
+  }
   for (int64_t t = 0; t < steps; ++t) {
     if (!joined) {
       const MatrixOf before = t == 0 ? MatrixOf(in.h, rows, size)
@@ -241,7 +252,11 @@ std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& input, const Tensor& we
       multiply(before, in.of_h().transposed(), {recurrent, rows, 3 * size});
     }
     params.gates = MatrixOf(gates, rows, 3 * size, t * rows * 3 * size).data;
-    params.old_cell = t == 0 ? in.cell.const_data_ptr() : nullptr;
+    if (t == 0) {
+      params.old_cell = in.cell.const_data_ptr();
+    } else {
+      params.old_cell = in.half() ? nullptr : params.cell;
+    }
     params.h = MatrixOf(output, rows, size, t * rows * size).data;
     params.cell = MatrixOf(cells, rows, size, t * rows * size).data;
     step_forward(dtype_of(in.input), params, device.stream());

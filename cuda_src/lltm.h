@@ -20,8 +20,9 @@ struct Params {
   void* gates;            // (rows, 3 size)
   const void* recurrent;  // (rows, 3 size): what the previous h gives; null: `gates` has it already
   const void* bias;       // (3 size,)
-  const void* old_cell;   // (rows, size): in step 0; null in all others, which find it in `state`
-  void* state;            // (rows, size) of acc_t<T>: the running cell, or its gradient
+  const void* old_cell;   // (rows, size): null in all steps but 0 if there is a `state`
+  void* state;            // (rows, size) of acc_t<T>: the running cell, null where T is acc_t<T>;
+                          // backward: the running gradient of the cell
   void* h;                // (rows, size): written
   void* cell;             // (rows, size): written; backward: read
 
