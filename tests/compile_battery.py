@@ -15,7 +15,7 @@ class CompileBattery:
     """The part of :class:`tests.battery.Battery` that compiles."""
 
     op: OpUnderTest
-    backends = ("torch", "cpp", "cuda")
+    backends = ("torch", "cpp", "cuda-emulated", "cuda")
 
     def inputs(self, device, dtype=torch.float64, shape=None):
         return self.op.inputs(shape or self.op.shapes[-1], dtype, device)

@@ -22,16 +22,17 @@ import torch  # noqa: E402
 import ops  # noqa: E402
 from ops import _config  # noqa: E402
 from ops.jit._compile import _toolchain  # noqa: E402
+from tests import cuda_emulator  # noqa: E402
 
-DEVICES = {"torch": "cpu", "cpp": "cpu", "cuda": "cuda"}
+DEVICES = {"torch": "cpu", "cpp": "cpu", cuda_emulator.NAME: "cpu", "cuda": "cuda"}
 
 
 def pytest_addoption(parser):
     parser.addoption(
         "--backends",
         default=None,
-        help="back ends to test, as in torch,cpp,cuda. Default: torch,cpp, and cuda where there is "
-        "a GPU. One that cannot run fails the run.",
+        help="back ends to test, as in torch,cpp,cuda-emulated,cuda. Default: all, cuda only where "
+        "there is a GPU. One that cannot run fails the run.",
     )
     parser.addoption(
         "--nvcc",
@@ -44,12 +45,12 @@ def pytest_addoption(parser):
 def pytest_configure(config):
     told = config.getoption("--backends")
     if told is None:
-        told = "torch,cpp,cuda" if torch.cuda.is_available() else "torch,cpp"
+        told = ",".join(DEVICES if torch.cuda.is_available() else [*DEVICES][:-1])
     config.backends = told.split(",")
     unknown = set(config.backends) - set(DEVICES)
     if unknown:
         raise pytest.UsageError(f"--backends: no such back end: {', '.join(sorted(unknown))}")
-    if "cpp" in config.backends or "cuda" in config.backends:
+    if set(config.backends) - {"torch"}:
         try:
             _toolchain.check(with_cuda="cuda" in config.backends)
         except ops.ToolchainError as error:
@@ -110,12 +111,16 @@ def pytest_collection_modifyitems(config, items):
         "mounts": config.mounts,
         "cpp": "cpp" in config.backends,
         "cuda": "cuda" in config.backends,
+        "emulator": cuda_emulator.NAME in config.backends,
     }
     off = [name for name, on in told.items() if not on]
     unwanted = [item for item in items if any(map(item.get_closest_marker, off))]
     if unwanted:
         config.hook.pytest_deselected(items=unwanted)
         items[:] = [item for item in items if item not in unwanted]
+    # Last: emulated CUDA takes the place of back end cpp, which costs more than a test.
+    items.sort(key=lambda item: cuda_emulator.NAME in item.callspec.params.values()
+               if hasattr(item, "callspec") else False)
 
 
 def pytest_generate_tests(metafunc):
@@ -132,14 +137,20 @@ def pytest_generate_tests(metafunc):
 @pytest.fixture
 def backend(request):
     """The back end's name, asked for explicitly: a silent fallback cannot pass for it."""
-    with ops.use_backend(request.param):
+    with _asked(request.param):
         yield request.param
 
 
 @pytest.fixture
 def compiled(request):
-    with ops.use_backend(request.param):
+    with _asked(request.param):
         yield request.param
+
+
+def _asked(name):
+    emulated = name == cuda_emulator.NAME
+    cuda_emulator.select(emulated)
+    return ops.use_backend("cpp" if emulated else name)
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 // The one way a kernel is launched: an explicit stream, and the launch checked.
-#pragma once
+#ifndef JITOPS_LAUNCH_CUH  // a name, so that tests can put their own in its place
+#define JITOPS_LAUNCH_CUH
 
 #include <cuda_runtime.h>
 
@@ -17,3 +18,5 @@ const char* launch(void (*kernel)(Args...), dim3 grid, dim3 block, size_t shared
 }
 
 }  // namespace jitops
+
+#endif

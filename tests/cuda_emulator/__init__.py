@@ -1,0 +1,112 @@
+"""The back end ``cuda-emulated``: the CUDA text as it ships, run on the CPU.
+
+An op's ``.cpp`` is compiled as for CUDA, its ``.cu`` as C++ with the headers of this folder in place of
+CUDA's, and both are linked with the emulator (``emulator.h`` tells what that checks). The library
+registers with the CPU's dispatch key, in place of the op's own CPU kernels: only one of the two can be
+loaded, so :func:`select` exchanges them.
+"""
+
+from __future__ import annotations
+
+import functools
+import subprocess
+import tempfile
+from pathlib import Path
+
+import ops.jit
+from ops import _extensions
+from ops._op import Op, built_in
+from ops.jit import Extension
+from ops.jit._compile import _toolchain
+
+NAME = "cuda-emulated"
+FOLDER = Path(__file__).parent
+PARTS = ("threads", "memory", "tensors")
+
+
+@functools.cache
+def _scratch() -> tempfile.TemporaryDirectory:
+    return tempfile.TemporaryDirectory(prefix="jitops-emulator-")  # gone with the process
+
+
+def compile_all(*jobs: tuple[str, list[str]]) -> list[Path]:
+    """Object files, compiled side by side: of each a name, and the compiler's arguments."""
+    cxx = list(_toolchain.cxx().command)
+    objects = [Path(_scratch().name) / f"{name}.o" for name, _ in jobs]
+    running = [
+        subprocess.Popen(
+            [*cxx, "-std=c++20", "-fPIC", "-g1", *arguments, "-c", "-o", str(path)],
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for path, (_, arguments) in zip(objects, jobs, strict=True)
+    ]
+    for process in running:
+        _, errors = process.communicate()
+        assert process.returncode == 0, errors
+    return objects
+
+
+@functools.cache
+def emulator() -> list[Path]:
+    """The emulator's own objects."""
+    flags = ["-O2", "-Wall", "-Wextra", "-Werror", "-fvisibility=hidden"]
+    return compile_all(*((part, [*flags, str(FOLDER / f"{part}.cpp")]) for part in PARTS))
+
+
+def kernels(name: str, source: Path, *flags: str) -> Path:
+    """The object of a ``.cu``, with each access to memory announced to the emulator.
+
+    Without vectorisation, so that an access is what the text says; ``-O1``, since a thread's
+    own variables are then in registers, and not announced.
+    """
+    watched = ["-fsanitize=thread", "-fsanitize=bounds", "-fno-tree-vectorize", "-O1"]
+    headers = [f"-I{FOLDER}", "-include", str(FOLDER / "launch.h"), f"-I{source.parent}"]
+    quiet = ["-Wno-unknown-pragmas", "-fvisibility=hidden"]
+    (path,) = compile_all(
+        (name, [*watched, *headers, *quiet, *flags, "-x", "c++", str(source)])
+    )
+    return path
+
+
+def library(name: str, host: Path, source: Path, *flags: str) -> Extension:
+    """The extension of a host side and its kernels, for tensors on the CPU."""
+    return ops.jit.files(
+        name,
+        [host],
+        extra_cflags=[*_extensions.cflags(), "-DUSE_CUDA", "-DJITOPS_DISPATCH_KEY=CPU", *flags],
+        extra_include_paths=[_extensions.source_folder(), FOLDER],
+        extra_ldflags=[str(path) for path in (kernels(name, source), *emulator())],
+        is_python_module=False,
+    )
+
+
+# ---- in the place of the op's own CPU kernels ----------------------------------------------------
+
+_own: dict[str, object] = {}  # of the ops whose kernels are emulated now
+
+
+@functools.cache
+def _emulated(stem: str) -> Extension:
+    folder = _extensions.source_folder()
+    # The same name: the loader then withdraws the one before it loads the other.
+    return library(f"jitops_{stem}_cpp", folder / f"{stem}.cpp", folder / f"{stem}.cu")
+
+
+def select(emulated: bool) -> None:
+    """From now on, back end ``cpp`` of every op is its emulated CUDA, or its own again."""
+    if emulated == bool(_own):
+        return
+    for stem in _extensions.stems():
+        op = built_in(stem)
+        if emulated:
+            _own[stem] = op._sources["cpp"]
+            _exchange(op, functools.partial(_emulated, stem))
+        else:
+            _exchange(op, _own.pop(stem))
+
+
+def _exchange(op: Op, source: object) -> None:
+    op._sources["cpp"] = source
+    op._chosen.clear()
+    op._loaded.pop("cpp", None)
