@@ -108,13 +108,19 @@ def close(actual: Tensor, expected: Tensor, dtype: torch.dtype) -> None:
 
 
 def leaves(tensors, needed=None):
-    """Copies of the tensors, with their strides, that require gradients where needed."""
+    """Copies of the tensors, with their strides and alignment, that require gradients if needed."""
     needed = needed or [True] * len(tensors)
     return [
-        torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, device=t.device)
-        .copy_(t.detach())
-        .requires_grad_(need)
+        _copy(t).requires_grad_(need)
         if 0 not in t.stride() or t.numel() == 0
         else t.detach().requires_grad_(need)
         for t, need in zip(tensors, needed, strict=True)
     ]
+
+
+def _copy(tensor):
+    offset = tensor.data_ptr() % 64 // tensor.element_size()  # torch's own memory is so aligned
+    pairs = zip(tensor.shape, tensor.stride(), strict=True)
+    span = sum((size - 1) * stride for size, stride in pairs) + 1 if tensor.numel() else 0
+    memory = torch.empty(offset + span, dtype=tensor.dtype, device=tensor.device)
+    return memory.as_strided(tensor.shape, tensor.stride(), offset).copy_(tensor.detach())

@@ -40,7 +40,8 @@ inline dim3 row_block(int64_t packs) {
 
 // The sum over the threads of a row, in a fixed order; every one of them gets it.
 // `shared` holds one value a warp; only rows of several warps use it, and then all threads of the
-// block are on the same row, so that they meet at the barriers.
+// block are on the same row, so that they meet at the barrier. Two sums in a row have one each: a
+// thread is past the barrier of the second when it writes for the third.
 template <typename A>
 __device__ inline A row_sum(A x, A* shared) {
   for (int offset = kWarp / 2; offset > 0; offset /= 2) {
@@ -48,7 +49,6 @@ __device__ inline A row_sum(A x, A* shared) {
   }
   if (blockDim.x == kWarp) return x;
   const int warps = static_cast<int>(blockDim.x) / kWarp;
-  __syncthreads();  // the values of the sum before have been read
   if (threadIdx.x % kWarp == 0) shared[threadIdx.x / kWarp] = x;
   __syncthreads();
   x = 0;

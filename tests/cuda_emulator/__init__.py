@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import ops.jit
@@ -69,14 +70,14 @@ def kernels(name: str, source: Path, *flags: str) -> Path:
     return path
 
 
-def library(name: str, host: Path, source: Path, *flags: str) -> Extension:
+def library(name: str, host: Path, source: Path, kernel_flags: Sequence[str] = ()) -> Extension:
     """The extension of a host side and its kernels, for tensors on the CPU."""
     return ops.jit.files(
         name,
         [host],
-        extra_cflags=[*_extensions.cflags(), "-DUSE_CUDA", "-DJITOPS_DISPATCH_KEY=CPU", *flags],
-        extra_include_paths=[_extensions.source_folder(), FOLDER],
-        extra_ldflags=[str(path) for path in (kernels(name, source), *emulator())],
+        extra_cflags=[*_extensions.cflags(), "-DUSE_CUDA", "-DJITOPS_DISPATCH_KEY=CPU"],
+        extra_include_paths=[_extensions.source_folder()],
+        extra_ldflags=[str(path) for path in (kernels(name, source, *kernel_flags), *emulator())],
         is_python_module=False,
     )
 
@@ -101,12 +102,13 @@ def select(emulated: bool) -> None:
         op = built_in(stem)
         if emulated:
             _own[stem] = op._sources["cpp"]
-            _exchange(op, functools.partial(_emulated, stem))
+            exchange(op, functools.partial(_emulated, stem))
         else:
-            _exchange(op, _own.pop(stem))
+            exchange(op, _own.pop(stem))
 
 
-def _exchange(op: Op, source: object) -> None:
+def exchange(op: Op, source: object) -> None:
+    """From now on, back end ``cpp`` of the op is built from ``source``."""
     op._sources["cpp"] = source
     op._chosen.clear()
     op._loaded.pop("cpp", None)

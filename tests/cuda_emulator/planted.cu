@@ -1,0 +1,289 @@
+// Kernels that are right, and kernels with a bug of a known kind, for tests of the emulator.
+// Real CUDA: nvcc compiles this file too.
+#include <cstdint>
+#include <cstring>
+
+#include "common/launch.cuh"
+
+extern __shared__ unsigned char dynamic_shared[];
+
+namespace {
+
+constexpr unsigned kAll = 0xffffffffu;
+
+// ---- right --------------------------------------------------------------------------------------
+
+__global__ void indices(const float* x, float* out, int64_t n) {
+  const int64_t block = blockIdx.x + static_cast<int64_t>(gridDim.x) *
+                                         (blockIdx.y + static_cast<int64_t>(gridDim.y) * blockIdx.z);
+  const int64_t thread =
+      threadIdx.x + blockDim.x * (threadIdx.y + static_cast<int64_t>(blockDim.y) * threadIdx.z);
+  const int64_t i = block * blockDim.x * blockDim.y * blockDim.z + thread;
+  if (i < n) out[i] = x[i] + static_cast<float>(i);
+}
+
+__global__ void reversed_in_blocks(const float* x, float* out, int64_t n) {
+  __shared__ float part[64];
+  const int64_t base = static_cast<int64_t>(blockIdx.x) * 64;
+  if (base + threadIdx.x < n) part[threadIdx.x] = x[base + threadIdx.x];
+  __syncthreads();
+  const int64_t count = n - base < 64 ? n - base : 64;
+  if (threadIdx.x < count) out[base + threadIdx.x] = part[count - 1 - threadIdx.x];
+}
+
+__global__ void dynamic_sum(const float* x, float* out, int64_t n) {
+  auto* part = reinterpret_cast<float*>(dynamic_shared);
+  part[threadIdx.x] = threadIdx.x < n ? x[threadIdx.x] : 0.0f;
+  for (unsigned half = blockDim.x / 2; half > 0; half /= 2) {
+    __syncthreads();
+    if (threadIdx.x < half) part[threadIdx.x] += part[threadIdx.x + half];
+  }
+  if (threadIdx.x == 0) *out = part[0];
+}
+
+// A line of `out` an intrinsic.
+__global__ void intrinsics(const float* x, float* out, int64_t) {
+  const int lane = static_cast<int>(threadIdx.x) % warpSize;
+  const float mine = x[lane];
+  const bool odd = lane % 2 == 1;
+  const int number = lane - 7;
+  float* line = out + lane;
+  const auto put = [&](double value) {
+    *line = static_cast<float>(value);
+    line += 32;
+  };
+  put(__shfl_sync(kAll, mine, 5));
+  put(__shfl_sync(kAll, mine, 3, 8));
+  put(__shfl_xor_sync(kAll, mine, 6));
+  put(__shfl_up_sync(kAll, mine, 3));
+  put(__shfl_up_sync(kAll, mine, 3, 16));
+  put(__shfl_down_sync(kAll, mine, 2));
+  put(__shfl_down_sync(kAll, static_cast<double>(mine), 2, 4));
+  put(__ballot_sync(kAll, odd) >> 16);
+  put(__any_sync(kAll, lane == 31));
+  put(__all_sync(kAll, lane < 31));
+  put(__reduce_add_sync(kAll, number));
+  put(__reduce_min_sync(kAll, number));
+  put(__reduce_max_sync(kAll, static_cast<unsigned>(lane)));
+  put(__reduce_or_sync(kAll, 1u << (lane / 8)));
+  put(__syncthreads_count(odd));
+  put(__syncthreads_or(lane == 3));
+  put(__syncthreads_and(lane != 3));
+  if (odd) {
+    put(__shfl_xor_sync(0xaaaaaaaau, mine, 2));
+  } else {
+    put(__reduce_add_sync(0x55555555u, lane));
+  }
+  put(__popc(lane) + __clz(lane) + __ffs(lane));
+}
+
+__global__ void atomics(const float* x, float* out, int64_t n) {
+  __shared__ int count, most, owner;
+  if (threadIdx.x == 0) count = 0, most = -1, owner = -1;
+  __syncthreads();
+  if (threadIdx.x < n) {
+    atomicAdd(&count, 1);
+    atomicMax(&most, static_cast<int>(x[threadIdx.x]));
+    if (atomicCAS(&owner, -1, static_cast<int>(threadIdx.x)) == -1) out[2] = 1;
+  }
+  __syncthreads();
+  if (threadIdx.x == 0) out[0] = static_cast<float>(count), out[1] = static_cast<float>(most);
+}
+
+__global__ void passed_on_in_a_warp(const float* x, float* out, int64_t) {
+  __shared__ float part[32];
+  part[threadIdx.x] = x[threadIdx.x];
+  __syncwarp();
+  out[threadIdx.x] = part[31 - threadIdx.x];
+}
+
+__global__ void fours(const float* x, float* out, int64_t n) {
+  const int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+  if (i < n / 4) reinterpret_cast<float4*>(out)[i] = reinterpret_cast<const float4*>(x)[i];
+  if (i < n % 4) out[n / 4 * 4 + i] = x[n / 4 * 4 + i];
+}
+
+// ---- wrong --------------------------------------------------------------------------------------
+
+__global__ void reads_one_too_many(const float* x, float* out, int64_t n) {
+  float sum = 0;
+  for (int64_t i = 0; i <= n; ++i) sum += x[i];
+  out[threadIdx.x] = sum;
+}
+
+__global__ void writes_one_too_many(const float* x, float* out, int64_t n) {
+  for (int64_t i = threadIdx.x; i <= n; i += blockDim.x) out[i] = i < n ? x[i] : 0.0f;
+}
+
+__global__ void reads_before_the_begin(const float* x, float* out, int64_t n) {
+  if (threadIdx.x < n) out[threadIdx.x] = x[static_cast<int64_t>(threadIdx.x) - 1];
+}
+
+__global__ void forgets_the_tail(const float* x, float* out, int64_t n) {
+  const int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+  if (i < n / 4) reinterpret_cast<float4*>(out)[i] = reinterpret_cast<const float4*>(x)[i];
+}
+
+__global__ void reads_its_result(const float*, float* out, int64_t n) {
+  if (threadIdx.x < n) out[threadIdx.x] += 1;
+}
+
+__global__ void misaligned(const float* x, float* out, int64_t n) {
+  const int64_t i = threadIdx.x;
+  if (i < n / 4 - 1) reinterpret_cast<float4*>(out)[i] = *reinterpret_cast<const float4*>(x + 4 * i + 1);
+}
+
+__global__ void without_a_barrier(const float* x, float* out, int64_t) {
+  __shared__ float part[64];
+  part[threadIdx.x] = x[threadIdx.x];
+  out[threadIdx.x] = part[63 - threadIdx.x];
+}
+
+__global__ void without_the_second_barrier(const float* x, float* out, int64_t) {
+  __shared__ float part[64];
+  for (int round = 0; round < 2; ++round) {
+    part[threadIdx.x] = x[threadIdx.x] + round;
+    __syncthreads();
+    out[threadIdx.x] = part[63 - threadIdx.x];
+  }
+}
+
+__global__ void without_syncwarp(const float* x, float* out, int64_t) {
+  __shared__ float part[32];
+  part[threadIdx.x] = x[threadIdx.x];
+  __shfl_sync(kAll, 0, 0);  // brings the lanes together, and orders no memory
+  out[threadIdx.x] = part[31 - threadIdx.x];
+}
+
+__global__ void all_write_one(const float* x, float* out, int64_t) {
+  __shared__ float one;
+  one = x[threadIdx.x];
+  __syncthreads();
+  out[threadIdx.x] = one;
+}
+
+__global__ void counts_without_atomics(const float*, float* out, int64_t) {
+  __shared__ int count;
+  if (threadIdx.x == 0) count = 0;
+  __syncthreads();
+  count += 1;
+  __syncthreads();
+  out[threadIdx.x] = static_cast<float>(count);
+}
+
+__global__ void unset_shared(const float*, float* out, int64_t) {
+  __shared__ float part[64];
+  if (threadIdx.x < 63) part[threadIdx.x] = 1;
+  __syncthreads();
+  out[threadIdx.x] = part[threadIdx.x];
+}
+
+__global__ void shared_of_the_block_before(const float*, float* out, int64_t) {
+  __shared__ float part[1];
+  if (blockIdx.x == 0 || threadIdx.x > 0) part[0] = 1;
+  __syncthreads();
+  out[blockIdx.x] = part[0];
+}
+
+__global__ void beyond_its_array(const float* x, float* out, int64_t n) {
+  __shared__ float part[64];
+  part[threadIdx.x + (n > 0)] = x[threadIdx.x];
+  __syncthreads();
+  out[threadIdx.x] = part[threadIdx.x];
+}
+
+__global__ void some_wait(const float* x, float* out, int64_t) {
+  if (threadIdx.x < 32) __syncthreads();
+  out[threadIdx.x] = x[threadIdx.x];
+}
+
+__global__ void wait_apart(const float* x, float* out, int64_t) {
+  if (threadIdx.x < 32) {
+    __syncthreads();
+  } else {
+    __syncthreads();
+  }
+  out[threadIdx.x] = x[threadIdx.x];
+}
+
+__global__ void leaves_before_the_barrier(const float* x, float* out, int64_t n) {
+  if (threadIdx.x >= n) return;
+  out[threadIdx.x] = x[threadIdx.x];
+  __syncthreads();
+}
+
+__global__ void mask_of_too_few(const float* x, float* out, int64_t) {
+  out[threadIdx.x] = __shfl_xor_sync(0x0000ffffu, x[threadIdx.x], 1);
+}
+
+__global__ void mask_of_too_many(const float* x, float* out, int64_t n) {
+  if (threadIdx.x < n) out[threadIdx.x] = __shfl_xor_sync(kAll, x[threadIdx.x], 1);
+}
+
+__global__ void reads_an_absent_lane(const float* x, float* out, int64_t) {
+  if (threadIdx.x < 16) out[threadIdx.x] = __shfl_sync(0x0000ffffu, x[threadIdx.x], 20);
+}
+
+__global__ void blocks_write_one(const float* x, float* out, int64_t) { out[0] = x[blockIdx.x]; }
+
+__global__ void more_than_asked_for(const float*, float* out, int64_t n) {
+  reinterpret_cast<float*>(dynamic_shared)[n] = 1;
+  out[threadIdx.x] = 1;
+}
+
+struct Shape {
+  const char* name;
+  void (*kernel)(const float*, float*, int64_t);
+  dim3 grid, block;
+};
+
+}  // namespace
+
+const char* launch_planted(const char* name, const float* x, float* out, int64_t n, void* stream,
+                           size_t shared_bytes) {
+  const dim3 one(1), warp(32), two_warps(64);
+  const Shape shapes[] = {
+      {"indices", indices, dim3(2, 3, 2), dim3(4, 5, 3)},
+      {"reversed_in_blocks", reversed_in_blocks, dim3(3), two_warps},
+      {"dynamic_sum", dynamic_sum, one, dim3(128)},
+      {"intrinsics", intrinsics, one, warp},
+      {"atomics", atomics, one, dim3(128)},
+      {"passed_on_in_a_warp", passed_on_in_a_warp, one, warp},
+      {"fours", fours, dim3(2), warp},
+      {"reads_one_too_many", reads_one_too_many, one, warp},
+      {"writes_one_too_many", writes_one_too_many, one, warp},
+      {"reads_before_the_begin", reads_before_the_begin, one, two_warps},
+      {"forgets_the_tail", forgets_the_tail, dim3(2), warp},
+      {"reads_its_result", reads_its_result, one, two_warps},
+      {"misaligned", misaligned, one, two_warps},
+      {"without_a_barrier", without_a_barrier, one, two_warps},
+      {"without_the_second_barrier", without_the_second_barrier, one, two_warps},
+      {"without_syncwarp", without_syncwarp, one, warp},
+      {"all_write_one", all_write_one, one, two_warps},
+      {"counts_without_atomics", counts_without_atomics, one, two_warps},
+      {"unset_shared", unset_shared, one, two_warps},
+      {"shared_of_the_block_before", shared_of_the_block_before, dim3(2), one},
+      {"beyond_its_array", beyond_its_array, one, two_warps},
+      {"some_wait", some_wait, one, two_warps},
+      {"wait_apart", wait_apart, one, two_warps},
+      {"leaves_before_the_barrier", leaves_before_the_barrier, one, two_warps},
+      {"mask_of_too_few", mask_of_too_few, one, warp},
+      {"mask_of_too_many", mask_of_too_many, one, warp},
+      {"reads_an_absent_lane", reads_an_absent_lane, one, warp},
+      {"blocks_write_one", blocks_write_one, dim3(2), one},
+      {"more_than_asked_for", more_than_asked_for, one, one},
+      {"block_of_2048", indices, one, dim3(2048)},
+      {"block_of_1_by_1_by_65", indices, one, dim3(1, 1, 65)},
+      {"grid_of_65536_in_y", indices, dim3(1, 65536), one},
+      {"empty_grid", indices, dim3(0), one},
+  };
+  for (const Shape& shape : shapes) {
+    if (std::strcmp(shape.name, name) == 0) {
+      return jitops::launch(shape.kernel, shape.grid, shape.block, shared_bytes, stream, x, out, n);
+    }
+  }
+  if (std::strcmp(name, "default_stream") == 0) {
+    return jitops::launch(indices, one, one, 0, nullptr, x, out, n);
+  }
+  return "no such kernel";
+}
