@@ -211,7 +211,7 @@ std::tuple<Tensor, Tensor> forward(const Tensor& anchor, const Tensor& positive,
   params.loss = loss.mutable_data_ptr();
   params.state = static_cast<uint8_t*>(state.mutable_data_ptr());
 #ifdef USE_CUDA
-  const int64_t scratch = reduces ? kMaxBlocks : 0;
+  const int64_t scratch = kMaxBlocks;
   const Tensor partials = empty({&scratch, 1}, ScalarType::Double, anchor);
   params.partials = static_cast<double*>(partials.mutable_data_ptr());
 #endif

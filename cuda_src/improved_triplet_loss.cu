@@ -4,8 +4,9 @@
 //   forward   3 * rows * cols * s bytes read
 //   backward  3 * rows * cols * s read and 3 * rows * cols * s written; where the negative takes no
 //             part (d+ - d- < t1), its row is not read
-// A row is a warp's work, or a block's when it is wide; both passes stride over rows, so any number
-// of rows fits the grid. Sums run in a fixed order: no atomics, the same bits every time.
+// A row is the work of a warp or, where it is narrow, of a part of one; of a block where it is wide;
+// of several where there are too few rows to fill the device. Blocks stride over rows, so that any
+// number of rows fits the grid. Sums run in a fixed order: no atomics, the same bits every time.
 #include "improved_triplet_loss.h"
 
 #include "common/cuda.cuh"
@@ -30,77 +31,125 @@ __device__ A clamp_min(A x, A bound) {
   return x < bound ? bound : x;
 }
 
+constexpr int kWarps = cuda::kMaxThreads / cuda::kWarp;
+
+// A thread's part of the squared distances: each `step`-th pack of a row, from `first` on.
 template <typename T, int kWidth>
-__global__ void __launch_bounds__(cuda::kMaxThreads) forward_kernel(Params params) {
+__device__ void squared_distances(const Params& params, int64_t row, int64_t first, int64_t step,
+                                  double* pos, double* neg) {
   using A = acc_t<T>;
-  __shared__ A of_positive[cuda::kMaxThreads / cuda::kWarp];
-  __shared__ A of_negative[cuda::kMaxThreads / cuda::kWarp];
-  __shared__ double of_rows[cuda::kMaxThreads / cuda::kWarp];
-  const A t1 = static_cast<A>(params.t1), t2 = static_cast<A>(params.t2);
-  const A beta = static_cast<A>(params.beta), eps = static_cast<A>(params.eps);
+  const A eps = static_cast<A>(params.eps);
   const int64_t packs = params.cols / kWidth;
-
-  double sum = 0;  // of this thread row's losses
-  const int64_t first = static_cast<int64_t>(blockIdx.x) * blockDim.y + threadIdx.y;
-  const int64_t step = static_cast<int64_t>(gridDim.x) * blockDim.y;
-  for (int64_t row = first; row < params.rows; row += step) {
-    const auto* a = row_of<T, kWidth>(params.anchor, params.anchor_stride, row);
-    const auto* p = row_of<T, kWidth>(params.positive, params.positive_stride, row);
-    const auto* n = row_of<T, kWidth>(params.negative, params.negative_stride, row);
-    double pos = 0, neg = 0;
-    for (int64_t j = threadIdx.x; j < packs;) {
-      A some_pos = 0, some_neg = 0;
-      for (int i = 0; i < kSumPacks && j < packs; ++i, j += blockDim.x) {
-        const Pack<T, kWidth> x = a[j], y = p[j], z = n[j];
+  const auto* a = row_of<T, kWidth>(params.anchor, params.anchor_stride, row);
+  const auto* p = row_of<T, kWidth>(params.positive, params.positive_stride, row);
+  const auto* n = row_of<T, kWidth>(params.negative, params.negative_stride, row);
+  *pos = *neg = 0;
+  for (int64_t j = first; j < packs;) {
+    A some_pos = 0, some_neg = 0;
+    for (int i = 0; i < kSumPacks && j < packs; ++i, j += step) {
+      const Pack<T, kWidth> x = a[j], y = p[j], z = n[j];
 #pragma unroll
-        for (int k = 0; k < kWidth; ++k) {
-          const A u = load(x.values[k]) - load(y.values[k]) + eps;
-          const A v = load(x.values[k]) - load(z.values[k]) + eps;
-          some_pos += u * u;
-          some_neg += v * v;
-        }
+      for (int k = 0; k < kWidth; ++k) {
+        const A u = load(x.values[k]) - load(y.values[k]) + eps;
+        const A v = load(x.values[k]) - load(z.values[k]) + eps;
+        some_pos += u * u;
+        some_neg += v * v;
       }
-      pos += static_cast<double>(some_pos);
-      neg += static_cast<double>(some_neg);
     }
-    const A d_pos = cuda::row_sum(static_cast<A>(pos), of_positive);
-    const A d_neg = cuda::row_sum(static_cast<A>(neg), of_negative);
-
-    if (threadIdx.x == 0) {
-      const A margin = d_pos - d_neg;
-      const A loss = clamp_min(margin, t1) + beta * clamp_min(d_pos, t2);
-      int state = 0;
-      if (margin >= t1) state |= kMarginActive;
-      if (d_pos >= t2) state |= kPositiveActive;
-      if (isfinite(d_pos) && isfinite(d_neg)) state |= kFinite;
-      params.state[row] = static_cast<uint8_t>(state);
-      if (params.reduction == Reduction::kNone) store(static_cast<T*>(params.loss)[row], loss);
-      sum += static_cast<double>(loss);
-    }
-  }
-
-  if (params.reduction == Reduction::kNone) return;
-  if (threadIdx.x == 0) of_rows[threadIdx.y] = sum;
-  __syncthreads();
-  if (threadIdx.x == 0 && threadIdx.y == 0) {
-    double total = 0;
-    for (unsigned y = 0; y < blockDim.y; ++y) total += of_rows[y];
-    params.partials[blockIdx.x] = total;
+    *pos += static_cast<double>(some_pos);
+    *neg += static_cast<double>(some_neg);
   }
 }
 
-// One block adds up what the blocks of forward_kernel left.
+// The loss of a row from its distances. Writes what the backward pass asks for, and the loss where
+// it is not reduced.
+template <typename T, typename A = acc_t<T>>
+__device__ double finish_row(const Params& params, int64_t row, A d_pos, A d_neg) {
+  const A margin = d_pos - d_neg;
+  const A loss = clamp_min(margin, static_cast<A>(params.t1)) +
+                 static_cast<A>(params.beta) * clamp_min(d_pos, static_cast<A>(params.t2));
+  int state = 0;
+  if (margin >= static_cast<A>(params.t1)) state |= kMarginActive;
+  if (d_pos >= static_cast<A>(params.t2)) state |= kPositiveActive;
+  if (isfinite(d_pos) && isfinite(d_neg)) state |= kFinite;
+  params.state[row] = static_cast<uint8_t>(state);
+  if (params.reduction == Reduction::kNone) store(static_cast<T*>(params.loss)[row], loss);
+  return static_cast<double>(loss);
+}
+
+// Budget: 64 registers, 192 bytes shared.
+template <typename T, int kWidth>
+__global__ void __launch_bounds__(cuda::kMaxThreads) forward_kernel(Params params) {
+  using A = acc_t<T>;
+  __shared__ A of_positive[kWarps];
+  __shared__ A of_negative[kWarps];
+  __shared__ double of_rows[kWarps];
+  double sum = 0;  // of this row of threads' losses
+  const int64_t first = static_cast<int64_t>(blockIdx.x) * blockDim.y + threadIdx.y;
+  const int64_t step = static_cast<int64_t>(gridDim.x) * blockDim.y;
+  for (int64_t row = first; row < params.rows; row += step) {
+    double pos, neg;
+    squared_distances<T, kWidth>(params, row, threadIdx.x, blockDim.x, &pos, &neg);
+    const A d_pos = cuda::row_sum(static_cast<A>(pos), of_positive);
+    const A d_neg = cuda::row_sum(static_cast<A>(neg), of_negative);
+    if (threadIdx.x == 0) sum += finish_row<T>(params, row, d_pos, d_neg);
+  }
+  if (params.reduction == Reduction::kNone) return;
+  const double total = cuda::block_sum(sum, of_rows);
+  if (threadIdx.x == 0 && threadIdx.y == 0) params.partials[blockIdx.x] = total;
+}
+
+// One block adds up what the blocks of forward_kernel left. Budget: 32 registers, 64 bytes shared.
 template <typename T>
 __global__ void __launch_bounds__(cuda::kMaxThreads) reduce_kernel(Params params, int count) {
-  __shared__ double shared[cuda::kMaxThreads / cuda::kWarp];
+  __shared__ double shared[kWarps];
   double sum = 0;
   for (int i = threadIdx.x; i < count; i += blockDim.x) sum += params.partials[i];
-  sum = cuda::row_sum(sum, shared);
+  sum = cuda::block_sum(sum, shared);
   if (threadIdx.x != 0) return;
   if (params.reduction == Reduction::kMean) sum /= static_cast<double>(params.rows);
   store(*static_cast<T*>(params.loss), static_cast<acc_t<T>>(sum));
 }
 
+// Of few wide rows: each is the work of gridDim.x blocks. Budget: 48 registers, 128 bytes shared.
+template <typename T, int kWidth>
+__global__ void __launch_bounds__(cuda::kMaxThreads) split_kernel(Params params) {
+  __shared__ double of_positive[kWarps];
+  __shared__ double of_negative[kWarps];
+  const int64_t first = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+  const int64_t step = static_cast<int64_t>(gridDim.x) * blockDim.x;
+  double pos, neg;
+  squared_distances<T, kWidth>(params, blockIdx.y, first, step, &pos, &neg);
+  pos = cuda::block_sum(pos, of_positive);
+  neg = cuda::block_sum(neg, of_negative);
+  if (threadIdx.x != 0) return;
+  double* out = params.partials + 2 * (static_cast<int64_t>(blockIdx.y) * gridDim.x + blockIdx.x);
+  out[0] = pos;
+  out[1] = neg;
+}
+
+// One block adds up what those of split_kernel left. Budget: 64 registers, 64 bytes shared.
+template <typename T>
+__global__ void __launch_bounds__(cuda::kMaxThreads) finish_kernel(Params params, int splits) {
+  using A = acc_t<T>;
+  __shared__ double shared[kWarps];
+  double sum = 0;
+  for (int64_t row = threadIdx.x; row < params.rows; row += blockDim.x) {
+    double pos = 0, neg = 0;
+    for (int i = 0; i < splits; ++i) {
+      pos += params.partials[2 * (row * splits + i)];
+      neg += params.partials[2 * (row * splits + i) + 1];
+    }
+    sum += finish_row<T>(params, row, static_cast<A>(pos), static_cast<A>(neg));
+  }
+  if (params.reduction == Reduction::kNone) return;
+  sum = cuda::block_sum(sum, shared);
+  if (threadIdx.x != 0) return;
+  if (params.reduction == Reduction::kMean) sum /= static_cast<double>(params.rows);
+  store(*static_cast<T*>(params.loss), static_cast<A>(sum));
+}
+
+// Budget: 80 registers, 0 bytes shared, 32 bytes spilt (float64).
 template <typename T, int kWidth>
 __global__ void __launch_bounds__(cuda::kMaxThreads) backward_kernel(Params params) {
   using A = acc_t<T>;
@@ -126,7 +175,9 @@ __global__ void __launch_bounds__(cuda::kMaxThreads) backward_kernel(Params para
     const auto* a = row_of<T, kWidth>(params.anchor, params.anchor_stride, row);
     const auto* p = row_of<T, kWidth>(params.positive, params.positive_stride, row);
     const auto* n = row_of<T, kWidth>(params.negative, params.negative_stride, row);
-    for (int64_t j = threadIdx.x; j < packs; j += blockDim.x) {
+    const int64_t stride = static_cast<int64_t>(gridDim.y) * blockDim.x;
+    for (int64_t j = static_cast<int64_t>(blockIdx.y) * blockDim.x + threadIdx.x; j < packs;
+         j += stride) {
       const Pack<T, kWidth> x = a[j], y = p[j], z = reads_negative ? n[j] : a[j];
       Pack<T, kWidth> of_anchor, of_positive, of_negative;
 #pragma unroll
@@ -164,22 +215,38 @@ unsigned blocks_for(int64_t rows, dim3 block) {
   return static_cast<unsigned>(wanted < 1 ? 1 : wanted > kMaxBlocks ? kMaxBlocks : wanted);
 }
 
+// How many blocks a row is split between: 1 unless rows are few and wide, so that each block has
+// some packs for every thread. Their partial sums fit params.partials.
+int64_t splits_for(int64_t rows, int64_t packs) {
+  constexpr int64_t kFewRows = 128, kSplitPacks = 4 * cuda::kMaxThreads;
+  if (rows < 1 || rows > kFewRows) return 1;
+  const int64_t wanted = packs / kSplitPacks, most = kMaxBlocks / 2 / rows;
+  return wanted < 1 ? 1 : wanted < most ? wanted : most;
+}
+
 template <typename T, int kWidth>
 const char* forward_as(const Params& params, void* stream) {
-  const dim3 block = cuda::row_block(params.cols / kWidth);
+  const int64_t packs = params.cols / kWidth;
+  const dim3 all(cuda::kMaxThreads), block = cuda::row_block(packs);
+  if (const int64_t splits = splits_for(params.rows, packs); splits > 1) {
+    const dim3 grid(static_cast<unsigned>(splits), static_cast<unsigned>(params.rows));
+    const char* error = launch(split_kernel<T, kWidth>, grid, all, 0, stream, params);
+    if (error) return error;
+    return launch(finish_kernel<T>, dim3(1), all, 0, stream, params, static_cast<int>(splits));
+  }
   const unsigned blocks = blocks_for(params.rows, block);
-  const char* error =
-      launch(forward_kernel<T, kWidth>, dim3(blocks), block, 0, stream, params);
+  const char* error = launch(forward_kernel<T, kWidth>, dim3(blocks), block, 0, stream, params);
   if (error || params.reduction == Reduction::kNone) return error;
-  return launch(reduce_kernel<T>, dim3(1), dim3(cuda::kMaxThreads), 0, stream, params,
-                static_cast<int>(blocks));
+  return launch(reduce_kernel<T>, dim3(1), all, 0, stream, params, static_cast<int>(blocks));
 }
 
 template <typename T, int kWidth>
 const char* backward_as(const Params& params, void* stream) {
-  const dim3 block = cuda::row_block(params.cols / kWidth);
-  return launch(backward_kernel<T, kWidth>, dim3(blocks_for(params.rows, block)), block, 0, stream,
-                params);
+  const int64_t packs = params.cols / kWidth;
+  const dim3 block = cuda::row_block(packs);
+  const dim3 grid(blocks_for(params.rows, block),
+                  static_cast<unsigned>(splits_for(params.rows, packs)));
+  return launch(backward_kernel<T, kWidth>, grid, block, 0, stream, params);
 }
 
 }  // namespace

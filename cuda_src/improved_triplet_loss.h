@@ -17,7 +17,8 @@ enum RowState : uint8_t {
   kFinite = 4,          // d+ and d- are finite, so a factor of zero makes a gradient of zero
 };
 
-// Upper bound of the forward grid: one partial sum per block, added up in a fixed order.
+// Upper bound of the forward grid: one partial sum per block, added up in a fixed order; half as
+// many where blocks share rows, with two sums each.
 constexpr int64_t kMaxBlocks = 2048;
 
 struct Params {
@@ -41,7 +42,7 @@ struct Params {
   // Forward: written. Backward: `state` is read, `loss` and `partials` are not used.
   void* loss;        // (rows,) for kNone, else one element
   uint8_t* state;    // (rows,) RowState bits
-  double* partials;  // (kMaxBlocks,) CUDA scratch; null for kNone and on the CPU
+  double* partials;  // (kMaxBlocks,) CUDA scratch; null on the CPU
 
   // Backward: gradients of the inputs, (rows, cols) dense; null where nobody asked for one.
   const void* grad_loss;  // (rows,) for kNone, else one element

@@ -29,6 +29,7 @@ __device__ Pack<T, kWidth>& pack_at(const void* data, int64_t at) {
   return *reinterpret_cast<Pack<T, kWidth>*>(static_cast<T*>(const_cast<void*>(data)) + at);
 }
 
+// Budget: 104 registers, 0 bytes shared.
 template <typename T, int kWidth>
 __global__ void __launch_bounds__(cuda::kMaxThreads) forward_kernel(Params params) {
   using A = acc_t<T>;
@@ -76,6 +77,7 @@ __global__ void __launch_bounds__(cuda::kMaxThreads) forward_kernel(Params param
   }
 }
 
+// Budget: 80 registers, 0 bytes shared, 48 bytes spilt (float64).
 template <typename T, int kWidth>
 __global__ void __launch_bounds__(cuda::kMaxThreads) backward_kernel(Params params) {
   using A = acc_t<T>;

@@ -119,8 +119,13 @@ def pytest_collection_modifyitems(config, items):
         config.hook.pytest_deselected(items=unwanted)
         items[:] = [item for item in items if item not in unwanted]
     # Last: emulated CUDA takes the place of back end cpp, which costs more than a test.
-    items.sort(key=lambda item: cuda_emulator.NAME in item.callspec.params.values()
-               if hasattr(item, "callspec") else False)
+    items.sort(
+        key=lambda item: (
+            cuda_emulator.NAME in item.callspec.params.values()
+            if hasattr(item, "callspec")
+            else False
+        )
+    )
 
 
 def pytest_generate_tests(metafunc):

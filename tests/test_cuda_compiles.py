@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import subprocess
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -33,29 +34,39 @@ def nvcc():
     return _toolchain.nvcc().command
 
 
-def newest():
-    """The newest architecture this nvcc knows, whose PTX later GPUs will run."""
-    known = run(*nvcc(), "--list-gpu-arch").split()
-    return max(int(re.fullmatch(r"compute_(\d+)", name)[1]) for name in known)
+# Those that users have; the newest one's PTX serves what comes after it.
+ARCHITECTURES = (75, 80, 86, 89, 90, 100, 120)
+
+
+def architectures():
+    """The flags for all of them, and what ``cuobjdump`` would call them."""
+    known = {int(name.partition("_")[2]) for name in run(*nvcc(), "--list-gpu-arch").split()}
+    assert {80, 86, 89, 90} <= known, "an nvcc that is too old to tell anything"
+    ours = [number for number in ARCHITECTURES if number in known]
+    flags = [f"-gencode=arch=compute_{number},code=sm_{number}" for number in ours]
+    return [*flags, f"-gencode=arch=compute_{max(known)},code=compute_{max(known)}"], ours
+
+
+@dataclass
+class Compiled:
+    folder: Path
+    reports: dict[str, str]  # what ptxas says of each op's kernels
 
 
 @pytest.fixture(scope="module")
-def objects(tmp_path_factory):
+def compiled_sources(tmp_path_factory):
     """Every op's two objects, compiled with the flags that users' builds have."""
     folder = tmp_path_factory.mktemp("objects")
-    ptx = newest()
-    architectures = (
-        "-gencode=arch=compute_80,code=sm_80",
-        "-gencode=arch=compute_90,code=sm_90",
-        f"-gencode=arch=compute_{ptx},code=compute_{ptx}",
-    )
+    flags, _ = architectures()
+    reports = {}
     for op in _extensions.stems():
-        run(
+        reports[op] = run(
             *nvcc(),
             *_extensions.cuda_cflags(),
-            *architectures,
+            *flags,
             "-std=c++20",
             "-Werror=all-warnings",
+            "-Xptxas=-v",
             "-Xcompiler=-fPIC,-Wall,-Wextra,-Werror",
             f"-I{FOLDER}",
             "-MMD",
@@ -84,7 +95,71 @@ def objects(tmp_path_factory):
             "-o",
             folder / f"{op}.o",
         )
-    return folder
+    return Compiled(folder, reports)
+
+
+@pytest.fixture(scope="module")
+def objects(compiled_sources):
+    return compiled_sources.folder
+
+
+# ---- what each kernel takes of a multiprocessor --------------------------------------------------
+
+USE = re.compile(
+    r"Compiling entry function '(?P<symbol>\w+)' for 'sm_(?P<arch>\d+)'\n.*\n"
+    r"\s+\d+ bytes stack frame, (?P<stored>\d+) bytes spill stores, .*\n"
+    r".*Used (?P<registers>\d+) registers(?:.*?(?P<shared>\d+) bytes smem)?"
+)
+BUDGET = re.compile(
+    r"Budget: (?P<registers>\d+) registers, (?P<shared>\d+) bytes shared"
+    r"(?:, (?P<spilt>\d+) bytes spilt \((?P<dtype>\w+)\))?\."
+    r"\n(?:template <.*>\n)?__global__ void \w+\(.*\) (?P<kernel>\w+)\("
+)
+MANGLED = {"float64": "Id", "float32": "If", "bfloat16": "I13__nv_bfloat16", "float16": "I6__half"}
+
+
+def over_budget(report, text):
+    """What ptxas reports beyond the budgets that the text states, a line each."""
+    budgets = {found["kernel"]: found for found in BUDGET.finditer(text)}
+    over, seen = [], set()
+    for use in USE.finditer(report):
+        kernel = next(name for name in budgets if name in use["symbol"])
+        seen.add((kernel, int(use["arch"])))
+        budget = budgets[kernel]
+        mine = budget["dtype"] and kernel + MANGLED[budget["dtype"]] in use["symbol"]
+        allowed = int(budget["spilt"]) if mine else 0
+        for what, used, most in (
+            ("registers", int(use["registers"]), int(budget["registers"])),
+            ("bytes shared", int(use["shared"] or 0), int(budget["shared"])),
+            ("bytes spilt", int(use["stored"]), allowed),
+        ):
+            if used > most:
+                over.append(f"{use['symbol']} for sm_{use['arch']}: {used} {what}, not {most}")
+    return over, seen
+
+
+@pytest.mark.parametrize("op", _extensions.stems())
+def test_budgets(compiled_sources, op):
+    text = (FOLDER / f"{op}.cu").read_text()
+    over, seen = over_budget(compiled_sources.reports[op], text)
+    assert not over
+    _, ours = architectures()
+    kernels = re.findall(r"__global__ void \w+\(.*\) (\w+)\(", text)
+    assert seen == {(kernel, arch) for kernel in kernels for arch in ours}
+
+
+def test_budgets_that_are_exceeded_are_told(compiled_sources):
+    text = (FOLDER / "lltm.cu").read_text()
+    report = compiled_sources.reports["lltm"]
+    over, _ = over_budget(report, text.replace("Budget: 80 registers", "Budget: 16 registers"))
+    assert len([line for line in over if "registers, not 16" in line]) == len(over) > 20
+    assert all("backward_kernel" in line for line in over)
+    over, _ = over_budget(report, text.replace(", 48 bytes spilt (float64)", ""))
+    assert all("bytes spilt, not 0" in line and "backward_kernelId" in line for line in over)
+    assert over
+
+
+# ---- what the two objects of an op have to do with each other ------------------------------------
 
 
 def symbols(path, *kinds):

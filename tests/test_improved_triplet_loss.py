@@ -79,6 +79,37 @@ class TestImprovedTripletLoss(RowBattery):
             expected = a.double().square().sum()
             assert abs(loss.item() / expected.item() - 1) < 1e-6 + torch.finfo(dtype).eps
 
+    @pytest.mark.parametrize(
+        "shape",
+        [
+            (20000, 3),  # more rows than the grid has places for
+            *((37, cols) for cols in (1, 2, 3, 6, 20, 36, 68, 132)),  # parts of a warp to a row
+            (130, 4096),  # a block to a row
+            (3, 16384),  # several blocks to a row
+            (1, 2051),
+        ],
+        ids=str,
+    )
+    def test_every_launch_shape(self, backend, device, shape):
+        for keywords in (self.op.variants[0], self.op.variants[2]):
+            self.agree(self.inputs(device, torch.float32, shape), keywords)
+
+    def test_rows_far_apart(self, backend, device):
+        """More than 2^31 elements from row to row; hardly any memory of it is ever touched."""
+        apart = 2**31 + 64
+        memory = torch.empty(apart + 64, dtype=torch.bfloat16, device=device)
+        far = [memory.as_strided((2, 16), (apart, 1), 16 * i) for i in range(3)]
+        near = inputs((2, 16), torch.bfloat16, device)
+        for one, other in zip(far, near, strict=True):
+            one.copy_(other)
+        gradients = []
+        for plain in (far, near):
+            tensors = [t.detach().requires_grad_() for t in plain]
+            ops.improved_triplet_loss(*tensors, **self.op.variants[0]).backward()
+            gradients.append([t.grad for t in tensors])
+        for one, other in zip(*gradients, strict=True):
+            assert torch.equal(one, other)
+
     # d+ - d- and d+, and the gradient that reaches p through a factor of 2 * (p - a) = 2.
     @pytest.mark.parametrize(
         ("t1", "t2", "grad"),

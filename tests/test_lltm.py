@@ -151,6 +151,19 @@ def test_extreme_gates(backend, device):
         assert grad.isfinite().all()
 
 
+@pytest.mark.parametrize(("batch", "size"), [(150_000, 8), (20_000, 53)])  # float32: packs, and not
+def test_more_elements_than_one_grid(backend, device, batch, size):
+    x, w, b, h, c = inputs((batch, 1), torch.float32, device, size)
+    results = ops.lltm(x, w, b, h.requires_grad_(), c)
+    (grad,) = torch.autograd.grad(results.cell.sum(), h)
+    few = slice(batch - 5, batch)
+    alone = h[few].detach().requires_grad_()
+    expected = ops.lltm(x[few], w, b, alone, c[few])
+    for one, other in zip(results, expected, strict=True):
+        close(one[few], other, torch.float32)
+    close(grad[few], torch.autograd.grad(expected.cell.sum(), alone)[0], torch.float32)
+
+
 def test_a_sequence_is_its_steps(backend, device):
     x, w, b, h, c = inputs((5, 2, 4), torch.float64, device)
     output, state = ops.lltm_sequence(x, w, b, h, c)

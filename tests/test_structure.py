@@ -165,6 +165,17 @@ def test_kernels_know_nothing_of_torch_and_are_launched_in_one_place(path):
         assert "<<<" not in text
 
 
+@pytest.mark.parametrize("op", OPS)
+def test_kernels_state_their_limits(op):
+    """The threads that every launch has at most, a budget, and in the head comment the floor."""
+    text = (SOURCES / f"{op}.cu").read_text()
+    kernels = text.count("__global__")
+    assert kernels
+    assert text.count("__global__ void __launch_bounds__(cuda::kMaxThreads) ") == kernels
+    assert text.count("Budget: ") == kernels
+    assert "The floor" in text[: text.index("#include")]
+
+
 @pytest.mark.parametrize("path", sorted(SOURCES.rglob("*.h")), ids=lambda path: path.name)
 def test_headers_of_torch_are_those_that_compile_fast(path):
     for header in re.findall(r"#include\s*<((?:torch|ATen|c10)/[^>]+)>", path.read_text()):

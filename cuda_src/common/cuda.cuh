@@ -10,7 +10,7 @@
 namespace jitops::cuda {
 
 constexpr int kWarp = 32;
-constexpr int kMaxThreads = 256;  // threads of a block, in every kernel
+constexpr int kMaxThreads = 256;  // threads of a block, in every launch
 constexpr int kPackBytes = 16;    // the widest load there is
 
 // ---- element types: load widens to the type to compute in, store rounds to nearest even ---------
@@ -31,29 +31,44 @@ struct alignas(sizeof(T) * kWidth) Pack {
   T values[kWidth];
 };
 
-// ---- a row belongs to blockDim.x threads: one warp, or a whole block of several warps -----------
+// ---- a row belongs to blockDim.x threads: part of a warp, a warp, or a whole block --------------
 
-// The threads of a row for `packs` packs: a warp unless the row is wide enough for a block.
+// The threads of a row for `packs` packs: as many, up to a warp; a block where each then has four.
 inline dim3 row_block(int64_t packs) {
-  return packs >= 4 * kMaxThreads ? dim3(kMaxThreads, 1) : dim3(kWarp, kMaxThreads / kWarp);
+  if (packs >= 4 * kMaxThreads) return dim3(kMaxThreads, 1);
+  int threads = 1;
+  while (threads < kWarp && threads < packs) threads *= 2;
+  return dim3(threads, kMaxThreads / threads);
 }
 
-// The sum over the threads of a row, in a fixed order; every one of them gets it.
-// `shared` holds one value a warp; only rows of several warps use it, and then all threads of the
-// block are on the same row, so that they meet at the barrier. Two sums in a row have one each: a
-// thread is past the barrier of the second when it writes for the third.
+// The sum over `count` neighbouring lanes, a power of two, which are those that call it.
 template <typename A>
-__device__ inline A row_sum(A x, A* shared) {
-  for (int offset = kWarp / 2; offset > 0; offset /= 2) {
-    x += __shfl_xor_sync(0xffffffffu, x, offset);
-  }
-  if (blockDim.x == kWarp) return x;
-  const int warps = static_cast<int>(blockDim.x) / kWarp;
-  if (threadIdx.x % kWarp == 0) shared[threadIdx.x / kWarp] = x;
+__device__ inline A lanes_sum(A x, int count) {
+  const int lane = static_cast<int>(threadIdx.y * blockDim.x + threadIdx.x) % kWarp;
+  const unsigned mask = (0xffffffffu >> (kWarp - count)) << (lane / count * count);
+  for (int offset = count / 2; offset > 0; offset /= 2) x += __shfl_xor_sync(mask, x, offset);
+  return x;
+}
+
+// The sum over the threads of a block, in a fixed order; every one of them gets it.
+// `shared` holds one value a warp. Two sums in a row have one each: a thread is past the barrier of
+// the second when it writes for the third.
+template <typename A>
+__device__ inline A block_sum(A x, A* shared) {
+  const int thread = static_cast<int>(threadIdx.y * blockDim.x + threadIdx.x);
+  x = lanes_sum(x, kWarp);
+  if (thread % kWarp == 0) shared[thread / kWarp] = x;
   __syncthreads();
   x = 0;
-  for (int warp = 0; warp < warps; ++warp) x += shared[warp];
+  for (int warp = 0; warp < kMaxThreads / kWarp; ++warp) x += shared[warp];
   return x;
+}
+
+// The sum over the threads of a row, likewise. Of several warps it has the block to itself.
+template <typename A>
+__device__ inline A row_sum(A x, A* shared) {
+  const int threads = static_cast<int>(blockDim.x);
+  return threads <= kWarp ? lanes_sum(x, threads) : block_sum(x, shared);
 }
 
 // ---- dispatch -----------------------------------------------------------------------------------

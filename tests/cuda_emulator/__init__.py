@@ -1,9 +1,9 @@
 """The back end ``cuda-emulated``: the CUDA text as it ships, run on the CPU.
 
-An op's ``.cpp`` is compiled as for CUDA, its ``.cu`` as C++ with the headers of this folder in place of
-CUDA's, and both are linked with the emulator (``emulator.h`` tells what that checks). The library
-registers with the CPU's dispatch key, in place of the op's own CPU kernels: only one of the two can be
-loaded, so :func:`select` exchanges them.
+An op's ``.cpp`` is compiled as for CUDA, its ``.cu`` as C++ with the headers of this folder in the
+place of CUDA's, and both are linked with the emulator (``emulator.h`` tells what that checks). The
+library registers with the CPU's dispatch key, in place of the op's own CPU kernels: only one of the
+two can be loaded, so :func:`select` exchanges them.
 """
 
 from __future__ import annotations
@@ -64,9 +64,7 @@ def kernels(name: str, source: Path, *flags: str) -> Path:
     watched = ["-fsanitize=thread", "-fsanitize=bounds", "-fno-tree-vectorize", "-O1"]
     headers = [f"-I{FOLDER}", "-include", str(FOLDER / "launch.h"), f"-I{source.parent}"]
     quiet = ["-Wno-unknown-pragmas", "-fvisibility=hidden"]
-    (path,) = compile_all(
-        (name, [*watched, *headers, *quiet, *flags, "-x", "c++", str(source)])
-    )
+    (path,) = compile_all((name, [*watched, *headers, *quiet, *flags, "-x", "c++", str(source)]))
     return path
 
 
