@@ -2,6 +2,7 @@
 # make test   the tests
 # make bench  speed and memory, as ratios
 # make lint   what CI checks of style and types
+# make gpu    all that needs a GPU: tests, compute-sanitizer, benches
 #
 # Everything lives in .venv. Another torch: make demo TORCH="torch" (the default is the one tested).
 
@@ -10,10 +11,11 @@ TORCH ?= torch==2.13.0
 PYTEST_ARGS ?=
 DEMO_ARGS ?=
 BENCHES ?=
+GPU_PYTHON ?=  # one that has a torch with CUDA; by default .venv, with TORCH
 
 BIN := .venv/bin
 
-.PHONY: demo test bench lint clean
+.PHONY: demo test bench lint gpu clean
 
 demo: .venv/installed
 	$(BIN)/python -m ops demo $(DEMO_ARGS)
@@ -28,6 +30,9 @@ lint: .venv/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+gpu: $(if $(strip $(GPU_PYTHON)),,.venv/installed)
+	.ci/gpu $(or $(strip $(GPU_PYTHON)),$(BIN)/python)
 
 .venv/installed: pyproject.toml
 	$(PYTHON) -m venv .venv

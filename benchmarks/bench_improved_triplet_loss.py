@@ -48,9 +48,8 @@ def _speed(backend: str) -> list[dict]:
             def step(criterion, inputs=inputs):
                 return lambda: torch.autograd.grad(criterion(*inputs), inputs)
 
-            synchronize = torch.cuda.synchronize if device == "cuda" else lambda: None
             calls = {name: step(criterion) for name, criterion in criteria.items()}
-            seconds = in_turns(calls, {"torch": "torch", backend: backend}, synchronize)
+            seconds = in_turns(calls, {"torch": "torch", backend: backend}, device)
             figures.append(
                 {
                     "shape": shape,

@@ -67,14 +67,13 @@ def _race(device: str, size: tuple[int, int, int]) -> list[dict]:
     def backward(out: Tensor):
         return lambda: torch.autograd.grad(out, inputs, grad, retain_graph=True)
 
-    synchronize = torch.cuda.synchronize if device == "cuda" else lambda: None
     parts = {
         "forward": {name: functools.partial(f, *inputs) for name, f in contenders.items()},
         "backward": {name: backward(f(*inputs)) for name, f in contenders.items()},
     }
     figures = []
     for part, calls in parts.items():
-        seconds = in_turns(calls, {}, synchronize)
+        seconds = in_turns(calls, {}, device)
         us = {name: 1e6 * value for name, value in seconds.items()}
         figures.append({"device": device, "size": size, "part": part, "us": us})
     return figures

@@ -92,11 +92,10 @@ def _race(backend: str, size: tuple[int, int, int], steps: int | None) -> list[d
     input = torch.randn(shape, device=device)
     h, cell, grad_cell = (torch.randn(batch, state_size, device=device) for _ in range(3))
     grad = torch.randn(*shape[:-1], state_size, device=device)
-    synchronize = torch.cuda.synchronize if device == "cuda" else lambda: None
     figures = []
 
     def note(part, calls):
-        us = {n: 1e6 * s for n, s in in_turns(calls, backends, synchronize).items()}
+        us = {n: 1e6 * s for n, s in in_turns(calls, backends, device).items()}
         where = size if steps is None else f"{size}, {steps} steps"
         figures.append({"backend": backend, "size": where, "part": part, "us": us})
 

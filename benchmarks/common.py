@@ -26,35 +26,53 @@ ROOT = Path(__file__).resolve().parent.parent
 def in_turns(
     contenders: dict[str, Callable[[], object]],
     backends: dict[str, str],
-    synchronize: Callable[[], object] = lambda: None,
+    device: str = "cpu",
 ) -> dict[str, float]:
     """Median seconds of a call of each contender, timed in alternating blocks of calls.
 
-    ``backends`` names the back end that a contender's block asks for, where it asks for one.
+    ``backends`` names the back end that a contender's block asks for, where it asks for one. On a
+    GPU a block is timed as a whole: calls follow each other there before they are done.
 
     Blocks, not single calls: a call then finds the caches and the memory allocator as its own
     predecessor left them, which is what a training loop sees. Warm-up is not counted: first
     touches of fresh memory are slow for a while, most of all on virtual machines.
     """
     calls = {}
+    wait = torch.cuda.synchronize if device == "cuda" else None
     for name, call in contenders.items():
         with ops.use_backend(backends.get(name, "auto")):
             started = time.perf_counter()
             for _ in range(12):
                 call()
-            synchronize()
+            if wait:
+                wait()
         calls[name] = max(3, min(50, round(0.04 / ((time.perf_counter() - started) / 12))))
     times: dict[str, list[float]] = {name: [] for name in contenders}
     for _ in range(15):
         for name, call in contenders.items():
             with ops.use_backend(backends.get(name, "auto")):
-                for number in range(calls[name] + 1):
-                    started = time.perf_counter()
-                    call()
-                    synchronize()
-                    if number:  # the first of a block finds the other contender's caches
-                        times[name].append(time.perf_counter() - started)
+                call()  # the first of a block finds the other contender's caches
+                times[name] += _timed(call, calls[name], wait)
     return {name: statistics.median(values) for name, values in times.items()}
+
+
+def _timed(
+    call: Callable[[], object], count: int, wait: Callable[[], object] | None
+) -> list[float]:
+    """Seconds of each of ``count`` calls; of a GPU's, their mean."""
+    times = []
+    if wait:
+        wait()
+    begin = started = time.perf_counter()
+    for _ in range(count):
+        call()
+        ended = time.perf_counter()
+        times.append(ended - started)
+        started = ended
+    if wait:
+        wait()
+        return [(time.perf_counter() - begin) / count]
+    return times
 
 
 def child(code: str, watched: bool = False, **variables: object) -> dict:
@@ -139,17 +157,18 @@ def _first_line(*command: str) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.split("\n")[0]
 
 
+printed: list[str] = []  # lines of all tables so far
+
+
 def table(title: str, header: list[str], rows: list[list[object]]) -> None:
     """Print a Markdown table."""
     cells = [header, *([str(cell) for cell in row] for row in rows)]
     widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
-    print(f"\n### {title}\n")
+    lines = ["", f"### {title}", ""]
     for number, row in enumerate(cells):
-        print(
-            "| "
-            + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
-            + " |"
-        )
+        padded = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        lines.append("| " + " | ".join(padded) + " |")
         if number == 0:
-            print("|" + "|".join("-" * (width + 2) for width in widths) + "|")
-    sys.stdout.flush()
+            lines.append("|" + "|".join("-" * (width + 2) for width in widths) + "|")
+    printed.extend(lines)
+    print("\n".join(lines), flush=True)

@@ -55,8 +55,11 @@ def pytest_configure(config):
             _toolchain.check(with_cuda="cuda" in config.backends)
         except ops.ToolchainError as error:
             raise pytest.UsageError(f"--backends={told}: {error}") from None
-    if "cuda" in config.backends and not torch.cuda.is_available():
-        raise pytest.UsageError(f"--backends={told}: torch sees no GPU")
+    if "cuda" in config.backends:
+        if not torch.cuda.is_available():
+            raise pytest.UsageError(f"--backends={told}: torch sees no GPU")
+        # cuBLAS reads it when it starts: without, its products are not deterministic.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     choice = config.getoption("--nvcc")
     if choice == "yes" and _toolchain.nvcc() is None:
         raise pytest.UsageError(f"--nvcc=yes: {_toolchain.NO_NVCC}")
