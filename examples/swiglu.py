@@ -20,18 +20,19 @@ CPP = r"""
 
 using torch::stable::Tensor;
 
-void launch(bool is_double, long count, const void* grad, const void* gate, const void* value,
-            void* out, void* to_gate, void* to_value, void* stream);
-
 #ifdef USE_CUDA
 #include <torch/csrc/stable/accelerator.h>
 #define KEY CUDA
+const char* launch(bool is_double, long count, const void* grad, const void* gate,
+                   const void* value, void* out, void* to_gate, void* to_value, void* stream);
 void run(const Tensor& like, const void* grad, const void* gate, const void* value, void* out,
          void* to_gate, void* to_value) {
   torch::stable::accelerator::DeviceGuard guard(like.get_device_index());
   void* stream = nullptr;
   aoti_torch_get_current_cuda_stream(like.get_device_index(), &stream);
-  launch(like.element_size() == 8, like.numel(), grad, gate, value, out, to_gate, to_value, stream);
+  const char* error = launch(like.element_size() == 8, like.numel(), grad, gate, value, out,
+                             to_gate, to_value, stream);
+  STD_TORCH_CHECK(!error, "swiglu: ", error);
 }
 #else
 #define KEY CPU
@@ -96,10 +97,10 @@ __global__ void kernel(long count, const T* grad, const T* gate, const T* value,
   }
 }
 
-void launch(bool is_double, long count, const void* grad, const void* gate, const void* value,
-            void* out, void* to_gate, void* to_value, void* stream) {
+const char* launch(bool is_double, long count, const void* grad, const void* gate,
+                   const void* value, void* out, void* to_gate, void* to_value, void* stream) {
   const int blocks = count < 1024 * 256 ? (count + 255) / 256 : 1024;
-  if (blocks == 0) return;
+  if (blocks == 0) return nullptr;
   if (is_double) {
     kernel<<<blocks, 256, 0, (cudaStream_t)stream>>>(
         count, (const double*)grad, (const double*)gate, (const double*)value, (double*)out,
@@ -109,6 +110,8 @@ void launch(bool is_double, long count, const void* grad, const void* gate, cons
         count, (const float*)grad, (const float*)gate, (const float*)value, (float*)out,
         (float*)to_gate, (float*)to_value);
   }
+  const cudaError_t error = cudaGetLastError();
+  return error ? cudaGetErrorString(error) : nullptr;
 }
 """
 

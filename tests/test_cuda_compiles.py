@@ -6,6 +6,7 @@ compiler the ``.cpp`` with the CUDA branch switched on. What the latter calls, t
 
 from __future__ import annotations
 
+import ast
 import re
 import subprocess
 from dataclasses import dataclass
@@ -200,3 +201,41 @@ def test_two_files_make_a_library(objects, op):
     )
     missing = symbols(library, "U")
     assert not [name for name in missing if "jitops" in name]
+
+
+def test_the_example_compiles(root, tmp_path):
+    """What users copy: the text in the strings of examples/swiglu.py."""
+    texts = {
+        node.targets[0].id: ast.literal_eval(node.value)
+        for node in ast.parse((root / "examples/swiglu.py").read_text()).body
+        if isinstance(node, ast.Assign) and node.targets[0].id in ("CPP", "CUDA")
+    }
+    (tmp_path / "swiglu.cu").write_text(texts["CUDA"])
+    (tmp_path / "swiglu.cpp").write_text(texts["CPP"])
+    flags, _ = architectures()
+    run(
+        *nvcc(),
+        *flags,
+        "-std=c++20",
+        "-Werror=all-warnings",
+        "-c",
+        tmp_path / "swiglu.cu",
+        "-o",
+        tmp_path / "swiglu.cu.o",
+    )
+    includes = [f"-isystem{TORCH}", f"-isystem{_toolchain.cuda_home() / 'include'}"]
+    run(
+        *_toolchain.cxx().command,
+        "-DUSE_CUDA",
+        "-std=c++20",
+        "-Wall",
+        "-Werror",
+        *includes,
+        "-c",
+        tmp_path / "swiglu.cpp",
+        "-o",
+        tmp_path / "swiglu.o",
+    )
+    assert {name for name in symbols(tmp_path / "swiglu.o", "U") if "launch" in name} <= symbols(
+        tmp_path / "swiglu.cu.o", "T"
+    )
