@@ -64,6 +64,23 @@ def _in_transform() -> bool:
 _in_transform._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
+# ---- the call ------------------------------------------------------------------------------------
+
+_wrapped = torch._C._functorch.is_functorch_wrapped_tensor
+
+
+def apply(function: type[torch.autograd.Function], *args: Any) -> Any:
+    """``function.apply(*args)``, for who has asked :func:`needs_torch_path` before.
+
+    torch's own looks for transforms and for what is left of them: two microseconds, where a small
+    op takes thirty. Here only the second is left to do, for tensors that outlived their transform.
+    """
+    for arg in args:
+        if isinstance(arg, Tensor) and _wrapped(arg):
+            return function.apply(*args)
+    return super(torch.autograd.Function, function).apply(*args)  # type: ignore[misc]
+
+
 # ---- in the pure-torch path ----------------------------------------------------------------------
 
 

@@ -94,22 +94,23 @@ def ready(first: Any, *others: Any) -> bool:
     """Whether :func:`same_kind` holds and autocast is off: one cheap look, without words."""
     if not isinstance(first, Tensor):
         return False
-    dtype, device = first.dtype, first.device
+    dtype, on_cpu = first.dtype, first.is_cpu
     for value in others:
         if (
             not isinstance(value, Tensor)
             or value.dtype is not dtype
-            or value.device != device
             or value.layout is not torch.strided
             or value.is_nested
+            # Comparing devices costs as much as all the rest.
+            or (not value.is_cpu if on_cpu else value.device != first.device)
         ):
             return False
     return (
         dtype in FLOAT_DTYPES
         and first.layout is torch.strided
         and not first.is_nested
-        and device.type != "meta"
-        and not torch.is_autocast_enabled(device.type)
+        and not first.is_meta
+        and not torch.is_autocast_enabled("cpu" if on_cpu else first.device.type)
     )
 
 

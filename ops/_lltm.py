@@ -20,7 +20,7 @@ def run(*tensors: Tensor) -> tuple[Tensor, Tensor]:
         return _torch_path(*tensors)
     if torch.compiler.is_compiling():
         return torch.ops.jitops.lltm(*tensors)
-    return LLTMFunction.apply(*tensors)
+    return _autograd.apply(LLTMFunction, *tensors)
 
 
 # ---- the pure-torch path: the definition ---------------------------------------------------------

@@ -85,7 +85,7 @@ def improved_triplet_loss(
         return _torch_path(anchor, positive, negative, *parameters)
     if torch.compiler.is_compiling():
         return torch.ops.jitops.improved_triplet_loss(anchor, positive, negative, *parameters)
-    return ImprovedTripletLossFunction.apply(anchor, positive, negative, parameters)
+    return _autograd.apply(ImprovedTripletLossFunction, anchor, positive, negative, parameters)
 
 
 class ImprovedTripletLoss(nn.Module):

@@ -63,7 +63,7 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         )
     if _autograd.needs_torch_path() or torch.compiler.is_compiling():
         return F.linear(input, weight, bias)
-    return LinearFunction.apply(input, weight, bias)
+    return _autograd.apply(LinearFunction, input, weight, bias)
 
 
 class LinearFunction(torch.autograd.Function):

@@ -130,18 +130,18 @@ class LLTM(nn.Module):
         Returns:
             What :func:`lltm` or :func:`lltm_sequence` returns.
         """
-        if state is None and isinstance(input, Tensor):
-            zeros = input.new_zeros(input.shape[-2] if input.dim() > 1 else 0, self.state_size)
-            state = (zeros, zeros)
-        if not isinstance(state, (tuple, list)) or len(state) != 2:
-            got = "None" if state is None else type(state).__name__
-            raise ArgumentTypeError(
-                f"input must be a torch.Tensor and state a pair of them, h and cell, got "
-                f"{type(input).__name__} and {got}"
-            )
         sequence = isinstance(input, Tensor) and input.dim() == 3
         function = lltm_sequence if sequence else lltm
-        return function(input, self.weights, self.bias, *state)
+        if isinstance(state, (tuple, list)) and len(state) == 2:
+            return function(input, self.weights, self.bias, state[0], state[1])
+        if state is None and isinstance(input, Tensor):
+            zeros = input.new_zeros(input.shape[-2] if input.dim() > 1 else 0, self.state_size)
+            return function(input, self.weights, self.bias, zeros, zeros)
+        got = "None" if state is None else type(state).__name__
+        raise ArgumentTypeError(
+            f"input must be a torch.Tensor and state a pair of them, h and cell, got "
+            f"{type(input).__name__} and {got}"
+        )
 
     def extra_repr(self) -> str:
         """The sizes, for ``print(module)``."""

@@ -135,6 +135,25 @@ class Battery(CompileBattery):
         one_by_one = torch.stack([plain(*each) for each in zip(*many, strict=True)])
         close(torch.func.vmap(scalar)(*many), one_by_one, torch.float64)
 
+    def test_tensors_that_outlive_their_transform(self, backend, device):
+        """What leaks out of torch.func is a wrapper of a tensor; its gradient must arrive."""
+        inputs, keywords = self.inputs(device), self.op.variants[0]
+        leaked = []
+        torch.func.grad(lambda t: (leaked.append(2 * t), (t * t).sum())[1])(inputs[0])
+        assert torch._C._functorch.is_functorch_wrapped_tensor(leaked[0])
+        factor = torch.ones((), dtype=torch.float64, device=device, requires_grad=True)
+        results = self.op.differentiable([leaked[0] * factor, *inputs[1:]], keywords)
+        expected = self.op.differentiable([2 * inputs[0] * factor, *inputs[1:]], keywords)
+        for one, other in zip(results, expected, strict=True):
+            close(one, other, torch.float64)
+        gradients = [
+            torch.autograd.grad(sum(x.sum() for x in out), factor)[0] for out in (results, expected)
+        ]
+        close(*gradients, torch.float64)
+        direct = self.op.differentiable([leaked[0], *inputs[1:]], keywords)
+        for one, other in zip(direct, expected, strict=True):
+            close(one, other.detach(), torch.float64)
+
     def test_forward_mode_over_a_backward_pass(self, backend, device):
         """A tangent that arrives with the gradient goes on."""
         inputs = leaves(self.inputs(device))
