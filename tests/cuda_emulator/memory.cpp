@@ -1,4 +1,5 @@
 // Every access of a kernel to memory, looked up. The compiler calls the functions at the end.
+// For one host thread at a time, as tests are.
 #include <link.h>
 
 #include <algorithm>
@@ -43,10 +44,10 @@ struct Page {
   uint32_t block[kPage];  // and 1; 0: none
 };
 std::unordered_map<uintptr_t, std::unique_ptr<Page>> pages;
+Page* last = nullptr;  // found
+uintptr_t last_number = 0;
 
 uint32_t* writer_of(uintptr_t at, bool make) {
-  static uintptr_t last_number = 0;
-  static Page* last = nullptr;
   const uintptr_t number = at / kPage;
   if (!last || last_number != number) {
     const auto found = pages.find(number);
@@ -209,6 +210,10 @@ void check(const void* address, size_t size, bool write, bool aligned, bool atom
 // ---- what the rest of the emulator tells --------------------------------------------------------
 
 void begin_launch(size_t shared_bytes, std::string* problem) {
+  if (pages.size() > 8192) {  // 128 MiB: of launches long ago
+    pages.clear();
+    last = nullptr;
+  }
   dynamic_shared[0] = 0;  // memory of a thread is made when it is first touched
   dl_iterate_phdr(find_library, nullptr);
   dynamic.begin = reinterpret_cast<uintptr_t>(dynamic_shared);
@@ -221,6 +226,9 @@ void begin_launch(size_t shared_bytes, std::string* problem) {
 }
 
 void know(const void* owner, Span memory) {
+  for (const Known& one : known) {
+    if (one.owner == owner && one.memory.begin == memory.begin) return;
+  }
   if (memory.begin != memory.end) known.push_back({owner, memory});
 }
 
