@@ -32,7 +32,7 @@ from ops.jit._spec import Spec
 NAME = "torch_extension_h"
 FILE = "extension.h.gch"
 _HEADER = "torch/extension.h"
-_NEEDS_MEMORY = 6 << 30  # beside what the machine is doing: the compiler takes two of them
+_NEEDS_MEMORY = 6 << 30  # beside what the machine is doing: the compiler takes three of them
 _NEEDS_DISK = 4 << 30  # the file takes one
 _NEEDS_CACHE = 3 << 29
 _TORCHS = ("ATen", "c10", "caffe2", "pybind11", "torch")
