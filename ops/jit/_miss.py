@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from pathlib import Path
 from typing import Any
@@ -78,14 +79,15 @@ def _build_here(
     stem = _store.stem(spec.name, digest)
     with _staging.staging(root, stem) as folder:
         started = time.time()
-        built = _build.build(
+        build = functools.partial(
+            _build.build,
             spec,
             folder,
             _facts.architectures(spec),
             _store.log_path(root, stem),
-            include_first=_precompiled.folders(spec, folder, root),
             echo=verbose,
         )
+        built = _precompiled.serve(spec, folder, root, lambda first: build(include_first=first))
         changed = _facts.changed_meanwhile(spec, digest, built.headers, started)
         if changed:
             raise BuildError(

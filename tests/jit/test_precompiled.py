@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import time
 from pathlib import Path
 
 import pytest
 import torch
 
-from ops.jit import _precompiled, text
-from ops.jit._cache import _inventory
+from ops._errors import BuildError
+from ops.jit import _precompiled, _precompiler, text
+from ops.jit._cache import _inventory, _roots, _staging, _store
+from ops.jit._compile import _instantiate, _toolchain
 from tests.helpers import run
 from tests.jit.support import leftovers
 
@@ -20,7 +23,7 @@ BUILD = """
     import torch, ops.jit
     module = ops.jit.load_inline(
         {name!r},
-        "torch::Tensor times(torch::Tensor x) {{ return x * {number}; }}",
+        {before!r} "torch::Tensor times(torch::Tensor x) {{ return x * {number}; }}",
         functions={{"times": 'times "{number}" \\\\ {number}\\nand ??= no trigraph'}},
         build_directory={folder!r},
     )
@@ -33,10 +36,11 @@ BUILD = """
 """
 
 
-def build(cache, tmp_path, number, **variables):
+def build(cache, tmp_path, number, before="", **variables):
+    """Whether a precompiled header took part in the build."""
     folder = tmp_path / f"build{number}"
     out, _ = run(
-        BUILD.format(name=f"times{number}", number=number, folder=str(folder)),
+        BUILD.format(name=f"times{number}", number=number, folder=str(folder), before=before),
         JITOPS_CACHE_DIR=cache,
         **variables,
     )
@@ -53,6 +57,16 @@ def headers(cache):
     return [item for item in _inventory.items(cache) if item.name == _precompiled.NAME]
 
 
+# As text for torch's load_inline often is; and what no precompiled header with instances can serve:
+# functions of torch's header destroy vectors of tensors.
+INCLUDES = "#include <torch/extension.h>\n#include <torch/torch.h>\n#include <vector>\n"
+SPECIALISES = """
+    template <> void std::_Destroy(at::Tensor* first, at::Tensor* last) {
+      for (; first != last; ++first) first->~Tensor();
+    }
+"""
+
+
 def test_the_second_build_takes_what_the_first_had_made(cache, tmp_path):
     """Functions with docstrings, as torch binds them; and torch's own folders stay as they are."""
     include = Path(torch.__file__).parent / "include" / "torch"
@@ -65,10 +79,16 @@ def test_the_second_build_takes_what_the_first_had_made(cache, tmp_path):
     assert build(cache, tmp_path, 3)
     (item,) = headers(cache)
     assert item.hits == 1
-    # A damaged one is not used; nor is one for other flags.
+    assert item.entry.manifest["instantiated"]
+    assert build(cache, tmp_path, 4, before=INCLUDES)
+    assert not build(cache, tmp_path, 5, before=SPECIALISES)
+    # One that is damaged is not believed, and goes.
     item.entry.library.chmod(0o644)
-    os.truncate(item.entry.library, 1000)
-    assert not build(cache, tmp_path, 4, JITOPS_PCH="0")
+    with open(item.entry.library, "r+b") as file:
+        file.seek(item.entry.library.stat().st_size // 2)
+        file.write(bytes(1 << 20))
+    assert not build(cache, tmp_path, 6, JITOPS_PCH="0")
+    assert headers(cache) == []
     assert sorted(path.name for path in include.iterdir()) == before
     assert leftovers(cache) == []
 
@@ -85,5 +105,114 @@ def test_where_it_cannot_serve_it_is_not_made(cache, tmp_path, arguments, monkey
     (tmp_path / "has" / "torch").mkdir(parents=True)
     if "extra_include_paths" in arguments:
         arguments = {"extra_include_paths": [tmp_path / "has"]}
-    assert _precompiled._request(text("x", "int x;", **arguments).spec) is None
-    assert _precompiled._request(text("x", "int x;").spec) is not None
+    assert _precompiled.request(text("x", "int x;", **arguments).spec) is None
+    assert _precompiled.request(text("x", "int x;").spec) is not None
+
+
+# ---- the same with a header of four lines --------------------------------------------------------
+
+HEADER = """
+template <class T> int inner(T) { return 1; }
+template <class T> int outer(T x) { return inner(x); }
+inline int answer() { return outer(0); }
+"""
+USE = "#include <torch/extension.h>\n%s\nint main() { return answer(); }\n"
+LATE = "template <> int inner(int) { return 2; }"  # too late for what is instantiated
+
+
+@pytest.fixture
+def made(cache, tmp_path):
+    """Makes the entry of a small header, as the process in the background does."""
+    (tmp_path / "include" / "torch").mkdir(parents=True)
+    (tmp_path / "include" / "torch" / "extension.h").write_text(HEADER)
+
+    def make():
+        asked = _precompiled.request(text("x", "int x;").spec)
+        command = [*_toolchain.cxx().command, "-x", "c++-header", "-I", str(tmp_path / "include")]
+        _precompiler.make(asked, command, _roots.writable_root())
+        assert leftovers(cache) == []
+        return _precompiled.find(asked)
+
+    return make
+
+
+def program(entry, tmp_path, more=""):
+    """What a program answers that takes a precompiled header, or the compiler's errors."""
+    folder = tmp_path / "program"
+    folder.mkdir(exist_ok=True)
+    (folder / "torch").mkdir(exist_ok=True)
+    gch = folder / "torch" / _precompiled.FILE
+    gch.unlink(missing_ok=True)
+    gch.symlink_to(entry.library)
+    (folder / "main.cpp").write_text(USE % more)
+    flags = ["-Winvalid-pch", "-Werror", "-I", str(folder), str(folder / "main.cpp")]
+    command = [*_toolchain.cxx().command, *flags, "-o", str(folder / "program")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return done.stderr or subprocess.run([folder / "program"], check=False).returncode
+
+
+def test_templates_are_instantiated_before_the_header_is_written(made, tmp_path, monkeypatch):
+    monkeypatch.setattr(_precompiler, "_stands_trial", lambda asked, folder: True)
+    entry = made()
+    assert entry.manifest["instantiated"]
+    assert program(entry, tmp_path) == 1
+    assert "after instantiation" in program(entry, tmp_path, LATE)
+
+
+def test_what_fails_its_trial_is_made_plain(made, tmp_path):
+    """It is no header of torch: nothing that is tried with it compiles."""
+    entry = made()
+    assert not entry.manifest["instantiated"]
+    assert (program(entry, tmp_path), program(entry, tmp_path, LATE)) == (1, 2)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("_SOURCE", "#error does not compile"),
+        ("_SOURCE", _instantiate._SOURCE.replace("get_named_event_id", "is_nowhere")),
+        ("_SOURCE", _instantiate._SOURCE.replace("plugin_is_GPL_compatible", "refused")),
+        ("_SOURCE", _instantiate._SOURCE.replace("done = true;", "__builtin_trap();")),
+        ("END", ""),
+    ],
+)
+def test_without_the_plugin_it_is_made_plain(made, tmp_path, monkeypatch, name, value):
+    monkeypatch.setattr(_precompiler, "_stands_trial", lambda asked, folder: True)
+    monkeypatch.setattr(_instantiate, name, value)
+    entry = made()
+    assert not entry.manifest["instantiated"]
+    assert (program(entry, tmp_path), program(entry, tmp_path, LATE)) == (1, 2)
+
+
+@pytest.mark.parametrize(
+    ("said", "calls"),
+    [
+        ("x.cpp:1: error: expected ';' before '}'", 1),
+        ("error: specialization of 'T f(T) [with T = int]' after instantiation", 2),
+        ("internal compiler error: Segmentation fault", 2),
+        ("ld: x.o: undefined reference to `f()'", 2),
+    ],
+)
+def test_a_build_that_the_header_may_have_failed_is_tried_without(made, tmp_path, said, calls):
+    made()
+    root, log = _roots.writable_root(), tmp_path / "log"
+    log.write_text(said)
+    seen = []
+
+    def build(first):
+        seen.append((len(first), sorted(path.name for path in staging.iterdir())))
+        (staging / "main.o").touch()
+        raise BuildError("fails", log=str(log))
+
+    with _staging.staging(root, "x") as staging, pytest.raises(BuildError):
+        _precompiled.serve(text("x", "int x;").spec, staging, root, build)
+    alive = _staging.ALIVE
+    assert seen == [(1, [alive, "precompiled"]), (0, [alive])][:calls]
+
+
+def test_a_truncated_one_is_no_entry(made):
+    entry = made()
+    entry.library.chmod(0o644)
+    os.truncate(entry.library, 1000)
+    assert _precompiled.find(entry.manifest["request"]) is None
+    assert not _store.verify(entry)

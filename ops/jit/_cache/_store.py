@@ -56,6 +56,17 @@ def stem(name: str, digest: str) -> str:
 
 def find(stem: str, wanted: Callable[[Manifest], bool]) -> Entry | None:
     """An entry of this stem whose manifest is wanted, its library verified; or ``None``."""
+    return _find(stem, wanted, verify)
+
+
+def glance(stem: str, wanted: Callable[[Manifest], bool]) -> Entry | None:
+    """As :func:`find`, the library yet to be verified: it is there, of the right size."""
+    return _find(stem, wanted, _is_there)
+
+
+def _find(
+    stem: str, wanted: Callable[[Manifest], bool], sound: Callable[[Entry], bool]
+) -> Entry | None:
     for root in _roots.readable_roots():
         for folder in _subfolders(root / stem):
             entry = open_entry(folder)
@@ -63,7 +74,7 @@ def find(stem: str, wanted: Callable[[Manifest], bool]) -> Entry | None:
                 entry
                 and wanted(entry.manifest)
                 and _roots.distrust(folder) is None
-                and verify(entry)
+                and sound(entry)
             ):
                 return entry
     return None
@@ -94,6 +105,13 @@ def verify(entry: Entry) -> bool:
             return False
         size, digest = _measure(library)
         return bool(size == expected["size"] and digest == expected["sha256"])
+    except (OSError, KeyError, TypeError, ValueError):
+        return False
+
+
+def _is_there(entry: Entry) -> bool:
+    try:
+        return bool(entry.library.stat().st_size == entry.manifest["library"]["size"])
     except (OSError, KeyError, TypeError, ValueError):
         return False
 
