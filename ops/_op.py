@@ -76,22 +76,24 @@ class Op:
             BackendUnavailableError: the op has no such back end.
         """
         if backend not in self._loaded:
-            extension = self.extension(backend)
-            if extension is None:
-                raise BackendUnavailableError(f"{self.name} has no back end {backend!r}")
-            self._loaded[backend] = extension.load()
+            self._load_anew(backend)
         return self._loaded[backend]
+
+    def _load_anew(self, backend: str) -> None:
+        extension = self.extension(backend)
+        if extension is None:
+            raise BackendUnavailableError(f"{self.name} has no back end {backend!r}")
+        self._loaded[backend] = extension.load()
 
     def reload(self) -> None:
         """Look at the sources again: an edited one is built, and takes the place of what is loaded.
 
         A back end that could not be built is tried again when it is next asked for. Raises what
-        :meth:`load` does.
+        :meth:`load` does; what was loaded then goes on serving.
         """
         self._chosen.clear()
         for backend in list(self._loaded):
-            del self._loaded[backend]
-            self.load(backend)
+            self._load_anew(backend)
 
     def choose(self, asked: str | None, device: str) -> Choice:
         """The first candidate, before anything is looked up, built or loaded.

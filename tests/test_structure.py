@@ -32,6 +32,7 @@ LAYERS = (
     {"ops.jit._compile._headers"},
     {"ops.jit._compile._build"},
     {"ops.jit._key", "ops.jit._debug", "ops.jit._compile_commands"},
+    {"ops.jit._replacing", "ops.jit._trial"},
     {"ops.jit._facts", "ops.jit._library", "ops.jit._precompiled"},
     {"ops.jit._lookup", "ops.jit._why"},
     {"ops.jit._miss"},

@@ -68,6 +68,7 @@ PHRASES = {
     "shared_library_missing": ("not found when it is loaded", "-rpath"),
     "no_init_function": ("not a Python module of this name", "TORCH_EXTENSION_NAME"),
     "registered_twice": ("bound to Python twice", "module_local"),
+    "ends_the_process": ("an exception leaves one of its static", "still in force"),
     "source_error": ("the source has an error", "mend the line shown"),
 }
 
@@ -447,6 +448,11 @@ EXPECTED = {
         "registered_twice",
         None,
         'generic_type: type "Point2" is already registered!',
+    ),
+    "ends_the_process": (
+        "ends_the_process",
+        None,
+        "loading it would end the process (signal 6): terminate called after throwing an instance",
     ),
     "colours": ("source_error", f"{USER}/syntax.cpp:6", "‘nowhere’ was not declared in this scope"),
     "misused_header": (

@@ -42,6 +42,7 @@ _WORDS = (
     *("emory", "ld:", "not define", "already", "definition of", "mismatch", "is required"),
     *("failed to map", "unavailable", "C++", "installed version", "Unknown CUDA"),
     *("Read-only", "CUDA_HOME", "missing and no", "not recognized", "wrong ELF", "bad_alloc"),
+    "would end the process",
 )
 _MOST = 2000  # lines looked at, at each end, and characters of a line
 _CONTEXT = 300  # lines of "included from" and "required from" that an error may have
