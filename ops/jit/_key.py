@@ -54,7 +54,7 @@ def request(spec: Spec) -> dict[str, Any]:
         "linked": _linked(spec.extra_ldflags),
         "cuda": spec.uses_cuda,
         "standalone": spec.is_standalone,
-        "cxx_arguments": _toolchain.words_of(os.environ.get("CXX", ""))[1:],
+        "cxx_arguments": _toolchain.words_in("CXX")[1:],
         "torch": [torch.__version__, torch.version.git_version, torch.version.cuda],
         "cxx11_abi": torch.compiled_with_cxx11_abi(),
         "python": sysconfig.get_config_var("SOABI") if spec.is_python_module else None,

@@ -119,7 +119,7 @@ def _command(staging: Path) -> list[str]:
     words = shlex.split(rules["cflags"])
     kept = [word for word in words if not word.startswith(("-DTORCH_EXTENSION_NAME", "-I"))]
     header = Path(torch.__file__).parent / "include" / _HEADER
-    return [*_toolchain.words_of(rules["cxx"]), "-x", "c++-header", *kept, str(header)]
+    return [*shlex.split(rules["cxx"]), "-x", "c++-header", *kept, str(header)]
 
 
 # ---- in the process of its own -------------------------------------------------------------------
