@@ -159,6 +159,7 @@ def _call(
             cpp_sources=[
                 *_numbered(spec.name, "cpp", spec.cpp_sources),
                 *([f'#line 1 "jitops"{_RETIRE}'] if retires else []),
+                *([f'#line 1 "{_failed.functions_label(spec.name)}"'] if spec.functions else []),
             ],
             cuda_sources=_numbered(spec.name, "cu", spec.cuda_sources),
             functions=_quotable(spec.functions),
