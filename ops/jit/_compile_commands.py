@@ -7,6 +7,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from ops.jit._spec import RETIRE
+
 NAME = "compile_commands.json"
 _OURS = "-DTORCH_EXTENSION_NAME="  # in every command
 _HERE = "@ENTRY@"  # stands for the entry's folder, so that a cache can move
@@ -21,9 +23,8 @@ def read(folders: Iterable[Path]) -> list[dict[str, Any]]:
     """The commands of several entries, as editors want them."""
     found: list[dict[str, Any]] = []
     for folder in folders:
-        own = ("jitops_retire.cpp",)
         commands = json.loads(text(folder, folder))
-        found += [one for one in commands if Path(one["file"]).name not in own]
+        found += [one for one in commands if Path(one["file"]).stem != RETIRE]
     return found
 
 

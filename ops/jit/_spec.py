@@ -13,6 +13,7 @@ from typing import Any
 from ops._errors import ArgumentError, ArgumentTypeError
 
 CUDA_SUFFIXES = (".cu", ".cuh")
+RETIRE = "jitops_retire"  # the stem of a source that the loader adds, and its function's name
 SUFFIXES = (".cpp", ".cc", ".cxx", ".c", *CUDA_SUFFIXES)
 # What ninja, or its reading of the compilers' lists of headers, cannot pass on.
 _NO_PATH = frozenset("$\n\r\t'\"&;*^`<>|?\\\0")
@@ -60,6 +61,11 @@ class Spec:
                 raise ArgumentError(f"sources must end in {', '.join(SUFFIXES)}, got {str(path)!r}")
             if objects.count(built) > 1:
                 raise ArgumentError(f"sources must have distinct names, got {path.stem!r} twice")
+            if path.stem == RETIRE and not built[1]:
+                raise ArgumentError(
+                    f"sources must not be called {RETIRE}, as is a file that the loader adds to "
+                    f"them: rename {str(path)!r}"
+                )
             if ":" in str(path):
                 raise ArgumentError(f"sources must be without colon in their paths, got {path}")
         for path in (*self.sources, *self.extra_include_paths):

@@ -276,6 +276,7 @@ def test_compilers_with_arguments(cache, source, monkeypatch):
     [
         (["a.cpp", "a.cc"], "sources must have distinct names, got 'a' twice"),
         (["x.txt"], r"sources must end in \.cpp"),
+        (["jitops_retire.cpp"], "sources must not be called jitops_retire, as is a file that the"),
         (["b$.cpp"], r"paths must be without '\$', got"),
     ],
 )

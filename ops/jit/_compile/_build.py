@@ -28,7 +28,7 @@ from ops.jit._compile import (
     _toolchain,
 )
 from ops.jit._compile._diagnose import all_of, diagnose
-from ops.jit._spec import Spec
+from ops.jit._spec import RETIRE, Spec
 
 # Withdraws what a library has registered with torch, while its code stays where it is.
 _RETIRE = """
@@ -170,8 +170,8 @@ def _call(
     else:
         sources = [str(path) for path in spec.sources]
         if retires:
-            (folder / "jitops_retire.cpp").write_text(_RETIRE)
-            sources.append(str(folder / "jitops_retire.cpp"))
+            (folder / f"{RETIRE}.cpp").write_text(_RETIRE)
+            sources.append(str(folder / f"{RETIRE}.cpp"))
         cpp_extension.load(sources=sources, is_standalone=spec.is_standalone, **options)
 
 
@@ -218,7 +218,7 @@ def _environ(folder: Path) -> dict[str, str]:
     compiler = _toolchain.cxx()
     if compiler is None:
         raise ToolchainError(_toolchain.NO_COMPILER)
-    environ = dict(os.environ)
+    environ = _toolchain.environ()
     environ.pop("NINJA_STATUS", None)  # how a terminal wants its progress is no matter of ours
     if "LC_ALL" in environ:  # it would have the last word on messages
         environ["LC_CTYPE"] = environ.pop("LC_ALL")

@@ -7,11 +7,11 @@ import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from ops.jit._compile._causes import COMPILING, MISUSED_HEADER, SOURCE_ERROR, Cause
+from ops.jit._compile._causes import COMPILING, ENCODING, MISUSED_HEADER, SOURCE_ERROR, Cause
 from ops.jit._compile._link_causes import LINKING, LOADING
 from ops.jit._compile._output import Output, Report, is_foreign
 
-CAUSES = (*COMPILING, *LINKING, *LOADING)  # a line that fits two is the first one's
+CAUSES = (*COMPILING, ENCODING, *LINKING, *LOADING)  # a line that fits two is the first one's
 
 
 @dataclass(frozen=True)
@@ -134,6 +134,8 @@ def _of_report(
             line = None
     if cause is None and report.is_error and report.file is not None:
         cause = MISUSED_HEADER if users and is_foreign(report.file) else SOURCE_ERROR
+        if line and "\0" in line:  # as in UTF-16 without a mark, where any error may come first
+            cause = ENCODING
     if cause is None:
         return Diagnosis(report.said, where, line, None, None, unknown=unknown)
     return Diagnosis(

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ops._errors import BuildError
 from ops.jit._compile._diagnose import Diagnosis, diagnose
-from ops.jit._spec import Spec
+from ops.jit._spec import RETIRE, Spec
 
 
 def label(name: str, suffix: str, index: int) -> str:
@@ -62,7 +62,7 @@ def _script(folder: Path, log: Path, output: str) -> Path | None:
     shutil.rmtree(kept, ignore_errors=True)
     kept.mkdir()
     for path in folder.iterdir():
-        if path.name in ("main.cpp", "cuda.cu", "cxx", "jitops_retire.cpp"):
+        if path.name in ("main.cpp", "cuda.cu", "cxx", f"{RETIRE}.cpp"):
             shutil.copy(path, kept)
     script = kept / "again.sh"
     command = failed[1].replace(str(folder), str(kept))

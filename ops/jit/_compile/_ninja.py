@@ -94,5 +94,7 @@ def dependencies(folder: Path) -> dict[str, list[str]]:
 def _ask(folder: Path, tool: str) -> str:
     ninja = _toolchain.ninja_folder()
     command = [str(ninja / "ninja") if ninja else "ninja", "-t", tool]
-    answer = subprocess.run(command, cwd=folder, capture_output=True, check=True)
+    answer = subprocess.run(
+        command, cwd=folder, env=_toolchain.environ(), capture_output=True, check=True
+    )
     return os.fsdecode(answer.stdout)

@@ -111,6 +111,14 @@ def ninja_folder() -> Path | None:
     return Path(ninja.BIN_DIR) if shutil.which("ninja", path=ninja.BIN_DIR) else None
 
 
+def environ() -> dict[str, str]:
+    """Ours, for tools: not with the runtime of a sanitizer, which would report what they leak."""
+    found = dict(os.environ)
+    loaded = found.pop("LD_PRELOAD", "").replace(":", " ").split()
+    left = [one for one in loaded if not re.match(r"lib[alt]san\.", os.path.basename(one))]
+    return {**found, **({"LD_PRELOAD": ":".join(left)} if left else {})}
+
+
 @functools.cache
 def _ask(command: tuple[str, ...], stamp: str) -> str:
     try:
@@ -119,6 +127,7 @@ def _ask(command: tuple[str, ...], stamp: str) -> str:
         answer = subprocess.run(
             [*command, "-v"] if "nvcc" not in command[-1] else [*command, "--version"],
             stdin=subprocess.DEVNULL,
+            env=environ(),
             capture_output=True,
             encoding="utf-8",
             errors="replace",
