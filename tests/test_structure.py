@@ -37,7 +37,7 @@ LAYERS = (
     {"ops.jit._facts", "ops.jit._library", "ops.jit._precompiled"},
     {"ops.jit._lookup", "ops.jit._why"},
     {"ops.jit._miss"},
-    {"ops.jit._extension"},
+    {"ops.jit._extension", "ops.jit._build_directory"},
     {"ops.jit._drop_in"},
     {"ops.jit"},
     {"ops._autograd", "ops._checks", "ops._extensions"},

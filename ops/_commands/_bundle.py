@@ -8,7 +8,7 @@ from typing import Any
 
 from ops._commands import _build
 from ops._errors import BundleError
-from ops.jit._cache import _archive, _bundle, _inventory, _roots, _store
+from ops.jit._cache import _archive, _bundle, _inventory, _roots
 
 
 def add_to(commands: Any) -> None:
@@ -42,16 +42,16 @@ def add_to(commands: Any) -> None:
 
 
 def _export(options: argparse.Namespace) -> None:
-    folders = []
+    entries = []
     if options.ops or not options.names:
-        folders += [extension.build().parent for extension in _build.selected(options)]
+        entries += [extension.build_entry() for extension in _build.selected(options)]
     items = [item for root in _roots.readable_roots() for item in _inventory.items(root)]
     for name in options.names:
-        found = [item.entry.folder for item in items if item.name == name]
+        found = [item.entry for item in items if item.name == name]
         if not found:
             raise BundleError(f"nothing in the cache is called {name!r}: build it first")
-        folders += found
-    entries = [entry for folder in dict.fromkeys(folders) if (entry := _store.open_entry(folder))]
+        entries += found
+    entries = list({entry.folder: entry for entry in entries}.values())
     _archive.export(options.file.absolute(), entries)
     print(f"{options.file}: {', '.join(sorted(str(one.manifest['name']) for one in entries))}")
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from ops.jit._cache._store import Entry
 from ops.jit._spec import RETIRE
 
 NAME = "compile_commands.json"
@@ -19,22 +20,22 @@ def write(folder: Path, commands: list[dict[str, Any]]) -> None:
     (folder / NAME).write_text(json.dumps(commands, indent=1).replace(str(folder), _HERE))
 
 
-def read(folders: Iterable[Path]) -> list[dict[str, Any]]:
+def read(entries: Iterable[Entry]) -> list[dict[str, Any]]:
     """The commands of several entries, as editors want them."""
     found: list[dict[str, Any]] = []
-    for folder in folders:
-        commands = json.loads(text(folder, folder))
+    for entry in entries:
+        commands = json.loads(text(entry, entry.folder))
         found += [one for one in commands if Path(one["file"]).stem != RETIRE]
     return found
 
 
-def put(entry: Path, folder: Path) -> None:
+def put(entry: Entry, folder: Path) -> None:
     """Write an entry's commands to ``folder``, unless those of another build are there."""
     target = folder / NAME
     if not target.exists() or _OURS in target.read_text(errors="replace"):
         target.write_text(text(entry, folder))
 
 
-def text(entry: Path, folder: Path) -> str:
+def text(entry: Entry, folder: Path) -> str:
     """The commands of an entry, as if they had run in ``folder``."""
-    return (entry / NAME).read_text().replace(_HERE, str(folder))
+    return (entry.content(NAME) or b"[]").decode().replace(_HERE, str(folder))

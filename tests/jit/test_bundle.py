@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import zipfile
 from pathlib import Path
@@ -14,7 +15,7 @@ from ops import cli
 from ops.jit import load_inline
 from ops.jit._cache import _archive, _inventory, _store
 from tests.helpers import run
-from tests.jit.support import ANSWER, entries
+from tests.jit.support import ANSWER, answer, entries
 
 pytestmark = pytest.mark.cpp
 
@@ -64,6 +65,31 @@ def test_used_in_place_unpacked_and_read_only(bundle, cache, tmp_path):
         path.chmod(0o555)
     out, _ = run(USE, **nothing(tmp_path, cache), JITOPS_BUNDLE=folder)
     assert out.split() == ["42", "False"]
+
+
+def test_what_is_used_in_place_is_named_as_that(bundle, cache, settings, tmp_path, capsys):
+    """Not as a file descriptor; and what lies beside it is found."""
+    settings(BUNDLE=str(bundle), CACHE_DIR=str(cache), PROGRESS="1")
+    text = ops.jit.text("answer", ANSWER, **PLAIN)
+    assert re.fullmatch(rf"answer-\w+/\w+ in the bundle {bundle}", text.place())
+    ops.Op("of_bundle", cpp=text)
+    assert f"built: {text.place()}" in str(ops.explain("of_bundle"))
+    folder = tmp_path / "folder"
+    path = load_inline("answer", ANSWER, verbose=True, build_directory=folder, **PLAIN)
+    assert f"is in the cache: {text.place()}" in capsys.readouterr().err
+    assert path == str(folder / "answer.so")
+    assert answer(path) == 42
+    assert "int answer()" in (folder / "main.cpp").read_text()
+    (command,) = json.loads((folder / "compile_commands.json").read_text())
+    assert command["file"] == str(folder / "main.cpp")
+
+
+def test_exported_from_what_is_used_in_place(bundle, cache, settings, tmp_path):
+    settings(BUNDLE=str(bundle), CACHE_DIR=str(cache))
+    entry = ops.jit.text("answer", ANSWER, **PLAIN).build_entry()
+    again = tmp_path / "again.zip"
+    _archive.export(again, [entry])
+    assert _archive.read(again).files == _archive.read(bundle).files
 
 
 def test_imported(bundle, cache, tmp_path):

@@ -51,10 +51,10 @@ def export(path: Path, entries: Iterable[Entry]) -> int:
     try:
         with zipfile.ZipFile(draft, "w", zipfile.ZIP_DEFLATED) as archive:
             for entry in entries:
-                for file in sorted(entry.folder.iterdir()):
-                    if file.name not in _NOT_ITS and file.is_file():
-                        name = "/".join(file.parts[-3:])
-                        content = file.read_bytes()
+                for file in entry.files():
+                    content = None if file in _NOT_ITS else entry.content(file)
+                    if content is not None:
+                        name = "/".join((*entry.folder.parts[-2:], file))
                         files[name] = {"size": len(content), "sha256": _store.sha256(content)}
                         archive.writestr(name, content)
             archive.writestr(_INDEX, json.dumps({"format": _FORMAT, "files": files}, indent=1))

@@ -57,11 +57,31 @@ class InPlace(Entry):
     """An entry of a bundle, its library in memory."""
 
     file: Path
+    bundle: Bundle
 
     @property
     def library(self) -> Path:
         """Where it can be loaded from."""
         return self.file
+
+    @property
+    def place(self) -> str:
+        """The bundle, and the entry in it."""
+        return f"{self._name} in the bundle {self.bundle.path}"
+
+    @property
+    def _name(self) -> str:
+        return "/".join(self.folder.parts[-2:])
+
+    def files(self) -> list[str]:
+        """What is in it."""
+        start = f"{self._name}/"
+        return sorted(name[len(start) :] for name in self.bundle.files if name.startswith(start))
+
+    def content(self, name: str) -> bytes | None:
+        """A file of it, verified; ``None`` if it has none of that name."""
+        place = f"{self._name}/{name}"
+        return self.bundle.content(place) if place in self.bundle.files else None
 
 
 @functools.lru_cache(maxsize=1)
@@ -100,7 +120,7 @@ def _unpacked(path: str, folder: str) -> InPlace:
     manifest = _manifest(bundle, folder)
     name = str(manifest["library"]["file"])
     library = _memory.anonymous(name, bundle.content(f"{folder}/{name}"))
-    return InPlace(Path(path) / folder, manifest, library)
+    return InPlace(Path(path) / folder, manifest, library, bundle)
 
 
 def all_entries(name: str) -> Iterator[Entry]:
