@@ -19,6 +19,7 @@ PUBLIC = sorted(path.stem for path in PACKAGE.glob("[a-z]*.py") if path.stem != 
 LAYERS = (
     {"ops._errors"},
     {"ops._config"},
+    {"ops.jit._flags"},
     {"ops.jit._spec"},
     {"ops.jit._cache", *(f"ops.jit._cache.{name}" for name in ("_memory", "_roots", "_usage"))},
     {"ops.jit._cache._lock", "ops.jit._cache._staging"},
@@ -32,7 +33,7 @@ LAYERS = (
     {"ops.jit._compile._ninja", "ops.jit._compile._sandbox"},
     {"ops.jit._compile._headers"},
     {"ops.jit._compile._build"},
-    {"ops.jit._key", "ops.jit._debug", "ops.jit._compile_commands"},
+    {"ops.jit._key", "ops.jit._included", "ops.jit._debug", "ops.jit._compile_commands"},
     {"ops.jit._replacing", "ops.jit._trial"},
     {"ops.jit._facts", "ops.jit._library", "ops.jit._precompiled"},
     {"ops.jit._lookup", "ops.jit._why"},

@@ -20,11 +20,11 @@ from typing import Any
 import torch
 
 from ops._errors import ArgumentError
-from ops.jit import _spec
+from ops.jit import _flags
 from ops.jit._compile import _hardware, _toolchain
 from ops.jit._spec import Spec
 
-FORMAT = 2  # of the digest and the manifest: a change makes every entry a miss
+FORMAT = 3  # of the digest and the manifest: a change makes every entry a miss
 
 # Variables that change what the compilers do without any flag saying so.
 _ENVIRONMENT = ("CPATH", "C_INCLUDE_PATH", "CPLUS_INCLUDE_PATH", "LIBRARY_PATH", "GCC_EXEC_PREFIX")
@@ -51,7 +51,7 @@ def request(spec: Spec) -> dict[str, Any]:
         "cflags": spec.extra_cflags,
         "cuda_cflags": spec.extra_cuda_cflags,
         "ldflags": spec.extra_ldflags,
-        "linked": _linked(spec.extra_ldflags),
+        "files": _files(spec),
         "cuda": spec.uses_cuda,
         "standalone": spec.is_standalone,
         "cxx_arguments": _toolchain.words_in("CXX")[1:],
@@ -73,25 +73,17 @@ def _sha256(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def _content(path: Path) -> str:
+def _content(path: Path, argument: str = "sources") -> str:
     try:
         return _sha256(path.read_bytes())
     except OSError as error:
-        raise ArgumentError(f"sources must be readable files, got {path}: {error}") from error
+        raise ArgumentError(f"{argument} must be readable files, got {path}: {error}") from error
 
 
-def _linked(flags: tuple[str, ...]) -> list[list[str]]:
-    """Objects and static libraries that the flags name: they become part of the binary."""
-    words = _spec.words(flags)
-    folders = [Path(flag[2:]) for flag in words if flag.startswith("-L") and flag[2:]]
-    folders += map(Path, filter(None, os.environ.get("LIBRARY_PATH", "").split(os.pathsep)))
+def _files(spec: Spec) -> list[list[str]]:
+    """Files that flags name and that become part of the binary."""
     found = []
-    for flag in words:
-        candidates = [] if flag.startswith("-") else [Path(flag)]
-        if flag.startswith("-l"):
-            exact = flag[3:] if flag.startswith("-l:") else None
-            candidates = [folder / (exact or f"lib{flag[2:]}.a") for folder in folders]
-        for path in candidates:
-            if path.suffix in (".a", ".o", ".lo", ".obj") and path.is_file():
-                found.append([path.name, _content(path)])
+    for argument in ("extra_cflags", "extra_cuda_cflags", "extra_ldflags"):
+        for path in _flags.files(getattr(spec, argument)):
+            found.append([path.name, _content(path, f"{argument}: files named in it")])
     return found

@@ -21,7 +21,7 @@ import torch
 
 from ops import _config
 from ops._errors import BuildTimeoutError, JitopsError
-from ops.jit import _key
+from ops.jit import _flags, _key
 from ops.jit._cache import _inventory, _lock, _staging, _store, _usage
 from ops.jit._compile import _hardware, _toolchain
 from ops.jit._spec import Spec
@@ -31,6 +31,7 @@ _HEADER = "torch/extension.h"
 _FILE = "extension.h.gch"
 _NEEDS_MEMORY = 6 << 30  # beside what the machine is doing: the compiler takes two of them
 _NEEDS_DISK = 4 << 30  # the file takes one
+_CHANGES_IT = ("-include", "-imacros", "--include", "--imacros", "-x", "-I", "@")  # flags
 _TORCHS = ("ATen", "c10", "caffe2", "pybind11", "torch")
 
 
@@ -95,7 +96,7 @@ def _request(spec: Spec) -> dict[str, Any] | None:
     identity = _toolchain.identity(compiler)
     if not identity[0].startswith("gcc version"):
         return None
-    if any(flag.startswith(("-include", "-imacros", "-x", "-I")) for flag in spec.extra_cflags):
+    if any(word.startswith(_CHANGES_IT) for word in _flags.words(spec.extra_cflags)):
         return None
     if any((root / name).exists() for root in spec.extra_include_paths for name in _TORCHS):
         return None

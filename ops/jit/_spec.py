@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import re
-import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ops._errors import ArgumentError, ArgumentTypeError
+from ops.jit import _flags
 
 CUDA_SUFFIXES = (".cu", ".cuh")
 RETIRE = "jitops_retire"  # the stem of a source that the loader adds, and its function's name
@@ -103,10 +103,10 @@ class Spec:
     @property
     def header_roots(self) -> tuple[Path, ...]:
         """Folders whose headers belong to the extension, in the order they are recorded."""
-        named = (word[2:] for word in words(self.extra_cflags) if word.startswith("-I/"))
         folders = [
             *self.extra_include_paths,
-            *map(Path, named),
+            *_flags.folders(self.extra_cflags),
+            *_flags.folders(self.extra_cuda_cflags),
             *(path.parent for path in self.sources),
         ]
         return tuple(dict.fromkeys(folders))
@@ -129,23 +129,6 @@ def flags(argument: str, value: Sequence[str] | None) -> tuple[str, ...]:
     if isinstance(value, str):
         raise ArgumentTypeError(f"{argument} must be a list of strings, got the string {value!r}")
     return _strings(argument, () if value is None else value)
-
-
-def words(flags: Sequence[str]) -> list[str]:
-    """The flags one by one: as the shell splits them, ``-I x`` as ``-Ix``, ``-Wl,x,y`` as x, y."""
-    found: list[str] = []
-    for flag in flags:
-        try:
-            said = shlex.split(flag)
-        except ValueError:
-            said = [flag]  # the shell will refuse it too
-        for word in said:
-            for part in word.split(",")[1:] if word.startswith("-Wl,") else [word]:
-                if found and found[-1] in ("-I", "-L", "-l"):
-                    found[-1] += part
-                else:
-                    found.append(part)
-    return found
 
 
 def paths(argument: str, value: Any) -> tuple[Path, ...]:

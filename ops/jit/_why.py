@@ -57,7 +57,7 @@ def _requests(before: dict[str, Any], now: dict[str, Any]) -> Iterator[str]:
         old, new = before.get(field), now.get(field)
         if old == new:
             continue
-        if field in ("sources", "linked"):
+        if field in ("sources", "files"):
             yield from _files(field, dict(old or []), dict(new or []))
         elif field in ("cpp_sources", "cuda_sources"):
             yield f"{field}: the text has changed"

@@ -85,6 +85,7 @@ def build(
     environ = _environ(folder)
 
     def run(command: list[str], cwd: str) -> None:
+        _ninja.see_all_headers(Path(cwd))
         _patiently(lambda words: _ninja.run(words, cwd, environ, echo), command, spec.name)
 
     try:
