@@ -67,7 +67,10 @@ def test_build_for_other_machines(cache, capsys):
     ("arguments", "message"),
     [
         (["build", "nothing"], f"OP must be among {OP}"),
-        (["cache", "why", "nothing"], "OP must be among"),
+        (
+            ["cache", "why", "nothing"],
+            "NAME must be an op, an extension or its start, or the start",
+        ),
         (["cache", "clean", "--max-size="], "--max-size must be a size like 500M or 2G, got ''"),
         (["cache", "clean", "--max-size=much"], "--max-size must be a size like 500M or 2G"),
         (["bundle", "verify", "/no/such/file"], "/no/such/file"),
@@ -124,6 +127,42 @@ def test_why(cache, capsys):
     told = json.loads(said(capsys, *why, "--json"))
     assert "-march=" in told[f"jitops_{OP}_cpp"]
     assert "is in the cache: " in said(capsys, *why, "--cpu=baseline")
+
+
+@pytest.mark.cpp
+def test_info_and_why_take_the_same_names(full, capsys, monkeypatch):
+    """An op, an extension or its start, the start of a digest, what `cache ls` shows."""
+    said(capsys, "build", OP, "--backend=cpp")
+    monkeypatch.setattr("torch.__version__", "9.9.9")
+    for name, op in (("answer", False), (f"jitops_{OP}_cpp", True)):
+        (listed,) = json.loads(said(capsys, "cache", "info", name).join("[]"))
+        folder = "/".join(listed["folder"].split("/")[-2:])
+        digest = listed["manifest"]["digest"]
+        starts = [name, digest[:4], digest, folder, folder.split("/")[0]]
+        for start in [*starts, *([OP] if op else [name[:3]])]:
+            (same,) = json.loads(said(capsys, "cache", "info", start).join("[]"))
+            assert same == listed
+            (told,) = json.loads(said(capsys, "cache", "why", start, "--json")).items()
+            assert told[0] == (name if op and start in (OP, name) else folder)
+            assert told[1].startswith("torch: ")
+            assert "9.9.9" in told[1]
+
+
+@pytest.mark.cpp
+def test_why_of_an_extension_that_is_no_ops(full, capsys, monkeypatch):
+    assert "nothing of this machine differs" in said(capsys, "cache", "why", "answer")
+    monkeypatch.setenv("CXX", "g++ -m32")
+    assert "cxx_arguments: none → -m32" in said(capsys, "cache", "why", "answer")
+    monkeypatch.delenv("CXX")
+    (folder,) = entries(full)
+    manifest = folder / "manifest.json"
+    manifest.chmod(0o600)
+    told = json.loads(manifest.read_text())
+    told["compilers"]["cxx"] = {"version": "gcc version 1", "identity": "another"}
+    manifest.write_text(json.dumps(told))
+    assert "cxx: gcc version 1 → " in said(capsys, "cache", "why", "answer")
+    manifest.write_text(json.dumps({**told, "request": {"format": told["request"]["format"]}}))
+    assert "its manifest cannot be read" in said(capsys, "cache", "why", "answer")
 
 
 @pytest.mark.cpp

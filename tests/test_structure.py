@@ -53,6 +53,7 @@ LAYERS = (
     {"ops._explain", *(f"ops.{op}" for op in PUBLIC if op != "from_numpy")},
     {"ops"},
     {"ops._commands", "ops._commands._build", "ops._commands._check"},
+    {"ops._commands._names"},
     {f"ops._commands.{name}" for name in ("_bundle", "_cache", "_demo", "_doctor_of")},
     {"ops._commands._doctor_of._finding"},
     {f"ops._commands._doctor_of.{name}" for name in ("_cache", "_machine", "_tools")},

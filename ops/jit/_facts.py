@@ -29,7 +29,7 @@ _TOO_MANY = 10_000  # files beside the sources: looking at more takes longer tha
 def of(spec: Spec, headers: list[Path]) -> dict[str, Any]:
     """For the manifest of what has just been built from these headers."""
     compilers = {}
-    for name, tool in _tools(spec).items():
+    for name, tool in _tools(spec.uses_cuda).items():
         if tool is not None:
             version, identity = _toolchain.identity(tool)
             compilers[name] = {"version": version, "identity": identity}
@@ -63,7 +63,7 @@ def changed_meanwhile(spec: Spec, digest: str, headers: list[Path], since: float
 
 def remember_compilers(spec: Spec, root: Path) -> None:
     """Keep who the compilers are under size and time of their files, for look-ups to come."""
-    for tool in _tools(spec).values():
+    for tool in _tools(spec.uses_cuda).values():
         if tool is not None:
             _notes.remember(root, tool.stamp(), _toolchain.identity(tool)[1])
 
@@ -73,7 +73,9 @@ def surroundings(spec: Spec) -> str:
 
     Sizes and times of files, not contents: to try once too often does no harm.
     """
-    stamps: list[object] = [tool.stamp() if tool else None for tool in _tools(spec).values()]
+    stamps: list[object] = [
+        tool.stamp() if tool else None for tool in _tools(spec.uses_cuda).values()
+    ]
     stamps += [_time(place) for place in _installed_to(spec)]
     ninja = _toolchain.ninja_folder()
     seen: list[object] = [stamps, str(ninja), os.environ.get("PATH")]
@@ -133,30 +135,42 @@ def accepts(spec: Spec, manifest: dict[str, Any], ask: bool) -> bool:
 
 def differences(spec: Spec, manifest: dict[str, Any], ask: bool) -> Iterator[str]:
     """Why an entry of the same digest does not serve here; see :func:`accepts`."""
-    tools = {} if manifest.get("imported") else _tools(spec)
     try:
         yield from _included.differences(spec, manifest)
-        if _version(manifest["libc"]) > _version(_libc()):
-            yield f"libc {manifest['libc']} → {_libc()}"
         for needed in _missing(spec, manifest["architectures"]):
             yield f"GPU architecture {needed} is not in it"
-        for kind, tool in tools.items():
-            recorded = manifest["compilers"].get(kind)
-            if tool is None or recorded is None:
-                continue
-            known = _notes.recall(tool.stamp())
-            if known is None and ask:
-                known = _toolchain.identity(tool)[1]
-            if known != recorded["identity"]:
-                now = _toolchain.identity(tool)[0] if ask else "another one, or one not asked yet"
-                yield f"{kind}: {recorded['version']} → {now}"
-    except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError, OSError):
+        yield from _of_machine(manifest, spec.uses_cuda, ask)
+    except UNREADABLE:
         yield "its manifest cannot be read"
 
 
-def _tools(spec: Spec) -> dict[str, _toolchain.Tool | None]:
+# What comes of a manifest that is none.
+UNREADABLE = (LookupError, TypeError, ValueError, ArithmeticError, AttributeError, OSError)
+
+
+def of_machine(manifest: dict[str, Any]) -> Iterator[str]:
+    """Why an entry, of whichever extension, does not serve on this machine."""
+    return _of_machine(manifest, bool(manifest["request"]["cuda"]), ask=True)
+
+
+def _of_machine(manifest: dict[str, Any], with_cuda: bool, ask: bool) -> Iterator[str]:
+    if _version(manifest["libc"]) > _version(_libc()):
+        yield f"libc {manifest['libc']} → {_libc()}"
+    for kind, tool in ({} if manifest.get("imported") else _tools(with_cuda)).items():
+        recorded = manifest["compilers"].get(kind)
+        if tool is None or recorded is None:
+            continue
+        known = _notes.recall(tool.stamp())
+        if known is None and ask:
+            known = _toolchain.identity(tool)[1]
+        if known != recorded["identity"]:
+            now = _toolchain.identity(tool)[0] if ask else "another one, or one not asked yet"
+            yield f"{kind}: {recorded['version']} → {now}"
+
+
+def _tools(with_cuda: bool) -> dict[str, _toolchain.Tool | None]:
     tools = {"cxx": _toolchain.cxx()}
-    if spec.uses_cuda:
+    if with_cuda:
         tools["nvcc"] = _toolchain.nvcc()
     return tools
 

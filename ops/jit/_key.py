@@ -38,7 +38,7 @@ def request(spec: Spec) -> dict[str, Any]:
         ArgumentError: a source cannot be read.
     """
     flags = (*spec.extra_cflags, *spec.extra_cuda_cflags)
-    names = (*_ENVIRONMENT, *(_CUDA_ENVIRONMENT if spec.uses_cuda else ()))
+    native = any("=native" in flag for flag in flags)
     return {
         "format": FORMAT,
         "name": spec.name,
@@ -54,14 +54,30 @@ def request(spec: Spec) -> dict[str, Any]:
         "files": _files(spec),
         "cuda": spec.uses_cuda,
         "standalone": spec.is_standalone,
+        **_here(cuda=spec.uses_cuda, python=spec.is_python_module, native=native),
+    }
+
+
+def _here(*, cuda: bool, python: bool, native: bool) -> dict[str, Any]:
+    """The part of a request that is of this machine."""
+    names = (*_ENVIRONMENT, *(_CUDA_ENVIRONMENT if cuda else ()))
+    return {
         "cxx_arguments": _toolchain.words_in("CXX")[1:],
         "torch": [torch.__version__, torch.version.git_version, torch.version.cuda],
         "cxx11_abi": torch.compiled_with_cxx11_abi(),
-        "python": sysconfig.get_config_var("SOABI") if spec.is_python_module else None,
+        "python": sysconfig.get_config_var("SOABI") if python else None,
         "platform": [sys.platform, platform.machine()],
-        "cpu": sorted(_hardware.cpu_features()) if any("=native" in flag for flag in flags) else [],
+        "cpu": sorted(_hardware.cpu_features()) if native else [],
         "environment": {name: os.environ[name] for name in names if name in os.environ},
     }
+
+
+def again(before: dict[str, Any]) -> dict[str, Any]:
+    """An earlier request, as it would be made of this machine, its sources and flags unchanged."""
+    machine = _here(
+        cuda=bool(before["cuda"]), python=bool(before["python"]), native=bool(before["cpu"])
+    )
+    return {**before, "format": FORMAT, **machine}
 
 
 def digest(asked: dict[str, Any]) -> str:
