@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -17,14 +18,17 @@ _HERE = "@ENTRY@"  # stands for the entry's folder, so that a cache can move
 
 def write(folder: Path, commands: list[dict[str, Any]]) -> None:
     """Keep in ``folder`` what compiled what is in it."""
-    (folder / NAME).write_text(json.dumps(commands, indent=1).replace(str(folder), _HERE))
+    kept = [
+        {key: value.replace(str(folder), _HERE) for key, value in one.items()} for one in commands
+    ]
+    (folder / NAME).write_text(json.dumps(kept, indent=1))
 
 
 def read(entries: Iterable[Entry]) -> list[dict[str, Any]]:
     """The commands of several entries, as editors want them."""
     found: list[dict[str, Any]] = []
     for entry in entries:
-        commands = json.loads(text(entry, entry.folder))
+        commands = _in(entry, entry.folder)
         found += [one for one in commands if Path(one["file"]).stem != RETIRE]
     return found
 
@@ -38,4 +42,12 @@ def put(entry: Entry, folder: Path) -> None:
 
 def text(entry: Entry, folder: Path) -> str:
     """The commands of an entry, as if they had run in ``folder``."""
-    return (entry.content(NAME) or b"[]").decode().replace(_HERE, str(folder))
+    return json.dumps(_in(entry, folder), indent=1)
+
+
+def _in(entry: Entry, folder: Path) -> list[dict[str, Any]]:
+    places = {"command": shlex.quote(str(folder))}  # the shell's, where the others are paths
+    return [
+        {key: value.replace(_HERE, places.get(key, str(folder))) for key, value in one.items()}
+        for one in json.loads(entry.content(NAME) or b"[]")
+    ]

@@ -16,7 +16,7 @@ CUDA_SUFFIXES = (".cu", ".cuh")
 RETIRE = "jitops_retire"  # the stem of a source that the loader adds, and its function's name
 SUFFIXES = (".cpp", ".cc", ".cxx", ".c", *CUDA_SUFFIXES)
 # What ninja, or its reading of the compilers' lists of headers, cannot pass on.
-_NO_PATH = frozenset("$\n\r\t'\"&;*^`<>|?\\\0")
+ODD = frozenset("$\n\r\t'\"&;*^`<>|?\\\0:")
 
 
 @dataclass(frozen=True)
@@ -66,11 +66,14 @@ class Spec:
                     f"sources must not be called {RETIRE}, as is a file that the loader adds to "
                     f"them: rename {str(path)!r}"
                 )
-            if ":" in str(path):
-                raise ArgumentError(f"sources must be without colon in their paths, got {path}")
-        for path in (*self.sources, *self.extra_include_paths):
-            if odd := sorted(_NO_PATH & set(str(path))):
-                raise ArgumentError(f"paths must be without {' '.join(odd)!r}, got {str(path)!r}")
+        for argument in ("sources", "extra_include_paths"):
+            colon = {":"} if argument == "extra_include_paths" else set()  # ninja sees it quoted
+            for path in getattr(self, argument):
+                if odd := sorted((ODD - colon) & set(str(path))):
+                    raise ArgumentError(
+                        f"{argument} must be paths without {' '.join(odd)!r}, which ninja cannot "
+                        f"pass on, got {str(path)!r}: rename it, or name a link to it"
+                    )
         for field in ("is_python_module", "is_standalone", *_SWITCHES):
             value = getattr(self, field)
             if not isinstance(value, bool) and not (field == "with_cuda" and value is None):

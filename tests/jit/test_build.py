@@ -277,7 +277,9 @@ def test_compilers_with_arguments(cache, source, monkeypatch):
         (["a.cpp", "a.cc"], "sources must have distinct names, got 'a' twice"),
         (["x.txt"], r"sources must end in \.cpp"),
         (["jitops_retire.cpp"], "sources must not be called jitops_retire, as is a file that the"),
-        (["b$.cpp"], r"paths must be without '\$', got"),
+        (["b$.cpp"], r"sources must be paths without '\$', which ninja cannot pass on, got '.*b\$"),
+        (["b:.cpp"], "sources must be paths without ':', which ninja"),
+        (["b\n'.cpp"], r"""sources must be paths without "\\n '", which ninja .* name a link"""),
     ],
 )
 def test_unusable_sources(tmp_path, names, text):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import shlex
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -49,7 +50,7 @@ def explained(
     elif more:
         message += f"\n  {more}"
     if script:
-        message += f"\n  again: sh {script}"
+        message += f"\n  again: sh {shlex.quote(str(script))}"
     return BuildError(message, log=kept, passing=said.passing or said.name is None)
 
 
@@ -65,7 +66,8 @@ def _script(folder: Path, log: Path, output: str) -> Path | None:
         if path.name in ("main.cpp", "cuda.cu", "cxx", f"{RETIRE}.cpp"):
             shutil.copy(path, kept)
     script = kept / "again.sh"
-    command = failed[1].replace(str(folder), str(kept))
+    quoted = shlex.quote(str(folder)) != str(folder)  # by ninja, where it stands in the command
+    command = failed[1].replace(str(folder), str(kept) if quoted else shlex.quote(str(kept)))
     script.write_text(f'#!/bin/sh\ncd "$(mktemp -d)" || exit\n{command}\n')
     return script
 
