@@ -209,6 +209,43 @@ def test_bundle(full, tmp_path, settings, capsys):
         assert "is in the cache" in said(capsys, "cache", "why", OP, "--backend=cpp")
 
 
+# ---- demo
+
+
+@pytest.mark.cpp
+def test_the_demo_says_what_it_does_before_it_is_done(tmp_path):
+    """What takes seconds is announced, though its output is read through a pipe."""
+    pytest.importorskip("sklearn")
+    pytest.importorskip("matplotlib")
+    picture = tmp_path / "picture.png"
+    command = [sys.executable, "-m", "ops", "demo", "--steps=2", f"--output={picture}"]
+    variables = environment(JITOPS_CACHE_DIR=tmp_path / "cache")
+    process = subprocess.Popen(command, env=variables, stdout=subprocess.PIPE, text=True)
+    seen = ""
+    try:
+        for announced in (
+            "Importing torch",
+            "Back end cpp:",
+            "not in the cache: compiling ...",
+            "fresh processes, each of which imports torch first ...",
+            "Training: 1200 handwritten digits",
+            "  cpp    2 steps ...",
+        ):
+            while announced not in seen:
+                letter = process.stdout.read(1)
+                assert letter, seen
+                seen += letter
+            assert not picture.exists()  # the last thing done
+        rest = process.stdout.read()
+        assert process.wait() == 0
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+    assert f"Picture of the embedding before and after: {picture}" in rest
+    assert picture.exists()
+
+
 # ---- output that cannot be written
 
 
