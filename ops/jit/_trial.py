@@ -18,6 +18,8 @@ import warnings
 from collections.abc import Callable
 from typing import NoReturn
 
+import torch
+
 _LONGEST = 60.0  # seconds; a lock that another thread held as we forked is never given back
 _RAISED = 3  # exit status: Python said no, and the process went on
 
@@ -32,7 +34,8 @@ def problem(load: Callable[[], object], *, deadly_only: bool) -> str | None:
     Returns:
         ``None`` too where it cannot be tried, or does not end.
     """
-    if sys.platform != "linux":  # elsewhere, system libraries do not survive a fork
+    # Elsewhere, system libraries do not survive a fork; nor does CUDA, once initialised.
+    if sys.platform != "linux" or torch.cuda.is_initialized():
         return None
     with tempfile.TemporaryFile() as said:
         try:

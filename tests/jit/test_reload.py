@@ -144,6 +144,12 @@ def test_a_trial_has_an_end(monkeypatch):
     os.close(write)
 
 
+def test_no_trial_where_cuda_is_initialised(monkeypatch):
+    """It does not work in a fork, and would be taken for the library's fault."""
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    assert _trial.problem(lambda: os._exit(4), deadly_only=True) is None
+
+
 def test_a_trial_tells_what_ends_the_process():
     assert _trial.problem(lambda: None, deadly_only=False) is None
     assert _trial.problem(lambda: 1 / 0, deadly_only=False) == "division by zero"
