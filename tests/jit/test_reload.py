@@ -126,8 +126,9 @@ def test_an_op_goes_on_with_what_was_loaded(cache, source):
         assert op.backend_for(torch.ones(1)) == "cpp"
         before = op.load("cpp")
         source.write_text("nonsense")
-        with pytest.raises(ops.BuildError):
-            op.reload()
+        for _ in range(2):
+            with pytest.raises(ops.BuildError):
+                op.reload()
         assert op.backend_for(torch.ones(1)) == "cpp"
         assert op.load("cpp") == before
         source.write_text(ANSWER.replace("42", "43"))
