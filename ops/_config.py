@@ -108,7 +108,8 @@ def _when_to_build(text: str) -> str:
 
 def _sanitizers(text: str) -> tuple[str, ...]:
     names = tuple(dict.fromkeys(name.strip() for name in text.split(",")))
-    if not set(names) <= set(SANITIZERS) or {"address", "thread"} <= set(names):
+    alone = "thread" in names and {"address", "leak"} & set(names)
+    if not set(names) <= set(SANITIZERS) or alone:
         raise ValueError(text)
     return names
 
@@ -198,7 +199,8 @@ VARIABLES = (
         "sanitize",
         (),
         "Build with sanitizers, as in `address,undefined`.",
-        f"some of {', '.join(SANITIZERS)}, with commas between, not both address and thread",
+        f"some of {', '.join(SANITIZERS)}, with commas between, thread beside neither address nor "
+        f"leak",
         _sanitizers,
     ),
     Variable(

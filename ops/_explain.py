@@ -84,9 +84,5 @@ def _state(op: _op.Op, backend: str) -> str:
     if problem:
         return f"cannot run: {problem}"
     extension = op.extension(backend)
-    library = extension.find() if extension else None
-    return (
-        f"built: {library}"
-        if library
-        else "not built yet: the first call that needs it compiles it"
-    )
+    place = extension.place() if extension else None
+    return f"built: {place}" if place else "not built yet: the first call that needs it compiles it"

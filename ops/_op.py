@@ -35,6 +35,7 @@ class Op:
         self._sources = {"cpp": cpp, "cuda": cuda}
         self._chosen: dict[tuple[str | None, str], str] = {}
         self._loaded: dict[str, ModuleType | Path] = {}
+        self._older: dict[str, ModuleType | Path] = {}  # what a reload that failed would replace
         _ops[name] = self
 
     def backend_for(self, tensor: Tensor) -> str:
@@ -76,22 +77,33 @@ class Op:
             BackendUnavailableError: the op has no such back end.
         """
         if backend not in self._loaded:
-            extension = self.extension(backend)
-            if extension is None:
-                raise BackendUnavailableError(f"{self.name} has no back end {backend!r}")
-            self._loaded[backend] = extension.load()
+            try:
+                self._load_anew(backend)
+            except JitopsError:
+                if backend not in self._older:
+                    raise
+                self._loaded[backend] = self._older[backend]  # reload() has raised that error
+            self._older.pop(backend, None)
         return self._loaded[backend]
+
+    def _load_anew(self, backend: str) -> None:
+        extension = self.extension(backend)
+        if extension is None:
+            raise BackendUnavailableError(f"{self.name} has no back end {backend!r}")
+        self._loaded[backend] = extension.load()
 
     def reload(self) -> None:
         """Look at the sources again: an edited one is built, and takes the place of what is loaded.
 
-        A back end that could not be built is tried again when it is next asked for. Raises what
-        :meth:`load` does.
+        Raises what :meth:`load` does. A back end that could not be built is tried once more when it
+        is next asked for; if it still cannot, what was loaded before goes on serving.
         """
         self._chosen.clear()
-        for backend in list(self._loaded):
-            del self._loaded[backend]
-            self.load(backend)
+        for backend in {**self._older, **self._loaded}:
+            if backend in self._loaded:
+                self._older[backend] = self._loaded.pop(backend)
+            self._load_anew(backend)
+            del self._older[backend]
 
     def choose(self, asked: str | None, device: str) -> Choice:
         """The first candidate, before anything is looked up, built or loaded.

@@ -10,7 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import ops
-from ops._commands import _build, _bundle, _cache, _check, _doctor
+
+# The commands import torch, which takes seconds, and a minute from a cold disk: only once they can
+# say so.
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -20,7 +22,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # an arrow is no reason to fail
             stream.reconfigure(errors="replace")
-    options = _parser().parse_args(arguments)
+    words = sys.argv[1:] if arguments is None else list(arguments)
+    if words[:1] == ["demo"] and "torch" not in sys.modules:
+        print("Importing torch, scikit-learn and matplotlib: slow the first time ...", flush=True)
+    options = _parser().parse_args(words)
     try:
         status: int = options.run(options) or 0
         sys.stdout.flush()
@@ -43,6 +48,8 @@ def _give_up_stdout() -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
+    from ops._commands import _build, _bundle, _cache, _check, _doctor
+
     parser = argparse.ArgumentParser(
         prog="jitops", description="Custom losses and ops for PyTorch."
     )

@@ -67,7 +67,10 @@ def test_build_for_other_machines(cache, capsys):
     ("arguments", "message"),
     [
         (["build", "nothing"], f"OP must be among {OP}"),
-        (["cache", "why", "nothing"], "OP must be among"),
+        (
+            ["cache", "why", "nothing"],
+            "NAME must be an op, an extension or its start, or the start",
+        ),
         (["cache", "clean", "--max-size="], "--max-size must be a size like 500M or 2G, got ''"),
         (["cache", "clean", "--max-size=much"], "--max-size must be a size like 500M or 2G"),
         (["bundle", "verify", "/no/such/file"], "/no/such/file"),
@@ -127,6 +130,42 @@ def test_why(cache, capsys):
 
 
 @pytest.mark.cpp
+def test_info_and_why_take_the_same_names(full, capsys, monkeypatch):
+    """An op, an extension or its start, the start of a digest, what `cache ls` shows."""
+    said(capsys, "build", OP, "--backend=cpp")
+    monkeypatch.setattr("torch.__version__", "9.9.9")
+    for name, op in (("answer", False), (f"jitops_{OP}_cpp", True)):
+        (listed,) = json.loads(said(capsys, "cache", "info", name).join("[]"))
+        folder = "/".join(listed["folder"].split("/")[-2:])
+        digest = listed["manifest"]["digest"]
+        starts = [name, digest[:4], digest, folder, folder.split("/")[0]]
+        for start in [*starts, *([OP] if op else [name[:3]])]:
+            (same,) = json.loads(said(capsys, "cache", "info", start).join("[]"))
+            assert same == listed
+            (told,) = json.loads(said(capsys, "cache", "why", start, "--json")).items()
+            assert told[0] == (name if op and start in (OP, name) else folder)
+            assert told[1].startswith("torch: ")
+            assert "9.9.9" in told[1]
+
+
+@pytest.mark.cpp
+def test_why_of_an_extension_that_is_no_ops(full, capsys, monkeypatch):
+    assert "nothing of this machine differs" in said(capsys, "cache", "why", "answer")
+    monkeypatch.setenv("CXX", "g++ -m32")
+    assert "cxx_arguments: none → -m32" in said(capsys, "cache", "why", "answer")
+    monkeypatch.delenv("CXX")
+    (folder,) = entries(full)
+    manifest = folder / "manifest.json"
+    manifest.chmod(0o600)
+    told = json.loads(manifest.read_text())
+    told["compilers"]["cxx"] = {"version": "gcc version 1", "identity": "another"}
+    manifest.write_text(json.dumps(told))
+    assert "cxx: gcc version 1 → " in said(capsys, "cache", "why", "answer")
+    manifest.write_text(json.dumps({**told, "request": {"format": told["request"]["format"]}}))
+    assert "its manifest cannot be read" in said(capsys, "cache", "why", "answer")
+
+
+@pytest.mark.cpp
 def test_damage_is_told(full, capsys):
     (folder,) = entries(full)
     library = folder / "answer.so"
@@ -168,6 +207,43 @@ def test_bundle(full, tmp_path, settings, capsys):
     with ops.use_backend("cpp"):
         assert _config.settings().build == "never"
         assert "is in the cache" in said(capsys, "cache", "why", OP, "--backend=cpp")
+
+
+# ---- demo
+
+
+@pytest.mark.cpp
+def test_the_demo_says_what_it_does_before_it_is_done(tmp_path):
+    """What takes seconds is announced, though its output is read through a pipe."""
+    pytest.importorskip("sklearn")
+    pytest.importorskip("matplotlib")
+    picture = tmp_path / "picture.png"
+    command = [sys.executable, "-m", "ops", "demo", "--steps=2", f"--output={picture}"]
+    variables = environment(JITOPS_CACHE_DIR=tmp_path / "cache")
+    process = subprocess.Popen(command, env=variables, stdout=subprocess.PIPE, text=True)
+    seen = ""
+    try:
+        for announced in (
+            "Importing torch",
+            "Back end cpp:",
+            "not in the cache: compiling ...",
+            "fresh processes, each of which imports torch first ...",
+            "Training: 1200 handwritten digits",
+            "  cpp    2 steps ...",
+        ):
+            while announced not in seen:
+                letter = process.stdout.read(1)
+                assert letter, seen
+                seen += letter
+            assert not picture.exists()  # the last thing done
+        rest = process.stdout.read()
+        assert process.wait() == 0
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+    assert f"Picture of the embedding before and after: {picture}" in rest
+    assert picture.exists()
 
 
 # ---- output that cannot be written

@@ -81,6 +81,26 @@ def test_doctor_with_a_compiler_that_is_named_and_missing(tmp_path):
     assert "'/no/such/g++', which is not found" in found["tools", "C++ compiler"]["found"]
 
 
+@pytest.mark.parametrize(
+    ("variable", "topic"),
+    [
+        ("CXX", "C++ compiler"),
+        ("PYTORCH_NVCC", "nvcc"),
+        ("CC", "CC"),
+        ("NVCC_PREPEND_FLAGS", "NVCC_PREPEND_FLAGS"),
+        ("NVCC_APPEND_FLAGS", "NVCC_APPEND_FLAGS"),
+    ],
+)
+def test_doctor_with_a_quote_that_does_not_close(tmp_path, variable, topic):
+    found, _, words = report(**{variable: "g++ 'x"}, JITOPS_CACHE_DIR=tmp_path / "cache")
+    finding = found["tools", topic]
+    assert finding["status"] == ("problem" if variable == "CXX" or torch.version.cuda else "note")
+    assert f"${variable} must be words with balanced quotes" in finding["found"]
+    assert 'got "g++ \'x", which is no command: No closing quotation' in finding["found"]
+    assert finding["fix"] == "close its quotes, or unset it"
+    assert "→ close its quotes, or unset it" in words
+
+
 def test_doctor_with_a_compiler_that_does_not_work(tmp_path):
     broken = tmp_path / "g++"
     broken.write_text('#!/bin/sh\n[ "$1" = -v ] && exec c++ -v\necho out of order >&2\nexit 1\n')

@@ -13,6 +13,7 @@ from typing import Any
 from ops import _config, _extensions, _op
 from ops._errors import ArgumentError, JitopsError
 from ops.jit import Extension, _compile_commands
+from ops.jit._cache._store import Entry
 from ops.jit._compile import _hardware, _toolchain
 
 
@@ -100,38 +101,38 @@ def main(options: argparse.Namespace) -> int:
     told = os.environ.get("MAX_JOBS", "")
     jobs = options.jobs or (int(told) if told.isdecimal() else 0) or _hardware.jobs()
     os.environ["MAX_JOBS"] = str(max(1, jobs // max(1, min(len(extensions), jobs))))
-    folders, failed, started = [], [], time.perf_counter()
+    entries, failed, started = [], [], time.perf_counter()
     with _bars(extensions) as show, ThreadPoolExecutor(jobs) as pool:
-        running: dict[Future[Path], Extension] = {
+        running: dict[Future[Entry], Extension] = {
             pool.submit(_timed, show, extension, options.retry): extension
             for extension in extensions
         }
         for future in as_completed(running):
             try:
-                folders.append(future.result().parent)
+                entries.append(future.result())
             except JitopsError as error:
                 failed.append(str(error))
     for message in failed:
         print(f"jitops: {message}")
     print(
-        f"{len(folders)} of {len(extensions)} built or in the cache, "
+        f"{len(entries)} of {len(extensions)} built or in the cache, "
         f"{time.perf_counter() - started:.1f} s"
     )
     if options.compile_commands:
-        found = _compile_commands.read(sorted(folders))
+        found = _compile_commands.read(sorted(entries, key=lambda entry: entry.folder))
         options.compile_commands.write_text(json.dumps(found, indent=1) + "\n")
     return 1 if failed else 0
 
 
-def _timed(show: Any, extension: Extension, retry: bool) -> Path:
+def _timed(show: Any, extension: Extension, retry: bool) -> Entry:
     show(extension.name, "building")
     try:
-        library = extension.build(retry=retry)
+        entry = extension.build_entry(retry=retry)
     except BaseException:
         show(extension.name, "failed")
         raise
     show(extension.name, "done")
-    return library
+    return entry
 
 
 class _bars:  # noqa: N801 - a context manager

@@ -8,7 +8,7 @@ from typing import Any
 
 from ops._commands import _build
 from ops._errors import BundleError
-from ops.jit._cache import _bundle, _inventory, _roots, _store
+from ops.jit._cache import _archive, _bundle, _inventory, _roots
 
 
 def add_to(commands: Any) -> None:
@@ -42,17 +42,17 @@ def add_to(commands: Any) -> None:
 
 
 def _export(options: argparse.Namespace) -> None:
-    folders = []
+    entries = []
     if options.ops or not options.names:
-        folders += [extension.build().parent for extension in _build.selected(options)]
+        entries += [extension.build_entry() for extension in _build.selected(options)]
     items = [item for root in _roots.readable_roots() for item in _inventory.items(root)]
     for name in options.names:
-        found = [item.entry.folder for item in items if item.name == name]
+        found = [item.entry for item in items if item.name == name]
         if not found:
             raise BundleError(f"nothing in the cache is called {name!r}: build it first")
-        folders += found
-    entries = [entry for folder in dict.fromkeys(folders) if (entry := _store.open_entry(folder))]
-    _bundle.export(options.file.absolute(), entries)
+        entries += found
+    entries = list({entry.folder: entry for entry in entries}.values())
+    _archive.export(options.file.absolute(), entries)
     print(f"{options.file}: {', '.join(sorted(str(one.manifest['name']) for one in entries))}")
 
 
@@ -62,7 +62,7 @@ def _import(options: argparse.Namespace) -> None:
 
 
 def _verify(options: argparse.Namespace) -> int:
-    wrong = _bundle.verify(options.file.absolute())
-    files = len(_bundle.read(options.file.absolute()).files)
+    wrong = _archive.verify(options.file.absolute())
+    files = len(_archive.read(options.file.absolute()).files)
     print("\n".join([*wrong, f"{files - len(wrong)} of {files} files are whole"]))
     return 1 if wrong else 0

@@ -9,9 +9,9 @@ import time
 from typing import Any
 
 from ops import _config
-from ops._commands import _build
+from ops._commands import _build, _names
 from ops._errors import ArgumentError
-from ops.jit import _why
+from ops.jit import Extension, _why
 from ops.jit._cache import _inventory, _roots, _store
 from ops.jit._cache._inventory import Item
 
@@ -22,11 +22,15 @@ def add_to(commands: Any) -> None:
     actions = parser.add_subparsers(title="actions", required=True, metavar="ACTION")
     _action(actions, "ls", _list, "what is in it: size, age, last use, how often loaded")
     info = _action(actions, "info", _info, "all that is known of entries")
-    info.add_argument("names", nargs="+", metavar="NAME", help="of an extension, or its start")
+    info.add_argument("names", nargs="+", metavar="NAME", help=_names.HELP)
     why = _action(
         actions, "why", _say_why, "what differs from the nearest entry, for what is not there"
     )
     _build.add_selection(why)
+    why.epilog = (
+        f"OP may be {_names.HELP}: of an extension that is no op's, what it was built from "
+    )
+    why.epilog += "is not known, so that only what has changed of this machine is told."
     _action(actions, "verify", _verify, "whether every library is what was built")
     clean = _action(actions, "clean", _clean, "delete entries that no process uses")
     clean.add_argument("names", nargs="*", metavar="NAME", help="of extensions (default: all)")
@@ -55,12 +59,8 @@ def _days(text: str) -> float:
     return days * 24 * 3600
 
 
-def _items() -> list[Item]:
-    return [item for root in _roots.readable_roots() for item in _inventory.items(root)]
-
-
 def _list(options: argparse.Namespace) -> None:
-    items = _items()
+    items = _names.items()
     if options.json:
         print(json.dumps([_facts(item) for item in items], indent=1))
         return
@@ -120,7 +120,9 @@ def _ago(when: float) -> str:
 
 
 def _info(options: argparse.Namespace) -> int:
-    found = [item for item in _items() if item.name.startswith(tuple(options.names))]
+    among = _names.items()
+    named = [item for name in options.names for item in _names.matching(name, among)]
+    found = {item.entry.folder: item for item in named}.values()
     for item in found:
         print(json.dumps({**_facts(item), "manifest": item.entry.manifest}, indent=1))
     if not found:
@@ -129,20 +131,43 @@ def _info(options: argparse.Namespace) -> int:
 
 
 def _say_why(options: argparse.Namespace) -> None:
-    told = {}
-    for extension in _build.selected(options):
-        library = extension.find()
-        told[extension.name] = (
-            f"is in the cache: {library}" if library else _why.sentence(extension.in_force)
-        )
+    told: dict[str, str] = {}
+    among = _names.items()
+    others = [name for name in options.ops if not _names.of_op(name)]
+    options.ops = [name for name in options.ops if name not in others]
+    for extension in _build.selected(options) if options.ops or not others else []:
+        told[extension.name] = _why_not(extension)
+    for name in others:
+        exact = _names.of_extension(name)
+        found = _names.matching(name, among)
+        if exact is None and not found:
+            raise _names.refuse(name)
+        if exact is not None:
+            told[exact.name] = _why_not(exact)
+        for item in found if exact is None else []:
+            told["/".join(item.entry.folder.parts[-2:])] = _why_not_here(item)
     if options.json:
         print(json.dumps(told, indent=1))
     else:
         print("\n".join(f"{name}: {reason}" for name, reason in told.items()))
 
 
+def _why_not(extension: Extension) -> str:
+    place = extension.place()
+    return f"is in the cache: {place}" if place else _why.sentence(extension.in_force)
+
+
+def _why_not_here(item: Item) -> str:
+    extension = _names.of_extension(item.name)
+    if extension:
+        reasons = _why.against(extension.in_force, item.entry)
+        return "; ".join(reasons) or "nothing differs: it is what is asked for"
+    reasons = _why.against(None, item.entry)
+    return "; ".join(reasons) or "nothing of this machine differs: a miss is of sources or flags"
+
+
 def _verify(options: argparse.Namespace) -> int:
-    wrong = [str(item.entry.folder) for item in _items() if not _store.verify(item.entry)]
+    wrong = [str(item.entry.folder) for item in _names.items() if not _store.verify(item.entry)]
     if options.json:
         print(json.dumps({"damaged": wrong}, indent=1))
     else:

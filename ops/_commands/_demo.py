@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import functools
 import os
 import platform
 import statistics
@@ -17,12 +17,13 @@ from torch import Tensor, nn
 
 import ops
 from ops import _backend, _extensions
-from ops._errors import ArgumentError, CacheError, JitopsError
+from ops._errors import ArgumentError, JitopsError
 
 OP = "improved_triplet_loss"
 CRITERION = ops.ImprovedTripletLoss(t1=-1.0, t2=0.01, beta=0.002)  # the values of the paper
 TRAIN = 1200  # of the 1797 digits; the others are held out
 BATCH = 256
+FRESH = 3  # processes, of which the median counts
 
 # In a process of its own: what an `import ops` costs a script once everything is in the cache.
 WARM_LOAD = f"""
@@ -33,6 +34,10 @@ import ops
 ops.{OP}(x, x, x, -1.0, 0.0, 1.0)
 print(1000 * (time.perf_counter() - started))
 """
+
+
+# What takes long is said before it is done, also where nobody is at a terminal.
+_say = functools.partial(print, flush=True)
 
 
 @dataclass
@@ -63,7 +68,7 @@ def main(steps: int, output: Path) -> None:
             f"the demo needs scikit-learn and matplotlib ({error}): pip install 'jitops[demo]'"
         ) from error
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
-    print(
+    _say(
         f"jitops {ops.__version__}, torch {torch.__version__}, Python {platform.python_version()}, "
         f"{torch.get_num_threads()} threads, {gpu}"
     )
@@ -74,35 +79,36 @@ def main(steps: int, output: Path) -> None:
     order = torch.randperm(len(digits), generator=torch.Generator().manual_seed(0))
     images = (torch.tensor(pixels, dtype=torch.float32) / 16)[order]
     labels = torch.tensor(digits)[order]
-    print(
+    _say(
         f"\nTraining: {TRAIN} handwritten digits to points in the plane, {steps} steps of "
         f"{BATCH} triplets; {len(labels) - TRAIN} digits held out"
     )
     runs = {}
     for name in backends:
+        _say(f"  {name:5}  {steps} steps ...", end=" ")
         with ops.use_backend(name):
             runs[name] = _train(images, labels, steps, _backend.DEVICE_OF.get(name, "cpu"))
         before, after = runs[name].recalls
-        print(
-            f"  {name:5}  loss {runs[name].losses[0]:+.6f} -> {runs[name].losses[-1]:+.6f}   "
+        _say(
+            f"loss {runs[name].losses[0]:+.6f} -> {runs[name].losses[-1]:+.6f}   "
             f"recall@1 of the held out {before:.1%} -> {after:.1%}"
         )
     for name in backends[:-1]:
         pairs = zip(runs[name].losses, runs["torch"].losses, strict=True)
         apart = max(abs(ours - torchs) for ours, torchs in pairs)
-        print(f"  {name} and torch: the losses of all {steps} steps agree to {apart:.1e}")
+        _say(f"  {name} and torch: the losses of all {steps} steps agree to {apart:.1e}")
 
     if len(backends) > 1:
-        print(f"\nThe loss forward + backward on {BATCH} x 256, float32:")
+        _say(f"\nThe loss forward + backward on {BATCH} x 256, float32:")
     for name in backends[:-1]:
         ours, torchs = _race(name)
-        print(
+        _say(
             f"  {name:5}  {1e6 * ours:.0f} us against {1e6 * torchs:.0f} us of pure torch: "
             f"{torchs / ours:.1f} times as fast"
         )
 
     _draw(runs[backends[0]], labels[TRAIN:], output)
-    print(f"\nPicture of the embedding before and after: {output}")
+    _say(f"\nPicture of the embedding before and after: {output}")
 
 
 # ---- compile ------------------------------------------------------------------------------------
@@ -112,29 +118,30 @@ def _prepare(backend: str) -> bool:
     """Compile or load a back end and say so; ``False`` where it cannot run."""
     if backend == "cuda" and not torch.cuda.is_available():
         return False  # the first line has said so
-    print(f"\nBack end {backend}:")
+    _say(f"\nBack end {backend}:")
     device = _backend.DEVICE_OF[backend]
     x = torch.ones(2, 3, device=device)
+    extension = _extensions.extension(OP, backend)
     try:
-        cached = _extensions.extension(OP, backend).find()
+        cached = extension.find()
+        if not cached:
+            _say("  not in the cache: compiling ...")
         started = time.perf_counter()
         with ops.use_backend(backend):
             CRITERION(x, x, x)
         seconds = time.perf_counter() - started
     except JitopsError as error:
-        print(f"  cannot run here, so the training is pure torch: {error}")
+        _say(f"  cannot run here, so the training is pure torch: {error}")
         return False
-    library = _extensions.extension(OP, backend).find()
-    if library is None:
-        raise CacheError("what was built a moment ago is no longer in the cache")
+    entry = extension.build_entry()  # found: it was built a moment ago, or before
     if cached:
-        earlier = json.loads((library.parent / "manifest.json").read_text())["seconds"]
-        print(f"  in the cache already, compiled earlier in {earlier:.1f} s: {library.parent}")
+        earlier = entry.manifest["seconds"]
+        _say(f"  in the cache already, compiled earlier in {earlier:.1f} s: {entry.place}")
     else:
-        print(f"  cold: compiled and called in {seconds:.1f} s, kept in {library.parent}")
+        _say(f"  cold: compiled and called in {seconds:.1f} s, kept as {entry.place}")
     if backend == "cpp":
-        warm = _warm_load(backend)
-        print(f"  warm: a fresh process imports ops and has its first loss in {warm:.1f} ms")
+        _say(f"  warm: {FRESH} fresh processes, each of which imports torch first ...", end=" ")
+        _say(f"import ops and first loss in {_warm_load(backend):.1f} ms")
     return True
 
 
@@ -142,7 +149,7 @@ def _warm_load(backend: str) -> float:
     environment = {**os.environ, "JITOPS_BACKEND": backend}
     command = [sys.executable, "-c", WARM_LOAD]
     times = []
-    for _ in range(5):
+    for _ in range(FRESH):
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
         times.append(float(done.stdout))
     return statistics.median(times)

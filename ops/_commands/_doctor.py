@@ -54,9 +54,9 @@ def _state(op: _op.Op, backend: str) -> Finding:
     try:
         problem = op.problem_with(backend)
         extension = op.extension(backend)
-        library = extension.find() if extension else None
-        if library:
-            return Finding(topic, f"cached: {library}", NOTE if problem else GOOD, problem)
+        place = extension.place() if extension else None
+        if place:
+            return Finding(topic, f"cached: {place}", NOTE if problem else GOOD, problem)
         if problem or extension is None:
             return Finding(topic, "cannot be built", NOTE, problem, (backend,))
         failure = _failure(extension)

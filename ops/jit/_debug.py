@@ -13,6 +13,16 @@ from ops.jit._spec import Spec
 _DEBUG = ("-O0", "-g", "-fno-omit-frame-pointer", "-DJITOPS_DEBUG")
 _CUDA_DEBUG = ("-O0", "-g", "-lineinfo", "-DJITOPS_DEBUG")
 
+_RUNTIMES = {
+    "address": ("libasan", ""),
+    "thread": ("libtsan", ""),
+    "leak": (
+        "liblsan",
+        ' and LSAN_OPTIONS="exitcode=0": Python and torch leave much to the end of the process, '
+        "which is reported beside leaks of your own",
+    ),
+}
+
 
 def in_force(spec: Spec) -> Spec:
     """The extension as the settings want it built."""
@@ -43,12 +53,15 @@ def check_runtime() -> None:
     Raises:
         ConfigError: it is not.
     """
-    for name in _config.settings().sanitize:
-        runtime = {"address": "libasan", "thread": "libtsan"}.get(name)
-        if runtime and platform.system() == "Linux" and not _is_loaded(runtime):
+    names = _config.settings().sanitize
+    for name, (runtime, more) in _RUNTIMES.items():
+        if name == "leak" and "address" in names:
+            continue  # part of it
+        if name in names and platform.system() == "Linux" and not _is_loaded(runtime):
             raise ConfigError(
                 f"JITOPS_SANITIZE={name} needs the sanitizer's runtime in the process from its "
                 f'start: run it with LD_PRELOAD="$(${{CXX:-c++}} -print-file-name={runtime}.so)"'
+                f"{more}"
             )
 
 

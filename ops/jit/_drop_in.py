@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 
-from ops._errors import ArgumentError, CacheError
-from ops.jit import _compile_commands, _spec
+from ops._errors import ArgumentError
+from ops.jit import _build_directory, _spec
 from ops.jit._extension import Extension
 from ops.jit._spec import Spec
 
@@ -45,7 +44,8 @@ def load(
         extra_sycl_cflags, with_sycl: SYCL cannot be built.
         extra_include_paths: folders of headers; a header below them that changes means a rebuild.
         build_directory: also put there, in the end: the library, ``compile_commands.json``, and the
-            sources of text. What is loaded is in the cache.
+            sources of text (``main.cpp``, ``cuda.cu``), which are written over files of those names
+            only if the loader wrote them. What is loaded is in the cache.
         verbose: say what is done, and pass on what the compilers say.
         with_cuda: whether to compile and link with CUDA; ``None``: if there are CUDA sources.
         is_python_module: ``False`` for a library that registers operators with torch.
@@ -138,43 +138,11 @@ def _refuse_sycl(**arguments: object) -> None:
 
 
 def _load(spec: Spec, build_directory: Paths | None, verbose: bool) -> ModuleType | str:
-    folder = None if build_directory is None else _folder(build_directory)
-    loaded = Extension(spec).load(verbose=verbose)
-    library = loaded if isinstance(loaded, Path) else Path(str(loaded.__file__))
+    folder = None
+    if build_directory is not None:
+        folder = _build_directory.made(_spec.path("build_directory", build_directory), spec)
+    loaded, entry = Extension(spec).load_entry(verbose=verbose)
+    library = loaded if isinstance(loaded, Path) else None
     if folder:
-        try:
-            library = _put(library, folder)
-        except OSError as error:
-            raise CacheError(f"{spec.name} cannot be copied to {folder}: {error}") from error
+        library = _build_directory.put(spec, entry, folder)
     return loaded if isinstance(loaded, ModuleType) else str(library)
-
-
-def _folder(build_directory: Paths) -> Path:
-    """Made before anything is built for it."""
-    folder = _spec.path("build_directory", build_directory)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ArgumentError(
-            f"build_directory must be a folder that is there or can be made, got {folder}: {error}"
-        ) from error
-    return folder
-
-
-def _put(library: Path, folder: Path) -> Path:
-    """Copy what there is of an entry to where the caller wants it, each file in one rename."""
-    here = library.parent
-    _compile_commands.put(here, folder)
-    for path in (library, here / "main.cpp", here / "cuda.cu"):
-        target = folder / path.name
-        if not path.is_file() or (target.is_file() and _same(path, target)):
-            continue
-        draft = folder / f".{path.name}.{os.getpid()}"
-        shutil.copyfile(path, draft)
-        draft.chmod(0o755 if path == library else 0o644)
-        draft.replace(target)
-    return folder / library.name
-
-
-def _same(one: Path, other: Path) -> bool:
-    return one.read_bytes() == other.read_bytes()

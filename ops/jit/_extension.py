@@ -47,6 +47,11 @@ class Extension:
         entry = self._find(_key.digest(_key.request(self.in_force)))
         return entry.library if entry else None
 
+    def place(self) -> str | None:
+        """As :meth:`find`, for people: an entry of a bundle is named as that."""
+        entry = self._find(_key.digest(_key.request(self.in_force)))
+        return entry.place if entry else None
+
     def load(self, *, verbose: bool = False) -> ModuleType | Path:
         """Build if need be, and load.
 
@@ -64,11 +69,15 @@ class Extension:
             BuildTimeoutError: another process has been building it for too long.
             CacheError: there is nowhere to keep it.
         """
+        return self.load_entry(verbose=verbose)[0]
+
+    def load_entry(self, *, verbose: bool = False) -> tuple[ModuleType | Path, _store.Entry]:
+        """As :meth:`load`; and what it was loaded from."""
         spec = self.in_force
         for _ in range(3):
             entry = self._entry(spec, verbose)
             try:
-                return _library.load(spec, entry)
+                return _library.load(spec, entry), entry
             except _library.Vanished:
                 continue
             except (OSError, ImportError) as error:
@@ -87,7 +96,11 @@ class Extension:
         Returns:
             The library. Raises what :meth:`load` raises.
         """
-        return self._entry(self.in_force, verbose, retry).library
+        return self.build_entry(verbose=verbose, retry=retry).library
+
+    def build_entry(self, *, verbose: bool = False, retry: bool = False) -> _store.Entry:
+        """As :meth:`build`; the whole entry."""
+        return self._entry(self.in_force, verbose, retry)
 
     def _entry(self, spec: Spec, verbose: bool, retry: bool = False) -> _store.Entry:
         asked = _key.request(spec)
@@ -100,7 +113,7 @@ class Extension:
         if verbose:
             from ops.jit._compile import _progress
 
-            _progress.say(f"{spec.name} is in the cache: {entry.library}")
+            _progress.say(f"{spec.name} is in the cache: {entry.place}")
         return entry
 
     def _find(self, digest: str) -> _store.Entry | None:
@@ -123,6 +136,6 @@ def _refused(spec: Spec, entry: _store.Entry, error: Exception) -> BuildError:
 
     said = diagnose(all_of(error), lambda file, line: None)
     return BuildError(
-        f"{spec.name} was built but does not load:\n{said}\n  library: {entry.library}",
+        f"{spec.name} was built but does not load:\n{said}\n  library: {entry.place}",
         passing=True,  # it is found again, and says the same again
     )

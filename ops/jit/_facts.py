@@ -18,29 +18,24 @@ from pathlib import Path
 from typing import Any
 
 from ops._errors import ToolchainError
-from ops.jit import _key
+from ops.jit import _included, _key
 from ops.jit._cache import _notes
 from ops.jit._compile import _hardware, _toolchain
 from ops.jit._spec import Spec
 
 _TOO_MANY = 10_000  # files beside the sources: looking at more takes longer than is worth it
-_ASKS_FOR = re.compile(rb"__has_include\s*\(\s*[<\"]([^>\"\n]+)[>\"]")
 
 
 def of(spec: Spec, headers: list[Path]) -> dict[str, Any]:
     """For the manifest of what has just been built from these headers."""
     compilers = {}
-    for name, tool in _tools(spec).items():
+    for name, tool in _tools(spec.uses_cuda).items():
         if tool is not None:
             version, identity = _toolchain.identity(tool)
             compilers[name] = {"version": version, "identity": identity}
-    located = sorted(_locate(spec, header) for header in headers)
-    asked_for = sorted({name for path in (*spec.sources, *headers) for name in _asks_for(path)})
     return {
         "compilers": compilers,
-        "headers": [[*where, _hash(_path(spec, *where))] for where in located],
-        "asks_for": asked_for,
-        "hiding": _hiding(spec, located, asked_for),
+        **_included.facts(spec, headers),
         "libc": _libc(),
         "architectures": architectures(spec),
     }
@@ -68,7 +63,7 @@ def changed_meanwhile(spec: Spec, digest: str, headers: list[Path], since: float
 
 def remember_compilers(spec: Spec, root: Path) -> None:
     """Keep who the compilers are under size and time of their files, for look-ups to come."""
-    for tool in _tools(spec).values():
+    for tool in _tools(spec.uses_cuda).values():
         if tool is not None:
             _notes.remember(root, tool.stamp(), _toolchain.identity(tool)[1])
 
@@ -78,7 +73,9 @@ def surroundings(spec: Spec) -> str:
 
     Sizes and times of files, not contents: to try once too often does no harm.
     """
-    stamps: list[object] = [tool.stamp() if tool else None for tool in _tools(spec).values()]
+    stamps: list[object] = [
+        tool.stamp() if tool else None for tool in _tools(spec.uses_cuda).values()
+    ]
     stamps += [_time(place) for place in _installed_to(spec)]
     ninja = _toolchain.ninja_folder()
     seen: list[object] = [stamps, str(ninja), os.environ.get("PATH")]
@@ -138,35 +135,42 @@ def accepts(spec: Spec, manifest: dict[str, Any], ask: bool) -> bool:
 
 def differences(spec: Spec, manifest: dict[str, Any], ask: bool) -> Iterator[str]:
     """Why an entry of the same digest does not serve here; see :func:`accepts`."""
-    tools = {} if manifest.get("imported") else _tools(spec)
     try:
-        for number, name, expected in manifest["headers"]:
-            if _hash(_path(spec, number, name)) != expected:
-                yield f"header {name} has changed"
-        located = [(number, name) for number, name, _ in manifest["headers"]]
-        if _hiding(spec, located, manifest["asks_for"]) != manifest["hiding"]:
-            yield "a header has come or gone that may hide another"
-        if _version(manifest["libc"]) > _version(_libc()):
-            yield f"libc {manifest['libc']} → {_libc()}"
+        yield from _included.differences(spec, manifest)
         for needed in _missing(spec, manifest["architectures"]):
             yield f"GPU architecture {needed} is not in it"
-        for kind, tool in tools.items():
-            recorded = manifest["compilers"].get(kind)
-            if tool is None or recorded is None:
-                continue
-            known = _notes.recall(tool.stamp())
-            if known is None and ask:
-                known = _toolchain.identity(tool)[1]
-            if known != recorded["identity"]:
-                now = _toolchain.identity(tool)[0] if ask else "another one, or one not asked yet"
-                yield f"{kind}: {recorded['version']} → {now}"
-    except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError, OSError):
+        yield from _of_machine(manifest, spec.uses_cuda, ask)
+    except UNREADABLE:
         yield "its manifest cannot be read"
 
 
-def _tools(spec: Spec) -> dict[str, _toolchain.Tool | None]:
+# What comes of a manifest that is none.
+UNREADABLE = (LookupError, TypeError, ValueError, ArithmeticError, AttributeError, OSError)
+
+
+def of_machine(manifest: dict[str, Any]) -> Iterator[str]:
+    """Why an entry, of whichever extension, does not serve on this machine."""
+    return _of_machine(manifest, bool(manifest["request"]["cuda"]), ask=True)
+
+
+def _of_machine(manifest: dict[str, Any], with_cuda: bool, ask: bool) -> Iterator[str]:
+    if _version(manifest["libc"]) > _version(_libc()):
+        yield f"libc {manifest['libc']} → {_libc()}"
+    for kind, tool in ({} if manifest.get("imported") else _tools(with_cuda)).items():
+        recorded = manifest["compilers"].get(kind)
+        if tool is None or recorded is None:
+            continue
+        known = _notes.recall(tool.stamp())
+        if known is None and ask:
+            known = _toolchain.identity(tool)[1]
+        if known != recorded["identity"]:
+            now = _toolchain.identity(tool)[0] if ask else "another one, or one not asked yet"
+            yield f"{kind}: {recorded['version']} → {now}"
+
+
+def _tools(with_cuda: bool) -> dict[str, _toolchain.Tool | None]:
     tools = {"cxx": _toolchain.cxx()}
-    if spec.uses_cuda:
+    if with_cuda:
         tools["nvcc"] = _toolchain.nvcc()
     return tools
 
@@ -186,60 +190,3 @@ def _libc() -> str:
 
 def _version(text: str) -> tuple[int, ...]:
     return tuple(map(int, re.findall(r"\d+", text)))
-
-
-# ---- headers -------------------------------------------------------------------------------------
-
-
-def _locate(spec: Spec, header: Path) -> tuple[int, str]:
-    """A header as (number of its root, path below it), or (-1, absolute path) outside of all."""
-    for number, root in enumerate(spec.header_roots):
-        if header.is_relative_to(root):
-            return number, str(header.relative_to(root))
-    return -1, str(header)
-
-
-def _path(spec: Spec, number: int, name: str) -> Path:
-    return Path(name) if number < 0 else spec.header_roots[number] / name
-
-
-def _hash(path: Path) -> str:
-    try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
-    except OSError:
-        return "missing"
-
-
-def _asks_for(path: Path) -> set[str]:
-    """The headers whose mere existence a file asks for."""
-    try:
-        content = path.read_bytes()
-    except OSError:
-        return set()
-    return {os.fsdecode(name) for name in _ASKS_FOR.findall(content)}
-
-
-def _hiding(spec: Spec, located: list[tuple[int, str]], asked_for: list[str]) -> list[str]:
-    """Where, in the folders a compiler may look, there are headers of the names that it looks for.
-
-    One that is new there may be found before the one that was read.
-    """
-    roots = spec.header_roots
-    folders = {(number, "") for number in range(len(roots))}
-    names = set(asked_for)
-    for number, name in located:
-        if number >= 0:
-            folders.add((number, os.path.dirname(name)))
-            names |= {name, os.path.basename(name)}
-    found = []
-    for number, below in folders:
-        folder = roots[number] / below
-        try:
-            present = set(os.listdir(folder))
-        except OSError:
-            continue
-        for name in names:
-            first, _, rest = name.partition("/")
-            if first in present and (not rest or (folder / name).is_file()):
-                found.append(f"{number}:{below}:{name}")
-    return sorted(found)

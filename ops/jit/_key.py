@@ -20,11 +20,11 @@ from typing import Any
 import torch
 
 from ops._errors import ArgumentError
-from ops.jit import _spec
+from ops.jit import _flags
 from ops.jit._compile import _hardware, _toolchain
 from ops.jit._spec import Spec
 
-FORMAT = 2  # of the digest and the manifest: a change makes every entry a miss
+FORMAT = 3  # of the digest and the manifest: a change makes every entry a miss
 
 # Variables that change what the compilers do without any flag saying so.
 _ENVIRONMENT = ("CPATH", "C_INCLUDE_PATH", "CPLUS_INCLUDE_PATH", "LIBRARY_PATH", "GCC_EXEC_PREFIX")
@@ -38,7 +38,7 @@ def request(spec: Spec) -> dict[str, Any]:
         ArgumentError: a source cannot be read.
     """
     flags = (*spec.extra_cflags, *spec.extra_cuda_cflags)
-    names = (*_ENVIRONMENT, *(_CUDA_ENVIRONMENT if spec.uses_cuda else ()))
+    native = any("=native" in flag for flag in flags)
     return {
         "format": FORMAT,
         "name": spec.name,
@@ -51,17 +51,33 @@ def request(spec: Spec) -> dict[str, Any]:
         "cflags": spec.extra_cflags,
         "cuda_cflags": spec.extra_cuda_cflags,
         "ldflags": spec.extra_ldflags,
-        "linked": _linked(spec.extra_ldflags),
+        "files": _files(spec),
         "cuda": spec.uses_cuda,
         "standalone": spec.is_standalone,
-        "cxx_arguments": _toolchain.words_of(os.environ.get("CXX", ""))[1:],
+        **_here(cuda=spec.uses_cuda, python=spec.is_python_module, native=native),
+    }
+
+
+def _here(*, cuda: bool, python: bool, native: bool) -> dict[str, Any]:
+    """The part of a request that is of this machine."""
+    names = (*_ENVIRONMENT, *(_CUDA_ENVIRONMENT if cuda else ()))
+    return {
+        "cxx_arguments": _toolchain.words_in("CXX")[1:],
         "torch": [torch.__version__, torch.version.git_version, torch.version.cuda],
         "cxx11_abi": torch.compiled_with_cxx11_abi(),
-        "python": sysconfig.get_config_var("SOABI") if spec.is_python_module else None,
+        "python": sysconfig.get_config_var("SOABI") if python else None,
         "platform": [sys.platform, platform.machine()],
-        "cpu": sorted(_hardware.cpu_features()) if any("=native" in flag for flag in flags) else [],
+        "cpu": sorted(_hardware.cpu_features()) if native else [],
         "environment": {name: os.environ[name] for name in names if name in os.environ},
     }
+
+
+def again(before: dict[str, Any]) -> dict[str, Any]:
+    """An earlier request, as it would be made of this machine, its sources and flags unchanged."""
+    machine = _here(
+        cuda=bool(before["cuda"]), python=bool(before["python"]), native=bool(before["cpu"])
+    )
+    return {**before, "format": FORMAT, **machine}
 
 
 def digest(asked: dict[str, Any]) -> str:
@@ -73,25 +89,17 @@ def _sha256(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def _content(path: Path) -> str:
+def _content(path: Path, argument: str = "sources") -> str:
     try:
         return _sha256(path.read_bytes())
     except OSError as error:
-        raise ArgumentError(f"sources must be readable files, got {path}: {error}") from error
+        raise ArgumentError(f"{argument} must be readable files, got {path}: {error}") from error
 
 
-def _linked(flags: tuple[str, ...]) -> list[list[str]]:
-    """Objects and static libraries that the flags name: they become part of the binary."""
-    words = _spec.words(flags)
-    folders = [Path(flag[2:]) for flag in words if flag.startswith("-L") and flag[2:]]
-    folders += map(Path, filter(None, os.environ.get("LIBRARY_PATH", "").split(os.pathsep)))
+def _files(spec: Spec) -> list[list[str]]:
+    """Files that flags name and that become part of the binary."""
     found = []
-    for flag in words:
-        candidates = [] if flag.startswith("-") else [Path(flag)]
-        if flag.startswith("-l"):
-            exact = flag[3:] if flag.startswith("-l:") else None
-            candidates = [folder / (exact or f"lib{flag[2:]}.a") for folder in folders]
-        for path in candidates:
-            if path.suffix in (".a", ".o", ".lo", ".obj") and path.is_file():
-                found.append([path.name, _content(path)])
+    for argument in ("extra_cflags", "extra_cuda_cflags", "extra_ldflags"):
+        for path in _flags.files(getattr(spec, argument)):
+            found.append([path.name, _content(path, f"{argument}: files named in it")])
     return found

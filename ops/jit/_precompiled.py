@@ -24,7 +24,7 @@ import torch
 
 from ops import _config
 from ops._errors import BuildError
-from ops.jit import _key
+from ops.jit import _flags, _key
 from ops.jit._cache import _staging, _store, _usage
 from ops.jit._compile import _build, _hardware, _instantiate, _progress, _toolchain
 from ops.jit._spec import Spec
@@ -35,6 +35,7 @@ _HEADER = "torch/extension.h"
 _NEEDS_MEMORY = 6 << 30  # beside what the machine is doing: the compiler takes three of them
 _NEEDS_DISK = 4 << 30  # the file takes one
 _NEEDS_CACHE = 3 << 29
+_CHANGES_IT = ("-include", "-imacros", "--include", "--imacros", "-x", "-I", "@")  # flags
 _TORCHS = ("ATen", "c10", "caffe2", "pybind11", "torch")
 # Errors that a build without the precompiled header may not have: for a text that specialises what
 # the header's functions use it is too late.
@@ -107,7 +108,7 @@ def request(spec: Spec) -> dict[str, Any] | None:
     identity = _toolchain.identity(compiler)
     if not identity[0].startswith("gcc version"):
         return None
-    if any(flag.startswith(("-include", "-imacros", "-x", "-I")) for flag in spec.extra_cflags):
+    if any(word.startswith(_CHANGES_IT) for word in _flags.words(spec.extra_cflags)):
         return None
     if any((root / name).exists() for root in spec.extra_include_paths for name in _TORCHS):
         return None
@@ -180,4 +181,4 @@ def _command(staging: Path) -> list[str]:
     )
     words = shlex.split(rules["cflags"])
     kept = [word for word in words if not word.startswith(("-DTORCH_EXTENSION_NAME", "-I"))]
-    return [*_toolchain.words_of(rules["cxx"]), "-x", "c++-header", *kept]
+    return [*shlex.split(rules["cxx"]), "-x", "c++-header", *kept]

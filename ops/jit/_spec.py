@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import os
 import re
-import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ops._errors import ArgumentError, ArgumentTypeError
+from ops.jit import _flags
 
 CUDA_SUFFIXES = (".cu", ".cuh")
+RETIRE = "jitops_retire"  # the stem of a source that the loader adds, and its function's name
 SUFFIXES = (".cpp", ".cc", ".cxx", ".c", *CUDA_SUFFIXES)
 # What ninja, or its reading of the compilers' lists of headers, cannot pass on.
-_NO_PATH = frozenset("$\n\r\t'\"&;*^`<>|?\\\0")
+ODD = frozenset("$\n\r\t'\"&;*^`<>|?\\\0:")
 
 
 @dataclass(frozen=True)
@@ -60,11 +61,19 @@ class Spec:
                 raise ArgumentError(f"sources must end in {', '.join(SUFFIXES)}, got {str(path)!r}")
             if objects.count(built) > 1:
                 raise ArgumentError(f"sources must have distinct names, got {path.stem!r} twice")
-            if ":" in str(path):
-                raise ArgumentError(f"sources must be without colon in their paths, got {path}")
-        for path in (*self.sources, *self.extra_include_paths):
-            if odd := sorted(_NO_PATH & set(str(path))):
-                raise ArgumentError(f"paths must be without {' '.join(odd)!r}, got {str(path)!r}")
+            if path.stem == RETIRE and not built[1]:
+                raise ArgumentError(
+                    f"sources must not be called {RETIRE}, as is a file that the loader adds to "
+                    f"them: rename {str(path)!r}"
+                )
+        for argument in ("sources", "extra_include_paths"):
+            colon = {":"} if argument == "extra_include_paths" else set()  # ninja sees it quoted
+            for path in getattr(self, argument):
+                if odd := sorted((ODD - colon) & set(str(path))):
+                    raise ArgumentError(
+                        f"{argument} must be paths without {' '.join(odd)!r}, which ninja cannot "
+                        f"pass on, got {str(path)!r}: rename it, or name a link to it"
+                    )
         for field in ("is_python_module", "is_standalone", *_SWITCHES):
             value = getattr(self, field)
             if not isinstance(value, bool) and not (field == "with_cuda" and value is None):
@@ -97,10 +106,10 @@ class Spec:
     @property
     def header_roots(self) -> tuple[Path, ...]:
         """Folders whose headers belong to the extension, in the order they are recorded."""
-        named = (word[2:] for word in words(self.extra_cflags) if word.startswith("-I/"))
         folders = [
             *self.extra_include_paths,
-            *map(Path, named),
+            *_flags.folders(self.extra_cflags),
+            *_flags.folders(self.extra_cuda_cflags),
             *(path.parent for path in self.sources),
         ]
         return tuple(dict.fromkeys(folders))
@@ -123,23 +132,6 @@ def flags(argument: str, value: Sequence[str] | None) -> tuple[str, ...]:
     if isinstance(value, str):
         raise ArgumentTypeError(f"{argument} must be a list of strings, got the string {value!r}")
     return _strings(argument, () if value is None else value)
-
-
-def words(flags: Sequence[str]) -> list[str]:
-    """The flags one by one: as the shell splits them, ``-I x`` as ``-Ix``, ``-Wl,x,y`` as x, y."""
-    found: list[str] = []
-    for flag in flags:
-        try:
-            said = shlex.split(flag)
-        except ValueError:
-            said = [flag]  # the shell will refuse it too
-        for word in said:
-            for part in word.split(",")[1:] if word.startswith("-Wl,") else [word]:
-                if found and found[-1] in ("-I", "-L", "-l"):
-                    found[-1] += part
-                else:
-                    found.append(part)
-    return found
 
 
 def paths(argument: str, value: Any) -> tuple[Path, ...]:

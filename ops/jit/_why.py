@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
+from ops._errors import JitopsError
 from ops.jit import _facts, _key
 from ops.jit._cache import _bundle, _roots, _store
 from ops.jit._spec import Spec
@@ -25,22 +26,34 @@ def of(spec: Spec) -> list[str] | None:
     Returns:
         One line for each difference, none if the entry serves; ``None`` if no entry has that name.
     """
-    asked = json.loads(json.dumps(_key.request(spec)))
-    nearest: list[str] | None = None
-    for entry in _entries(spec.name):
-        before = entry.manifest.get("request")
-        if not isinstance(before, dict) or before.get("format") != asked["format"]:
-            reasons = ["it was built by another version of jitops"]
-        else:
-            reasons = [
-                *_requests(before, asked),
-                *_facts.differences(spec, entry.manifest, ask=True),
-            ]
-        if not reasons and not _store.verify(entry):
-            reasons = ["its library is damaged"]
-        if nearest is None or len(reasons) < len(nearest):
-            nearest = reasons
-    return nearest
+    found = (against(spec, entry) for entry in _entries(spec.name))
+    return min(found, key=len, default=None)
+
+
+def against(spec: Spec | None, entry: _store.Entry) -> list[str]:
+    """What keeps an entry from being what is asked for.
+
+    Args:
+        spec: what is asked for; ``None``: the same as when it was built, on this machine.
+    """
+    before = entry.manifest.get("request")
+    if not isinstance(before, dict) or before.get("format") != _key.FORMAT:
+        return ["it was built by another version of jitops"]
+    try:
+        asked = json.loads(json.dumps(_key.request(spec) if spec else _key.again(before)))
+        reasons = [
+            *_requests(before, asked),
+            *(
+                _facts.differences(spec, entry.manifest, ask=True)
+                if spec
+                else _facts.of_machine(entry.manifest)
+            ),
+        ]
+    except _facts.UNREADABLE as error:
+        if isinstance(error, JitopsError):
+            raise
+        return ["its manifest cannot be read"]
+    return reasons or ([] if _store.verify(entry) else ["its library is damaged"])
 
 
 def _entries(name: str) -> Iterator[_store.Entry]:
@@ -57,7 +70,7 @@ def _requests(before: dict[str, Any], now: dict[str, Any]) -> Iterator[str]:
         old, new = before.get(field), now.get(field)
         if old == new:
             continue
-        if field in ("sources", "linked"):
+        if field in ("sources", "files"):
             yield from _files(field, dict(old or []), dict(new or []))
         elif field in ("cpp_sources", "cuda_sources"):
             yield f"{field}: the text has changed"

@@ -65,6 +65,55 @@ def test_inline_errors_count_the_users_own_lines(cache):
     assert "      int x = oops;\n" in str(raised.value)
 
 
+FUNCTIONS = """
+#include <pybind11/pybind11.h>
+{}
+int right() {{ return 1; }}
+"""
+BOUND = {"no_implicit_headers": True, "with_pytorch_error_handling": False}
+
+
+@pytest.mark.parametrize(
+    ("name", "more", "cause"),
+    [
+        ("wrong", "", "functions names 'wrong', which is not declared in cpp_sources"),
+        ("no::wrong", "", "functions names 'no::wrong', which is not declared in cpp_sources"),
+        ("wrong", "int wrong; struct Private {};", "'wrong', which functions names, cannot be"),
+    ],
+)
+def test_a_function_that_cannot_be_bound_is_named(cache, name, more, cause):
+    with pytest.raises(ops.BuildError) as raised:
+        load_inline("broken", FUNCTIONS.format(more), functions=["right", name], **BOUND)
+    first, second = str(raised.value).splitlines()[1:3]
+    assert first.startswith("  functions[1]: ")
+    assert second.startswith(f"  cause: {cause}")
+
+
+def test_functions_are_bound_beside_lines_that_are_counted(cache):
+    module = load_inline("bound", FUNCTIONS.format(""), functions={"right": "docs"}, **BOUND)
+    assert module.right() == 1
+    assert "docs" in module.right.__doc__
+
+
+def test_further_errors_are_counted(cache, tmp_path):
+    """Of all that was compiled, each once, and not the tools' own sums."""
+    shared = tmp_path / "shared.h"
+    shared.write_text("int in_both = oops;\n")
+    one, two = tmp_path / "one.cpp", tmp_path / "two.cpp"
+    one.write_text('#include "shared.h"\nint a = nowhere;\n')
+    two.write_text('int f();\nint a = f();\n\nextern "C" int g() { return f(); }\n')
+    with pytest.raises(ops.BuildError) as raised:
+        load("several", [one], is_python_module=False)
+    assert f"  log:   {raised.value.log} (1 further error)\n" in str(raised.value)
+    one.write_text("int a = nowhere;\n")
+    with pytest.raises(ops.BuildError) as raised:
+        load("several", [one], is_python_module=False)
+    assert f"  log:   {raised.value.log}\n" in str(raised.value)
+    with pytest.raises(ops.BuildError) as raised:
+        load("several", [two], is_python_module=False, extra_ldflags=["-Wl,-z,defs"])
+    assert f"  log:   {raised.value.log} (1 further error)\n" in str(raised.value)
+
+
 def test_a_failed_build_can_be_mended(cache, source):
     good = source.read_text()
     source.write_text("nonsense")
@@ -227,7 +276,10 @@ def test_compilers_with_arguments(cache, source, monkeypatch):
     [
         (["a.cpp", "a.cc"], "sources must have distinct names, got 'a' twice"),
         (["x.txt"], r"sources must end in \.cpp"),
-        (["b$.cpp"], r"paths must be without '\$', got"),
+        (["jitops_retire.cpp"], "sources must not be called jitops_retire, as is a file that the"),
+        (["b$.cpp"], r"sources must be paths without '\$', which ninja cannot pass on, got '.*b\$"),
+        (["b:.cpp"], "sources must be paths without ':', which ninja"),
+        (["b\n'.cpp"], r"""sources must be paths without "\\n '", which ninja .* name a link"""),
     ],
 )
 def test_unusable_sources(tmp_path, names, text):

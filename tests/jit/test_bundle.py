@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import zipfile
 from pathlib import Path
@@ -10,10 +11,11 @@ from pathlib import Path
 import pytest
 
 import ops
+from ops import cli
 from ops.jit import load_inline
-from ops.jit._cache import _bundle, _inventory
+from ops.jit._cache import _archive, _inventory, _store
 from tests.helpers import run
-from tests.jit.support import ANSWER, entries
+from tests.jit.support import ANSWER, answer, entries
 
 pytestmark = pytest.mark.cpp
 
@@ -38,7 +40,7 @@ def bundle(cache, tmp_path):
     """A bundle of one extension, whose cache is no longer there."""
     load_inline("answer", ANSWER, **PLAIN)
     path = tmp_path / "bundle.zip"
-    assert _bundle.export(path, [item.entry for item in _inventory.items(cache)])
+    assert _archive.export(path, [item.entry for item in _inventory.items(cache)])
     shutil.move(cache, tmp_path / "elsewhere")
     cache.mkdir()
     return path
@@ -63,6 +65,31 @@ def test_used_in_place_unpacked_and_read_only(bundle, cache, tmp_path):
         path.chmod(0o555)
     out, _ = run(USE, **nothing(tmp_path, cache), JITOPS_BUNDLE=folder)
     assert out.split() == ["42", "False"]
+
+
+def test_what_is_used_in_place_is_named_as_that(bundle, cache, settings, tmp_path, capsys):
+    """Not as a file descriptor; and what lies beside it is found."""
+    settings(BUNDLE=str(bundle), CACHE_DIR=str(cache), PROGRESS="1")
+    text = ops.jit.text("answer", ANSWER, **PLAIN)
+    assert re.fullmatch(rf"answer-\w+/\w+ in the bundle {bundle}", text.place())
+    ops.Op("of_bundle", cpp=text)
+    assert f"built: {text.place()}" in str(ops.explain("of_bundle"))
+    folder = tmp_path / "folder"
+    path = load_inline("answer", ANSWER, verbose=True, build_directory=folder, **PLAIN)
+    assert f"is in the cache: {text.place()}" in capsys.readouterr().err
+    assert path == str(folder / "answer.so")
+    assert answer(path) == 42
+    assert "int answer()" in (folder / "main.cpp").read_text()
+    (command,) = json.loads((folder / "compile_commands.json").read_text())
+    assert command["file"] == str(folder / "main.cpp")
+
+
+def test_exported_from_what_is_used_in_place(bundle, cache, settings, tmp_path):
+    settings(BUNDLE=str(bundle), CACHE_DIR=str(cache))
+    entry = ops.jit.text("answer", ANSWER, **PLAIN).build_entry()
+    again = tmp_path / "again.zip"
+    _archive.export(again, [entry])
+    assert _archive.read(again).files == _archive.read(bundle).files
 
 
 def test_imported(bundle, cache, tmp_path):
@@ -147,6 +174,62 @@ def test_damage_is_found_and_never_loaded(bundle, cache, tmp_path, damage):
     assert entries(cache) == []
 
 
+MANIFESTS = {
+    "nothing": ("", "Expecting value"),
+    "not JSON": ("{", "Expecting property name"),
+    "not UTF-8": (b"\xff\xfe\xfa", "decode"),
+    "a list": ("[1]", "it must be an object, got list"),
+    "no library": ('{"name": "answer", "digest": "0"}', "library must be an object, got None"),
+    "no digest": ({"digest": 5}, "digest must be a string, got 5"),
+    "another library": ({"library": {"file": "../x.so"}}, "its library '../x.so' is not in the"),
+    "too deep": ("[" * 100_000, "recursion"),
+}
+
+
+@pytest.mark.parametrize(("said", "text"), MANIFESTS.values(), ids=MANIFESTS)
+def test_a_manifest_that_is_none(bundle, cache, settings, capsys, said, text):
+    """With the right checksum, which says nothing of what is in it."""
+    archive = zipfile.ZipFile(bundle)
+    files = {name: archive.read(name) for name in archive.namelist()}
+    name = next(name for name in files if name.endswith("manifest.json"))
+    if isinstance(said, dict):
+        said = json.dumps({**json.loads(files[name]), **said})
+    files[name] = said if isinstance(said, bytes) else said.encode()
+    index = json.loads(files["bundle.json"])
+    index["files"][name] = {"size": len(files[name]), "sha256": _store.sha256(files[name])}
+    files["bundle.json"] = json.dumps(index)
+    with zipfile.ZipFile(bundle, "w") as archive:
+        for name, content in files.items():
+            archive.writestr(name, content)
+    (wrong,) = _archive.verify(bundle)
+    assert "manifest.json is no manifest: " in wrong
+    assert text in wrong
+    assert cli.main(["bundle", "verify", str(bundle)]) == 1
+    assert "4 of 5 files are whole" in capsys.readouterr().out
+    assert cli.main(["bundle", "import", str(bundle)]) == 1
+    assert capsys.readouterr().err.startswith("jitops: ")
+    assert entries(cache) == []
+    settings(BUNDLE=str(bundle), CACHE_DIR=str(cache))
+    with pytest.raises(ops.BundleError, match="is no manifest"):
+        load_inline("answer", ANSWER, **PLAIN)
+
+
+def test_a_manifest_of_another_library(bundle):
+    """Each file is what the index says, but not what the manifest says."""
+    archive = zipfile.ZipFile(bundle)
+    files = {name: archive.read(name) for name in archive.namelist()}
+    name = next(name for name in files if name.endswith(".so"))
+    files[name] += b"x"
+    index = json.loads(files["bundle.json"])
+    index["files"][name] = {"size": len(files[name]), "sha256": _store.sha256(files[name])}
+    files["bundle.json"] = json.dumps(index)
+    with zipfile.ZipFile(bundle, "w") as archive:
+        for name, content in files.items():
+            archive.writestr(name, content)
+    (wrong,) = _archive.verify(bundle)
+    assert "it tells another size or checksum of 'answer.so'" in wrong
+
+
 @pytest.mark.parametrize(
     ("content", "text"),
     [
@@ -173,7 +256,7 @@ def test_what_is_no_bundle(cache, tmp_path, content, text):
             for name, said in content.items():
                 archive.writestr(name, said)
     with pytest.raises(ops.BundleError, match=text):
-        _bundle.read(path)
+        _archive.read(path)
 
 
 def test_a_bundle_that_others_can_write_is_refused(bundle, cache, settings):
@@ -193,9 +276,9 @@ def test_an_export_that_fails_leaves_nothing(cache, tmp_path):
     load_inline("answer", ANSWER, **PLAIN)
     found = [item.entry for item in _inventory.items(cache)]
     with pytest.raises(ops.BundleError, match="cannot be written"):
-        _bundle.export(Path("/proc/bundle.zip"), found)
+        _archive.export(Path("/proc/bundle.zip"), found)
     target = tmp_path / "target"
     target.mkdir()
     with pytest.raises(ops.BundleError, match="cannot be written"):
-        _bundle.export(target, found)  # a folder is in the way
+        _archive.export(target, found)  # a folder is in the way
     assert sorted(path.name for path in tmp_path.iterdir()) == ["cache", "target"]

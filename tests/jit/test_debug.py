@@ -7,6 +7,7 @@ import subprocess
 import pytest
 
 import ops
+from ops.jit._compile import _toolchain
 from tests.helpers import run
 from tests.jit.support import COMPILER, answer, entries, extension
 
@@ -68,13 +69,46 @@ def test_address_finds_an_overflow(cache, source):
         JITOPS_CACHE_DIR=cache,
         JITOPS_SANITIZE="address",
         LD_PRELOAD=runtime,
-        ASAN_OPTIONS="detect_leaks=0",
     )
     assert "heap-buffer-overflow" in err
     assert f"{source}:1" in err
 
 
-@pytest.mark.parametrize("value", ["memory", "address,thread", "address;undefined"])
+def test_leak_needs_its_runtime_and_says_how(cache, source, settings):
+    settings(SANITIZE="leak", CACHE_DIR=str(cache))
+    with pytest.raises(ops.ConfigError, match=r'=liblsan.so\)" and LSAN_OPTIONS="exitcode=0": Py'):
+        extension(source).load()
+    settings(SANITIZE="address,leak", CACHE_DIR=str(cache))
+    with pytest.raises(ops.ConfigError, match=r'name=libasan.so\)"$'):
+        extension(source).load()
+
+
+def test_leak_finds_a_leak(cache, source):
+    """In what was built in such a process, whose compilers may leak as they like."""
+    source.write_text(
+        '#include <cstdlib>\nextern "C" int answer() {\n  volatile void* x = std::malloc(12345);\n'
+        "  x = nullptr;\n  return 42;\n}\n"
+    )
+    runtime = subprocess.check_output([COMPILER, "-print-file-name=liblsan.so"], text=True).strip()
+    _, err = run(
+        OVERFLOW.format(source=str(source)),
+        JITOPS_CACHE_DIR=cache,
+        JITOPS_SANITIZE="leak",
+        LD_PRELOAD=runtime,
+        LSAN_OPTIONS="exitcode=0",
+    )
+    assert "Direct leak of 12345 byte(s) in 1 object(s)" in err
+    assert f"in answer {source}:3" in err
+
+
+def test_tools_run_without_the_sanitizers_runtime(monkeypatch):
+    monkeypatch.setenv("LD_PRELOAD", "/x/libasan.so.8:libfine.so liblsan.so")
+    assert _toolchain.environ()["LD_PRELOAD"] == "libfine.so"
+    monkeypatch.setenv("LD_PRELOAD", "/x/libtsan.so")
+    assert "LD_PRELOAD" not in _toolchain.environ()
+
+
+@pytest.mark.parametrize("value", ["memory", "address,thread", "thread,leak", "address;undefined"])
 def test_unknown_sanitizers(settings, value):
     settings(SANITIZE=value)
     with pytest.raises(ops.ConfigError, match="JITOPS_SANITIZE must be some of address, undef"):

@@ -68,6 +68,8 @@ PHRASES = {
     "shared_library_missing": ("not found when it is loaded", "-rpath"),
     "no_init_function": ("not a Python module of this name", "TORCH_EXTENSION_NAME"),
     "registered_twice": ("bound to Python twice", "module_local"),
+    "ends_the_process": ("an exception leaves one of its static", "still in force"),
+    "encoding": ("UTF-16 or UTF-32, or has a byte-order mark", "encoding='utf-8-sig'"),
     "source_error": ("the source has an error", "mend the line shown"),
 }
 
@@ -448,6 +450,17 @@ EXPECTED = {
         None,
         'generic_type: type "Point2" is already registered!',
     ),
+    "ends_the_process": (
+        "ends_the_process",
+        None,
+        "loading it would end the process (signal 6): terminate called after throwing an instance",
+    ),
+    "encoding_utf16": ("encoding", f"{USER}/utf16.cpp:1", "stray ‘\\377’ in program"),
+    "encoding_mark": (
+        "encoding",
+        f"{USER}/mark.cpp:2",
+        "‘\ufeffint’ does not name a type",
+    ),
     "colours": ("source_error", f"{USER}/syntax.cpp:6", "‘nowhere’ was not declared in this scope"),
     "misused_header": (
         "source_error",
@@ -715,6 +728,12 @@ def test_whose_symbol_is_missing(symbol, name):
             "compiler_incomplete",
         ),
         ("clang: error: unknown argument: '--no-such-flag'", "unknown_flag"),
+        ("a.cpp:2:1: error: unexpected character <U+FEFF>", "encoding"),
+        (
+            "fatal error: UTF-16 (LE) byte order mark detected in 'a.cpp', but encoding is not "
+            "supported",
+            "encoding",
+        ),
         (
             "/usr/local/cuda/include/crt/host_config.h:151:2: error: #error -- unsupported clang "
             "version! clang version must be less than 21",
@@ -830,6 +849,22 @@ def test_sources_that_are_not_utf8(cache, tmp_path):
     source.write_bytes(b'const char* x = "caf\xe9" + nowhere;\n')
     with pytest.raises(ops.BuildError, match=r"latin\.cpp:1: .*nowhere"):
         load("latin", source, is_python_module=False)
+
+
+@pytest.mark.cpp
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32"])
+def test_sources_in_utf16(cache, tmp_path, encoding):
+    source = tmp_path / "wide.cpp"
+    source.write_bytes('extern "C" int answer() { return 42; }\n'.encode(encoding))
+    with pytest.raises(ops.BuildError, match="cause: the file is in UTF-16 or UTF-32"):
+        load("wide", source, is_python_module=False)
+
+
+@pytest.mark.cpp
+def test_a_mark_before_text(cache):
+    arguments = {"is_python_module": False, "no_implicit_headers": True}
+    with pytest.raises(ops.BuildError, match=r"has a byte-order mark \(U.FEFF\) where text is"):
+        load_inline("marked", "\ufeffint answer;\n", **arguments)
 
 
 @pytest.mark.cpp

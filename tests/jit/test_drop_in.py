@@ -167,6 +167,61 @@ def test_a_build_directory_with_commands_of_another_build(cache, tmp_path):
         commands.unlink()
 
 
+MINE = "// mine"
+
+
+@pytest.mark.parametrize("content", [MINE, ANSWER, "#include <torch/extension.h>\n" + MINE])
+def test_a_file_of_the_users_in_build_directory_stays(cache, tmp_path, content):
+    """Also where it is the text itself, read from there; nothing is built for it."""
+    mine = tmp_path / "main.cpp"
+    mine.write_text(content)
+    with pytest.raises(ops.ArgumentError, match=f"no main.cpp but .* got {mine}: move or delete"):
+        load_inline("answer", ANSWER, build_directory=tmp_path, **PLAIN)
+    assert mine.read_text() == content
+    assert entries(cache) == []
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["main.cpp"]
+
+
+def test_cuda_text_spares_a_file_of_the_users(cache, tmp_path):
+    mine = tmp_path / "cuda.cu"
+    mine.write_text(MINE)
+    with pytest.raises(ops.ArgumentError, match=f"no cuda.cu but .* got {mine}: move or delete"):
+        load_inline("answer", ANSWER, "// text", build_directory=tmp_path, **PLAIN)
+    assert mine.read_text() == MINE
+
+
+def test_a_program_spares_a_file_of_the_users(cache, tmp_path):
+    (tmp_path / "program").write_text("#!/bin/sh\n")
+    source = tmp_path / "main.cpp"
+    source.write_text("int main() {}\n")
+    program = {"is_python_module": False, "is_standalone": True, "build_directory": tmp_path}
+    with pytest.raises(ops.ArgumentError, match="no program but one that the loader wrote"):
+        load("program", source, **program)
+    (tmp_path / "program").unlink()
+    for text in ("int main() {}\n", "int main() { return 0; }\n"):  # its own, it writes over
+        source.write_text(text)
+        load("program", source, **program)
+        assert source.read_text() == text
+
+
+def test_what_the_loader_wrote_it_writes_over_until_somebody_edits_it(cache, tmp_path):
+    written = tmp_path / "main.cpp"
+    for number in (1, 2):
+        text = f'extern "C" int answer() {{ return {number}; }}\n'
+        load_inline("answer", text, build_directory=tmp_path, **PLAIN)
+        assert text in written.read_text()
+    written.write_text(written.read_text().replace("return 2", "return 3"))
+    with pytest.raises(ops.ArgumentError, match="no main.cpp but one that the loader wrote"):
+        load_inline("answer", ANSWER, build_directory=tmp_path, **PLAIN)
+    assert "return 3" in written.read_text()
+
+
+def test_a_folder_of_torchs_own_loader_can_be_taken_over(cache, tmp_path):
+    (tmp_path / "main.cpp").write_text(f"#include <torch/extension.h>\n{ANSWER}\nint x;")
+    load_inline("answer", ANSWER, build_directory=tmp_path, **PLAIN)
+    assert "int x;" not in (tmp_path / "main.cpp").read_text()
+
+
 def test_a_build_directory_that_cannot_take_it(cache, tmp_path):
     (tmp_path / "answer.so").mkdir()
     (tmp_path / "main.cpp").mkdir()

@@ -19,7 +19,7 @@ REQUEST_CHANGES = {
     "cflags": lambda s, m: s.update(extra_cflags=("-O2",)),
     "ldflags": lambda s, m: s.update(extra_ldflags=("-lm",)),
     "cuda_cflags": lambda s, m: s.update(extra_cuda_cflags=("-O2",)),
-    "linked": lambda s, m: s["sources"][0].with_suffix(".o").write_bytes(b"x"),
+    "files": lambda s, m: s["sources"][0].with_suffix(".o").write_bytes(b"x"),
     "cuda": lambda s, m: s.update(with_cuda=True),
     "error_handling": lambda s, m: s.update(with_pytorch_error_handling=False),
     "standalone": lambda s, m: s.update(is_standalone=True),

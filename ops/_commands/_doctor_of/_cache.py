@@ -10,7 +10,7 @@ from pathlib import Path
 from ops import _config
 from ops._commands._doctor_of._finding import BAD, COMPILED, NOTE, Finding
 from ops._errors import JitopsError
-from ops.jit._cache import _bundle, _inventory, _lock, _roots
+from ops.jit._cache import _archive, _inventory, _lock, _roots
 
 _LITTLE_SPACE = 200 << 20
 
@@ -42,7 +42,7 @@ def cache() -> Iterator[Finding]:
     bundle = _config.settings().bundle
     if bundle is not None:
         try:
-            found = f"{bundle}, {len(_bundle.read(bundle).files)} files"
+            found = f"{bundle}, {len(_archive.read(bundle).files)} files"
             yield Finding("bundle", found)
         except JitopsError as error:
             yield Finding("bundle", str(error), BAD, "export it again", COMPILED)

@@ -16,18 +16,12 @@ from ops._commands._doctor_of._finding import BAD, COMPILED, GOOD, NOTE, Finding
 from ops._errors import JitopsError
 from ops.jit._compile import _hardware, _toolchain
 
+_BALANCE = "close its quotes, or unset it"
+
 
 def tools() -> Iterator[Finding]:
     """What a build needs."""
-    compiler = _toolchain.cxx()
-    if compiler is None:
-        named = os.environ.get("CXX")
-        missing = f"$CXX is {named!r}, which is not found" if named else "none found"
-        yield Finding("C++ compiler", missing, BAD, _toolchain.NO_COMPILER, COMPILED)
-    else:
-        yield _try("C++ compiler", lambda: f"{compiler.path}, {_toolchain.identity(compiler)[0]}")
-        yield _try("compiling", _compile_and_load)
-        yield _libstdcxx(compiler)
+    yield from _cxx()
     folder = _toolchain.ninja_folder()
     if folder is None:
         yield Finding("ninja", "not found", BAD, "pip install ninja", COMPILED)
@@ -36,6 +30,22 @@ def tools() -> Iterator[Finding]:
             "ninja", lambda: f"{folder / 'ninja'}, {_output(str(folder / 'ninja'), '--version')}"
         )
     yield from _cuda()
+
+
+def _cxx() -> Iterator[Finding]:
+    try:
+        compiler = _toolchain.cxx()
+    except JitopsError as error:
+        yield Finding("C++ compiler", str(error), BAD, _BALANCE, COMPILED)
+        return
+    if compiler is None:
+        named = os.environ.get("CXX")
+        missing = f"$CXX is {named!r}, which is not found" if named else "none found"
+        yield Finding("C++ compiler", missing, BAD, _toolchain.NO_COMPILER, COMPILED)
+    else:
+        yield _try("C++ compiler", lambda: f"{compiler.path}, {_toolchain.identity(compiler)[0]}")
+        yield _try("compiling", _compile_and_load)
+        yield _libstdcxx(compiler)
 
 
 def _try(topic: str, find: Callable[[], str], blocks: tuple[str, ...] = COMPILED) -> Finding:
@@ -102,7 +112,16 @@ def _newest(library: Path | None) -> tuple[int, ...]:
 
 def _cuda() -> Iterator[Finding]:
     wanted = torch.version.cuda is not None
-    compiler = _toolchain.nvcc()
+    for variable in _toolchain.NVCCS_VARIABLES:
+        try:
+            _toolchain.words_in(variable)
+        except JitopsError as error:
+            yield Finding(variable, str(error), BAD if wanted else NOTE, _BALANCE, ("cuda",))
+    try:
+        compiler = _toolchain.nvcc()
+    except JitopsError as error:
+        yield Finding("nvcc", str(error), BAD if wanted else NOTE, _BALANCE, ("cuda",))
+        return
     if compiler is None:
         how = "not found", NOTE if wanted else GOOD, _toolchain.NO_NVCC if wanted else None
         yield Finding("nvcc", *how, ("cuda",))

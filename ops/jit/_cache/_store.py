@@ -45,6 +45,22 @@ class Entry:
         """The shared library."""
         return self.folder / str(self.manifest["library"]["file"])
 
+    @property
+    def place(self) -> str:
+        """Where it lies, for people."""
+        return str(self.library)
+
+    def files(self) -> list[str]:
+        """What is in it."""
+        return sorted(path.name for path in self.folder.iterdir() if path.is_file())
+
+    def content(self, name: str) -> bytes | None:
+        """A file of it; ``None`` if it has none of that name."""
+        try:
+            return (self.folder / name).read_bytes()
+        except FileNotFoundError:
+            return None
+
 
 # ---- find ----------------------------------------------------------------------------------------
 

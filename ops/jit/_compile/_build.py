@@ -7,9 +7,6 @@ uses; a stale ``lock`` in torch's own folders cannot hang anything. Loading is n
 from __future__ import annotations
 
 import contextlib
-import os
-import shlex
-import shutil
 import subprocess
 import time
 from collections.abc import Callable, Sequence
@@ -17,18 +14,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ops._errors import BuildError, ToolchainError
+from ops._errors import BuildError
 from ops.jit._compile import (
     _failed,
     _hardware,
     _headers,
     _ninja,
+    _place,
     _progress,
     _sandbox,
+    _seen,
     _toolchain,
 )
 from ops.jit._compile._diagnose import all_of, diagnose
-from ops.jit._spec import Spec
+from ops.jit._spec import RETIRE, Spec
 
 # Withdraws what a library has registered with torch, while its code stays where it is.
 _RETIRE = """
@@ -72,30 +71,45 @@ def build(
         folder: private, empty; keeps the library afterwards.
         architectures: GPU architectures to compile for, where the flags name none.
         log: where the whole output goes if it fails.
-        include_first: folders to look for headers in before all others.
+        include_first: folders below ``folder`` to look for headers in before all others.
         echo: pass on to stdout what ninja and the compilers say.
 
     Raises:
         ToolchainError: something the build needs is missing.
         BuildError: the sources do not compile or link; says why.
     """
+    with _place.plain(folder) as place:
+        return _build(spec, folder, place, architectures, log, include_first, echo)
+
+
+def _build(
+    spec: Spec,
+    folder: Path,
+    place: Path,  # where the folder is found by those that take few paths
+    architectures: tuple[str, ...],
+    log: Path,
+    include_first: Sequence[Path],
+    echo: bool,
+) -> Built:
     _toolchain.check(spec.uses_cuda)
     units = [path.name for path in spec.sources] or ["main.cpp", "cuda.cu"][: spec.unit_count]
     started = time.perf_counter()
-    environ = _environ(folder)
+    environ = _seen.environ(place)
+    include_first = [place / path.relative_to(folder) for path in include_first]
 
     def run(command: list[str], cwd: str) -> None:
+        _ninja.see_all_headers(Path(cwd))
         _patiently(lambda words: _ninja.run(words, cwd, environ, echo), command, spec.name)
 
     try:
         with (
-            _sandbox.entered(_sandbox.Sandbox(environ, _ninja_path(), run)) as cpp_extension,
+            _sandbox.entered(_sandbox.Sandbox(environ, _seen.ninja_path(), run)) as cpp_extension,
             _progress.watching(spec.name, units, folder),
             contextlib.suppress(_sandbox.Finished),
         ):
-            _call(cpp_extension, spec, folder, architectures, include_first)
+            _call(cpp_extension, spec, place, architectures, include_first)
     except (_ninja.NinjaError, subprocess.SubprocessError, RuntimeError, OSError) as error:
-        raise _failed.build(spec, folder, log, all_of(error)) from error
+        raise _failed.build(spec, place, log, all_of(error)) from error
     except UnicodeEncodeError as error:  # torch writes its files in the encoding of the locale
         raise BuildError(
             f"{spec.name}: {error.object[error.start : error.end]!r}, in a path or in text, cannot "
@@ -108,7 +122,10 @@ def build(
         library=library,
         headers=_headers.read_by(spec, folder),
         seconds=time.perf_counter() - started,
-        commands=_ninja.commands(folder),
+        commands=[
+            {key: value.replace(str(place), str(folder)) for key, value in one.items()}
+            for one in _ninja.commands(folder)
+        ],
     )
 
 
@@ -159,6 +176,7 @@ def _call(
             cpp_sources=[
                 *_numbered(spec.name, "cpp", spec.cpp_sources),
                 *([f'#line 1 "jitops"{_RETIRE}'] if retires else []),
+                *([f'#line 1 "{_failed.functions_label(spec.name)}"'] if spec.functions else []),
             ],
             cuda_sources=_numbered(spec.name, "cu", spec.cuda_sources),
             functions=_quotable(spec.functions),
@@ -169,8 +187,8 @@ def _call(
     else:
         sources = [str(path) for path in spec.sources]
         if retires:
-            (folder / "jitops_retire.cpp").write_text(_RETIRE)
-            sources.append(str(folder / "jitops_retire.cpp"))
+            (folder / f"{RETIRE}.cpp").write_text(_RETIRE)
+            sources.append(str(folder / f"{RETIRE}.cpp"))
         cpp_extension.load(sources=sources, is_standalone=spec.is_standalone, **options)
 
 
@@ -200,42 +218,3 @@ def _cuda_libraries(spec: Spec) -> list[str]:
 def _numbered(name: str, suffix: str, texts: tuple[str, ...]) -> list[str]:
     """Text that compilers report by the lines of the text as given, not of the file made of it."""
     return [f'#line 1 "{_failed.label(name, suffix, i)}"\n{text}' for i, text in enumerate(texts)]
-
-
-# ---- what it sees --------------------------------------------------------------------------------
-
-
-def _ninja_path() -> str:
-    folder = _toolchain.ninja_folder()
-    if folder is None:
-        raise ToolchainError(_toolchain.NO_NINJA)
-    return str(folder / "ninja")
-
-
-def _environ(folder: Path) -> dict[str, str]:
-    """Ours, and what torch and ninja are to find in it."""
-    compiler = _toolchain.cxx()
-    if compiler is None:
-        raise ToolchainError(_toolchain.NO_COMPILER)
-    environ = dict(os.environ)
-    environ.pop("NINJA_STATUS", None)  # how a terminal wants its progress is no matter of ours
-    if "LC_ALL" in environ:  # it would have the last word on messages
-        environ["LC_CTYPE"] = environ.pop("LC_ALL")
-    return {
-        **environ,
-        "MAX_JOBS": os.environ.get("MAX_JOBS") or str(_hardware.jobs()),
-        "CXX": str(_as_one_word(compiler, folder)),
-        "LC_MESSAGES": "C",  # errors in the language that the diagnosis reads
-    }
-
-
-def _as_one_word(compiler: _toolchain.Tool, folder: Path) -> Path:
-    """The compiler as torch takes it: one word, so ``CXX="ccache g++"`` becomes a script."""
-    program, *arguments = compiler.command
-    found = shutil.which(program) or program
-    if not arguments:
-        return Path(found).absolute()
-    script = folder / "cxx"
-    script.write_text(f'#!/bin/sh\nexec {shlex.join([os.path.abspath(found), *arguments])} "$@"\n')
-    script.chmod(0o755)
-    return script

@@ -213,6 +213,13 @@ COMPILING = (
     ),
 )
 
+ENCODING = Cause(
+    "encoding",
+    r"stray .\\37[67]. in program|\ufeff|<U\+FEFF>|byte order mark detected",
+    "the file is in UTF-16 or UTF-32, or has a byte-order mark (U+FEFF) where text is",
+    "save it as UTF-8 without the mark; read text with encoding='utf-8-sig', which drops it",
+)
+
 # Where nothing above fits, and a compiler points at a line of a source.
 SOURCE_ERROR = Cause(
     "source_error",

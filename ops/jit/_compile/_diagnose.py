@@ -5,13 +5,13 @@ from __future__ import annotations
 import itertools
 import subprocess
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from ops.jit._compile._causes import COMPILING, MISUSED_HEADER, SOURCE_ERROR, Cause
+from ops.jit._compile._causes import COMPILING, ENCODING, MISUSED_HEADER, SOURCE_ERROR, Cause
 from ops.jit._compile._link_causes import LINKING, LOADING
 from ops.jit._compile._output import Output, Report, is_foreign
 
-CAUSES = (*COMPILING, *LINKING, *LOADING)  # a line that fits two is the first one's
+CAUSES = (*COMPILING, ENCODING, *LINKING, *LOADING)  # a line that fits two is the first one's
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,7 @@ class Diagnosis:
         name: the cause's short name, which never changes, or ``None``.
         passing: the same build may succeed later: the machine failed, not the sources.
         unknown: where the cause is not known, what the error shown is.
+        further: how many other errors were reported.
     """
 
     error: str
@@ -37,6 +38,7 @@ class Diagnosis:
     name: str | None = None
     passing: bool = False
     unknown: str = "the first error reported"
+    further: int = 0
 
     def __str__(self) -> str:
         lines = [f"  {self.where}: {self.error}" if self.where else f"  {self.error}"]
@@ -70,6 +72,11 @@ def diagnose(output: str, source_line: Callable[[str, int], str | None]) -> Diag
         source_line: gives a line of a file as shipped, or ``None``.
     """
     read = Output(output)
+    found = _diagnose(read, source_line)
+    return replace(found, further=max(0, len(read.errors()) - 1))
+
+
+def _diagnose(read: Output, source_line: Callable[[str, int], str | None]) -> Diagnosis:
     reports = read.reports()
     report, cause = _telling(reports) or _first(reports)
     if report is not None:
@@ -127,6 +134,8 @@ def _of_report(
             line = None
     if cause is None and report.is_error and report.file is not None:
         cause = MISUSED_HEADER if users and is_foreign(report.file) else SOURCE_ERROR
+        if line and "\0" in line:  # as in UTF-16 without a mark, where any error may come first
+            cause = ENCODING
     if cause is None:
         return Diagnosis(report.said, where, line, None, None, unknown=unknown)
     return Diagnosis(

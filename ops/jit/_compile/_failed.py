@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import contextlib
 import re
+import shlex
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 from ops._errors import BuildError
-from ops.jit._compile._diagnose import diagnose
-from ops.jit._spec import Spec
+from ops.jit._compile._diagnose import Diagnosis, diagnose
+from ops.jit._spec import RETIRE, Spec
 
 
 def label(name: str, suffix: str, index: int) -> str:
     """What compilers call a text."""
     return f"{name}[{index}].{suffix}"
+
+
+def functions_label(name: str) -> str:
+    """What compilers call the lines that bind ``functions``: one a function, from the second on."""
+    return f"{name}.functions"
 
 
 def build(spec: Spec, folder: Path, log: Path, output: str) -> BuildError:
@@ -35,11 +42,15 @@ def explained(
     except OSError:
         kept = None
     said = diagnose(output, lambda file, line: _source_line(spec, file, line))
+    said = _of_functions(spec, said)
     message = f"{spec.name} {what}:\n{said}"
+    more = f"{said.further} further error{'s' if said.further > 1 else ''}" if said.further else ""
     if kept:
-        message += f"\n  log:   {kept}"
+        message += f"\n  log:   {kept}{f' ({more})' if more else ''}"
+    elif more:
+        message += f"\n  {more}"
     if script:
-        message += f"\n  again: sh {script}"
+        message += f"\n  again: sh {shlex.quote(str(script))}"
     return BuildError(message, log=kept, passing=said.passing or said.name is None)
 
 
@@ -52,12 +63,28 @@ def _script(folder: Path, log: Path, output: str) -> Path | None:
     shutil.rmtree(kept, ignore_errors=True)
     kept.mkdir()
     for path in folder.iterdir():
-        if path.name in ("main.cpp", "cuda.cu", "cxx", "jitops_retire.cpp"):
+        if path.name in ("main.cpp", "cuda.cu", "cxx", f"{RETIRE}.cpp"):
             shutil.copy(path, kept)
     script = kept / "again.sh"
-    command = failed[1].replace(str(folder), str(kept))
+    quoted = shlex.quote(str(folder)) != str(folder)  # by ninja, where it stands in the command
+    command = failed[1].replace(str(folder), str(kept) if quoted else shlex.quote(str(kept)))
     script.write_text(f'#!/bin/sh\ncd "$(mktemp -d)" || exit\n{command}\n')
     return script
+
+
+def _of_functions(spec: Spec, said: Diagnosis) -> Diagnosis:
+    """An error in the lines that bind ``functions``, which torch writes, told of that argument."""
+    label = re.escape(functions_label(spec.name))
+    line = re.match(rf"{label}:(\d+)", said.where or "")
+    if line is None or not spec.functions or not 2 <= int(line[1]) < len(spec.functions) + 2:
+        return said
+    name = spec.functions[int(line[1]) - 2][0]
+    cause, fix = f"{name!r}, which functions names, cannot be bound", "bind it with PYBIND11_MODULE"
+    here = line[0] == said.where  # and not in a header of pybind11, on its way to the function
+    if here and re.search(r"not (?:been )?declared|undeclared|not a mem|no member", said.error):
+        cause = f"functions names {name!r}, which is not declared in cpp_sources"
+        fix = "mend the name, or declare it there: a prototype will do for one of cuda_sources"
+    return replace(said, where=f"functions[{int(line[1]) - 2}]", cause=cause, fix=fix)
 
 
 def _source_line(spec: Spec, file: str, number: int) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import sysconfig
 from pathlib import Path
 
@@ -25,11 +26,12 @@ def read_by(spec: Spec, folder: Path) -> list[Path]:
         for name in names
     }
     vouched = _vouched()
+    roots = [root for root in spec.header_roots if root.resolve() not in vouched]
     sources = {path.resolve() for path in spec.sources}
     inner, found = folder.resolve(), []
     for path in sorted(named):
         resolved = path.resolve()
-        if resolved in sources or resolved.is_relative_to(inner):
+        if resolved in sources or path.is_relative_to(folder) or resolved.is_relative_to(inner):
             continue
         if not path.is_file():
             raise BuildError(
@@ -37,7 +39,7 @@ def read_by(spec: Spec, folder: Path) -> list[Path]:
                 f"{str(path)!r}: a header's path must be of ordinary characters",
                 passing=False,
             )
-        own = any(path.is_relative_to(root) for root in spec.header_roots)
+        own = any(path.is_relative_to(root) for root in roots)
         if own or not any(resolved.is_relative_to(place) for place in vouched):
             found.append(path)
     return found
@@ -48,7 +50,9 @@ def _vouched() -> list[Path]:
     home, compiler = _toolchain.cuda_home(), _toolchain.cxx()
     places = [Path(torch.__file__).parent, Path(sysconfig.get_path("include"))]
     places += [Path("/usr/include"), Path("/usr/lib"), Path("/usr/lib64")]
+    if sys.platform == "darwin":
+        places += [Path("/Library/Developer"), Path("/Applications/Xcode.app")]
     if compiler:  # one of conda, say, has its own headers below its prefix, beside users' ones
         prefix = compiler.path.parent.parent
-        places += [prefix / "lib", *prefix.glob("*-*-*")]
+        places += [prefix / "lib", prefix / "include" / "c++", *prefix.glob("*-*-*")]
     return [place.resolve() for place in [*places, *([home] if home else [])]]

@@ -94,6 +94,13 @@ LINKING = (
 
 LOADING = (
     Cause(
+        "ends_the_process",
+        r"^loading it would end the process",
+        "an exception leaves one of its static initialisers: a schema or a registration that torch "
+        "refuses, or one of the source's own",
+        "mend what it says; what was loaded before is still in force",
+    ),
+    Cause(
         "noexec",
         r"failed to map segment from shared object",
         "the cache is on a file system mounted noexec",

@@ -73,6 +73,12 @@ def _echo(text: str) -> None:
         sys.stdout.flush()
 
 
+def see_all_headers(folder: Path) -> None:
+    """Torch has g++ name the headers but for those found by ``-isystem`` and its kin: these too."""
+    script = folder / "build.ninja"
+    script.write_text(script.read_text().replace(" -MMD -MF ", " -MD -MF "))
+
+
 def commands(folder: Path) -> list[dict[str, Any]]:
     """What compiled each source, in the form of ``compile_commands.json``."""
     found = json.loads(_ask(folder, "compdb") or "[]")
@@ -94,5 +100,7 @@ def dependencies(folder: Path) -> dict[str, list[str]]:
 def _ask(folder: Path, tool: str) -> str:
     ninja = _toolchain.ninja_folder()
     command = [str(ninja / "ninja") if ninja else "ninja", "-t", tool]
-    answer = subprocess.run(command, cwd=folder, capture_output=True, check=True)
+    answer = subprocess.run(
+        command, cwd=folder, env=_toolchain.environ(), capture_output=True, check=True
+    )
     return os.fsdecode(answer.stdout)

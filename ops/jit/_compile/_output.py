@@ -42,6 +42,11 @@ _WORDS = (
     *("emory", "ld:", "not define", "already", "definition of", "mismatch", "is required"),
     *("failed to map", "unavailable", "C++", "installed version", "Unknown CUDA"),
     *("Read-only", "CUDA_HOME", "missing and no", "not recognized", "wrong ELF", "bad_alloc"),
+    "would end the process",
+)
+_OF_LINKERS = re.compile("undefined reference to |multiple definition of |undefined symbol: ")
+_SUM = re.compile(
+    r"ld returned|linker command failed|\d errors? (?:generated|detected)|too many err"
 )
 _MOST = 2000  # lines looked at, at each end, and characters of a line
 _CONTEXT = 300  # lines of "included from" and "required from" that an error may have
@@ -80,16 +85,17 @@ class Output:
         if lines:
             lines[0] = _TORCHS_PREFIX.sub("", _short(lines[0]))
         self.failed, self.lines = _first_failure(lines)
+        self._all = lines
 
     def reports(self) -> list[Report]:
         """The lines that may matter, first ones first, without warnings and quoted sources."""
-        found = [i for i, line in enumerate(self.lines) if len(line) > 5 and _has_a_word(line)]
-        if len(found) > 2 * _MOST:
-            found = found[:_MOST] + found[-_MOST:]
-        taken = [_report(i, _short(self.lines[i])) for i in found if not self._is_quoted(i)]
-        # Clang's errors may end as warnings do: [-Wc++11-narrowing].
-        reports = [report for report in taken if report.is_error or not _is_warning(report.text)]
-        return [*reports, *([_report(0, self.failed)] if self.failed else [])]
+        return [*_reports(self.lines), *([_report(0, self.failed)] if self.failed else [])]
+
+    def errors(self) -> set[str]:
+        """All errors reported, of whichever step, but for the sums that tools draw of them."""
+        found = _reports(self._all)
+        told = (one.text for one in found if one.is_error or _OF_LINKERS.search(one.text))
+        return {text for text in told if not _SUM.search(text)}
 
     def likeliest(self) -> Report | None:
         """The first line of an error's shape, in whatever language it is."""
@@ -123,17 +129,27 @@ class Output:
         for start in included:
             yield from _places(_INCLUDER, before[start:])
 
-    def _is_quoted(self, index: int) -> bool:
-        """Whether a line is the source's: compilers mark what they quote."""
-        following = self.lines[index + 1 : index + 2]
-        return bool(_QUOTED.match(_short(self.lines[index]))) or bool(
-            following and _CARET.match(_short(following[0]))
-        )
-
 
 def is_foreign(file: str) -> bool:
     """Whether it is a header of torch, CUDA, Python or the system."""
     return bool(_FOREIGN.search(file))
+
+
+def _reports(lines: list[str]) -> list[Report]:
+    found = [i for i, line in enumerate(lines) if len(line) > 5 and _has_a_word(line)]
+    if len(found) > 2 * _MOST:
+        found = found[:_MOST] + found[-_MOST:]
+    taken = [_report(i, _short(lines[i])) for i in found if not _is_quoted(lines, i)]
+    # Clang's errors may end as warnings do: [-Wc++11-narrowing].
+    return [report for report in taken if report.is_error or not _is_warning(report.text)]
+
+
+def _is_quoted(lines: list[str], index: int) -> bool:
+    """Whether a line is the source's: compilers mark what they quote."""
+    following = lines[index + 1 : index + 2]
+    return bool(_QUOTED.match(_short(lines[index]))) or bool(
+        following and _CARET.match(_short(following[0]))
+    )
 
 
 def _has_a_word(line: str) -> bool:

@@ -30,6 +30,9 @@ NO_NVCC = (
     "Install the CUDA toolkit, or set CUDA_HOME"
 )
 
+# Words that nvcc, or torch on its behalf, takes from the environment.
+NVCCS_VARIABLES = ("CC", "NVCC_PREPEND_FLAGS", "NVCC_APPEND_FLAGS")
+
 
 # ---- the tools -----------------------------------------------------------------------------------
 
@@ -47,28 +50,31 @@ class Tool:
         return f"{self.path}:{stat.st_size}:{stat.st_mtime_ns}"
 
 
-def words_of(command: str) -> list[str]:
-    """A command's words, as a shell would split it.
+def words_in(variable: str) -> list[str]:
+    """The words of a command, or of flags, in an environment variable, as a shell would split them.
 
     Raises:
-        ToolchainError: it cannot be split.
+        ToolchainError: they cannot be split.
     """
+    text = os.environ.get(variable, "")
     try:
-        return shlex.split(command)
+        return shlex.split(text)
     except ValueError as error:
-        raise ToolchainError(f"{command!r} is no command: {error}") from None
+        raise ToolchainError(
+            f"${variable} must be words with balanced quotes, as for a shell, got {text!r}, which "
+            f"is no command: {error}"
+        ) from None
 
 
-def _tool(command: str) -> Tool | None:
-    words = words_of(command)
+def _tool(words: list[str]) -> Tool | None:
     found = shutil.which(words[0]) if words else None
     return Tool(tuple(words), Path(found).resolve()) if found else None
 
 
 def cxx() -> Tool | None:
     """The C++ compiler: ``$CXX``, and only that when it is set; else the first one on PATH."""
-    wanted = os.environ.get("CXX")
-    candidates = (wanted,) if wanted else ("c++", "g++", "clang++")
+    named = os.environ.get("CXX")
+    candidates = [words_in("CXX")] if named else [["c++"], ["g++"], ["clang++"]]
     return next(filter(None, map(_tool, candidates)), None)
 
 
@@ -87,11 +93,10 @@ def cuda_home() -> Path | None:
 
 def nvcc() -> Tool | None:
     """nvcc: ``$PYTORCH_NVCC``, else that of :func:`cuda_home`."""
-    named = os.environ.get("PYTORCH_NVCC")
-    if named:
-        return _tool(named)
+    if os.environ.get("PYTORCH_NVCC"):
+        return _tool(words_in("PYTORCH_NVCC"))
     home = cuda_home()
-    return _tool(shlex.quote(str(home / "bin" / "nvcc"))) if home else None
+    return _tool([str(home / "bin" / "nvcc")]) if home else None
 
 
 def ninja_folder() -> Path | None:
@@ -106,6 +111,14 @@ def ninja_folder() -> Path | None:
     return Path(ninja.BIN_DIR) if shutil.which("ninja", path=ninja.BIN_DIR) else None
 
 
+def environ() -> dict[str, str]:
+    """Ours, for tools: not with the runtime of a sanitizer, which would report what they leak."""
+    found = dict(os.environ)
+    loaded = found.pop("LD_PRELOAD", "").replace(":", " ").split()
+    left = [one for one in loaded if not re.match(r"lib[alt]san\.", os.path.basename(one))]
+    return {**found, **({"LD_PRELOAD": ":".join(left)} if left else {})}
+
+
 @functools.cache
 def _ask(command: tuple[str, ...], stamp: str) -> str:
     try:
@@ -114,6 +127,7 @@ def _ask(command: tuple[str, ...], stamp: str) -> str:
         answer = subprocess.run(
             [*command, "-v"] if "nvcc" not in command[-1] else [*command, "--version"],
             stdin=subprocess.DEVNULL,
+            env=environ(),
             capture_output=True,
             encoding="utf-8",
             errors="replace",
@@ -163,6 +177,8 @@ def check_cuda() -> None:
         ToolchainError: says what is missing and how to get it.
     """
     torchs_version = _hardware.torchs_cuda()
+    for variable in NVCCS_VARIABLES:
+        words_in(variable)
     compiler = nvcc()
     if compiler is None:
         raise ToolchainError(NO_NVCC)

@@ -1,0 +1,137 @@
+"""What flags say: their words, and the folders and files that they name."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+# Options whose value may be the next word. Longer ones first where one begins with another.
+_FOLDERS = ("-isystem", "-iquote", "-idirafter", "-I")
+_JOINED = (*_FOLDERS, "-include-pch", "-include", "-imacros", "-L", "-l", "-T")
+_LONG = ("include-directory", "system-include", "include", "pre-include", "imacros")
+_SCRIPTS = (
+    *("script", "default-script", "version-script", "dynamic-list", "retain-symbols-file"),
+    *("just-symbols", "symbol-ordering-file", "section-ordering-file"),
+)
+_RESPONSES = ("options-file", "optf")
+# Options that are given their value behind "=" only, and read a file.
+_FILES = (
+    *("specs", "fplugin", "fprofile-use", "fprofile-instr-use", "fprofile-sample-use"),
+    *("fauto-profile", "fsanitize-ignorelist", "fsanitize-blacklist", "fmodule-file"),
+)
+_PASSES_ON = ("-Xlinker", "-Xpreprocessor", "-Xassembler", "-Xclang")
+_PASSES_LIST_ON = ("-Xcompiler", "--compiler-options", "--linker-options")
+_MOST = 10  # response files in response files
+_PARTS = (".a", ".o", ".lo", ".obj")
+
+
+def words(flags: Sequence[str], depth: int = 0) -> list[str]:
+    """The flags one by one, as the shell splits them; response files (``@file``) opened.
+
+    An option and its value are one word: ``-I x`` as ``-Ix``, ``--script x`` as ``--script=x``.
+    What is passed on comes without its ``-Wl,`` and the like.
+    """
+    found: list[str] = []
+    for part in _parts(flags):
+        last = found[-1] if found else ""
+        if last in _JOINED:
+            found[-1] += part
+        elif _name(last) in (*_LONG, *_SCRIPTS, *_RESPONSES) and last.startswith("-"):
+            found[-1] += f"={part}"
+        else:
+            found.append(part)
+    return [inner for word in found for inner in (word, *_opened(word, depth))]
+
+
+def _parts(flags: Sequence[str]) -> Iterator[str]:
+    listed = False
+    for flag in flags:
+        try:
+            said = shlex.split(flag)
+        except ValueError:
+            said = [flag]  # the shell will refuse it too
+        for word in said:
+            passed = re.match(r"-W[lpa],|(?:-Xcompiler|--compiler-options|--linker-options)=", word)
+            if passed or listed:
+                yield from word[passed.end() if passed else 0 :].split(",")
+            elif word not in (*_PASSES_ON, *_PASSES_LIST_ON):
+                yield word
+            listed = word in _PASSES_LIST_ON
+
+
+def _name(word: str) -> str:
+    return word.lstrip("-")
+
+
+def _opened(word: str, depth: int) -> list[str]:
+    file = _response(word)
+    if file is None or depth == _MOST or not _is_file(file):
+        return []
+    try:
+        text = file.read_text(errors="surrogateescape")
+    except OSError:
+        return []  # the compilers will say so
+    return words([text], depth + 1)
+
+
+def _response(word: str) -> Path | None:
+    if word.startswith("@"):
+        return Path(word[1:])
+    name, _, value = _name(word).partition("=")
+    return Path(value) if value and name in _RESPONSES else None
+
+
+def _is_file(path: Path) -> bool:
+    return path.is_absolute() and os.path.isfile(path)  # the compilers run in a folder of their own
+
+
+def folders(flags: Sequence[str]) -> list[Path]:
+    """The folders of headers that flags name."""
+    found = []
+    for word in words(flags):
+        option = next((one for one in _FOLDERS if word.startswith(one)), "")
+        name, _, value = _name(word).partition("=")
+        if option:
+            value = word[len(option) :]
+        elif name not in _LONG[:2]:
+            continue
+        if value.startswith("/"):
+            found.append(Path(value))
+    return found
+
+
+def files(flags: Sequence[str]) -> list[Path]:
+    """The files that flags name, whose content becomes part of what is built.
+
+    Not shared libraries, nor headers that an ``#include`` finds.
+    """
+    said = words(flags)
+    linked = [Path(word[2:]) for word in said if word.startswith("-L") and word[2:]]
+    linked += map(Path, filter(None, os.environ.get("LIBRARY_PATH", "").split(os.pathsep)))
+    found = [path for word in said for path in _named(word, linked) if _is_file(path)]
+    return list(dict.fromkeys(found))
+
+
+def _named(word: str, linked: list[Path]) -> list[Path]:
+    response = _response(word)
+    if response is not None:
+        return [response]
+    name, _, value = _name(word).partition("=")
+    if not word.startswith("-"):
+        return [Path(word)] if word.endswith(_PARTS) else []
+    if value and name in (*_FILES, *_LONG[2:]):
+        return [Path(value)]
+    if value and name in _SCRIPTS:
+        return [Path(value), *(folder / value for folder in linked)]
+    for option in ("-include-pch", "-include", "-imacros"):
+        if word.startswith(option):
+            return [Path(word[len(option) :])]
+    if word.startswith("-l"):
+        exact = word[3:] if word.startswith("-l:") else f"lib{word[2:]}.a"
+        return [folder / exact for folder in linked if exact.endswith(_PARTS)]
+    if word.startswith("-T"):
+        return [Path(word[2:]), *(folder / word[2:] for folder in linked)]
+    return []
