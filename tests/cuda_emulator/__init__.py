@@ -33,7 +33,9 @@ def _scratch() -> tempfile.TemporaryDirectory:
 def compile_all(*jobs: tuple[str, list[str]]) -> list[Path]:
     """Object files, compiled side by side: of each a name, and the compiler's arguments."""
     cxx = list(_toolchain.cxx().command)
-    objects = [Path(_scratch().name) / f"{name}.o" for name, _ in jobs]
+    # Never written over: an extension is what its object holds whenever it is loaded.
+    folder = tempfile.mkdtemp(dir=_scratch().name)
+    objects = [Path(folder) / f"{name}.o" for name, _ in jobs]
     running = [
         subprocess.Popen(
             [*cxx, "-std=c++20", "-fPIC", "-g1", *arguments, "-c", "-o", str(path)],
