@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import os
 import subprocess
+import tempfile
+from pathlib import Path
 
 import pytest
 
@@ -132,16 +134,11 @@ def as_nobody(code, **changes):
 
 
 @pytest.fixture
-def public(tmp_path):
-    """A folder that every user can reach."""
-    for folder in (tmp_path, *tmp_path.parents):
-        if (
-            folder.stat().st_uid == 0
-            and folder != folder.parent
-            and str(folder).startswith("/tmp/")
-        ):
-            folder.chmod(0o755)
-    return tmp_path
+def public():
+    """A folder that every user can reach. (pytest closes its own whenever it starts anew.)"""
+    with tempfile.TemporaryDirectory(prefix="jitops-public-") as folder:
+        Path(folder).chmod(0o755)
+        yield Path(folder)
 
 
 def test_what_root_built_another_user_loads(public):

@@ -117,12 +117,17 @@ template <class T> int outer(T x) { return inner(x); }
 inline int answer() { return outer(0); }
 """
 USE = "#include <torch/extension.h>\n%s\nint main() { return answer(); }\n"
+TRIAL = _precompiler._stands_trial
 LATE = "template <> int inner(int) { return 2; }"  # too late for what is instantiated
 
 
 @pytest.fixture
-def made(cache, tmp_path):
-    """Makes the entry of a small header, as the process in the background does."""
+def made(cache, tmp_path, monkeypatch):
+    """Makes the entry of a small header, as the process in the background does, but for its trial.
+
+    No header of torch stands that; and what it compiles takes a quarter of a minute.
+    """
+    monkeypatch.setattr(_precompiler, "_stands_trial", lambda asked, folder: True)
     (tmp_path / "include" / "torch").mkdir(parents=True)
     (tmp_path / "include" / "torch" / "extension.h").write_text(HEADER)
 
@@ -151,16 +156,16 @@ def program(entry, tmp_path, more=""):
     return done.stderr or subprocess.run([folder / "program"], check=False).returncode
 
 
-def test_templates_are_instantiated_before_the_header_is_written(made, tmp_path, monkeypatch):
-    monkeypatch.setattr(_precompiler, "_stands_trial", lambda asked, folder: True)
+def test_templates_are_instantiated_before_the_header_is_written(made, tmp_path):
     entry = made()
     assert entry.manifest["instantiated"]
     assert program(entry, tmp_path) == 1
     assert "after instantiation" in program(entry, tmp_path, LATE)
 
 
-def test_what_fails_its_trial_is_made_plain(made, tmp_path):
+def test_what_fails_its_trial_is_made_plain(made, tmp_path, monkeypatch):
     """It is no header of torch: nothing that is tried with it compiles."""
+    monkeypatch.setattr(_precompiler, "_stands_trial", TRIAL)
     entry = made()
     assert not entry.manifest["instantiated"]
     assert (program(entry, tmp_path), program(entry, tmp_path, LATE)) == (1, 2)
@@ -177,7 +182,6 @@ def test_what_fails_its_trial_is_made_plain(made, tmp_path):
     ],
 )
 def test_without_the_plugin_it_is_made_plain(made, tmp_path, monkeypatch, name, value):
-    monkeypatch.setattr(_precompiler, "_stands_trial", lambda asked, folder: True)
     monkeypatch.setattr(_instantiate, name, value)
     entry = made()
     assert not entry.manifest["instantiated"]
