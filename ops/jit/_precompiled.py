@@ -55,7 +55,7 @@ def serve(
     A precompiled header is verified while the compiler reads it, since that takes most of a second.
     If it is damaged, or may be what the build has failed of, ``build`` is called once more without.
     """
-    asked = request(spec)
+    asked = request(spec) if _config.settings().pch else None
     entry = find(asked) if asked else None
     if entry is None or not _usage.hold(entry.folder):
         return build([])
@@ -144,6 +144,10 @@ def begin(spec: Spec, staging: Path, root: Path) -> None:
         or find(asked)
     ):
         return
+    _progress.say(
+        f"precompiling {_HEADER} in the background, for builds to come: a minute of one core, a "
+        f"gigabyte of the cache (JITOPS_PCH=0: never)"
+    )
     job = {"asked": asked, "command": _command(staging), "root": str(root)}
     # The shell ends at once: nobody has to wait for its child, and none is left a zombie.
     subprocess.run(

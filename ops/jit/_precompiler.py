@@ -142,6 +142,7 @@ def make(asked: dict[str, Any], command: list[str], root: Path) -> None:
                     "digest": digest,
                     "request": asked,
                     "instantiated": instantiated,
+                    "replaceable": True,
                     "seconds": round(time.time() - started, 3),
                     "built": time.time(),
                 }

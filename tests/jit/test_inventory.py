@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
 
@@ -83,6 +84,25 @@ def test_a_build_makes_room(cache, monkeypatch):
     _config.settings.cache_clear()
     build("c")
     assert names(cache) == ["c"]  # too large as well, and just built
+
+
+def test_what_is_replaceable_goes_first_and_pushes_nothing_out(cache):
+    fill(cache, "a", "header", "b", "another")
+    for item in _inventory.items(cache):
+        if item.name in ("header", "another"):
+            manifest = {**item.entry.manifest, "replaceable": True}
+            path = item.entry.folder / "manifest.json"
+            path.chmod(0o644)
+            path.write_text(json.dumps(manifest))
+    sizes = {item.name: item.size for item in _inventory.items(cache)}
+    (newest,) = (item for item in _inventory.items(cache) if item.name == "another")
+    of_both = sizes["a"] + sizes["b"]
+
+    gone = _inventory.evict(cache, of_both + sizes["another"], spare=newest.entry.folder)
+    assert [item.name for item in gone] == ["header"]  # though "a" was not used for longer
+    gone = _inventory.evict(cache, of_both, spare=newest.entry.folder)
+    assert [item.name for item in gone] == ["another"]  # rather than what is built
+    assert names(cache) == ["b", "a"]
 
 
 def test_an_entry_that_goes_while_it_is_looked_up_is_built_again(cache, monkeypatch):

@@ -83,7 +83,9 @@ def test_interrupted_by_the_keyboard(cache, tmp_path):
         f'exec {COMPILER} "$@"\n'
     )
     slow.chmod(0o755)
-    process = start(BUILD, JITOPS_CACHE_DIR=cache, CXX=slow)
+    # What runs in a shell's background starts with Ctrl-C ignored.
+    heeding = "    import signal\n    signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    process = start(heeding + BUILD, JITOPS_CACHE_DIR=cache, CXX=slow)
     deadline = time.time() + 60
     while not (tmp_path / "pid").exists() or not (tmp_path / "pid").read_text().strip():
         assert time.time() < deadline

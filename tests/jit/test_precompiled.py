@@ -20,7 +20,9 @@ from tests.jit.support import leftovers
 pytestmark = pytest.mark.cpp
 
 BUILD = """
-    import torch, ops.jit
+    import torch, ops.jit, ops.jit._precompiled
+    if {alone}:  # makes none for builds to come
+        ops.jit._precompiled._NEEDS_MEMORY = 1 << 60
     module = ops.jit.load_inline(
         {name!r},
         {before!r} "torch::Tensor times(torch::Tensor x) {{ return x * {number}; }}",
@@ -36,11 +38,13 @@ BUILD = """
 """
 
 
-def build(cache, tmp_path, number, before="", **variables):
+def build(cache, tmp_path, number, before="", alone=False, **variables):
     """Whether a precompiled header took part in the build."""
     folder = tmp_path / f"build{number}"
     out, _ = run(
-        BUILD.format(name=f"times{number}", number=number, folder=str(folder), before=before),
+        BUILD.format(
+            name=f"times{number}", number=number, folder=str(folder), before=before, alone=alone
+        ),
         JITOPS_CACHE_DIR=cache,
         **variables,
     )
@@ -87,7 +91,7 @@ def test_the_second_build_takes_what_the_first_had_made(cache, tmp_path):
     with open(item.entry.library, "r+b") as file:
         file.seek(item.entry.library.stat().st_size // 2)
         file.write(bytes(1 << 20))
-    assert not build(cache, tmp_path, 6, JITOPS_PCH="0")
+    assert not build(cache, tmp_path, 6, alone=True)
     assert headers(cache) == []
     assert sorted(path.name for path in include.iterdir()) == before
     assert leftovers(cache) == []
@@ -208,8 +212,9 @@ def test_a_build_that_the_header_may_have_failed_is_tried_without(made, tmp_path
         (staging / "main.o").touch()
         raise BuildError("fails", log=str(log))
 
+    spec = text("x", "int x;").spec
     with _staging.staging(root, "x") as staging, pytest.raises(BuildError):
-        _precompiled.serve(text("x", "int x;").spec, staging, root, build)
+        _precompiled.serve(spec, staging, root, build)
     alive = _staging.ALIVE
     assert seen == [(1, [alive, "precompiled"]), (0, [alive])][:calls]
 
@@ -220,3 +225,14 @@ def test_a_truncated_one_is_no_entry(made):
     os.truncate(entry.library, 1000)
     assert _precompiled.find(entry.manifest["request"]) is None
     assert not _store.verify(entry)
+
+
+def test_without_precompiled_headers_none_is_used(made, settings):
+    entry, seen = made(), []
+    assert entry.manifest["replaceable"]  # for the cache: tests/jit/test_inventory.py
+    root, spec = _roots.writable_root(), text("x", "int x;").spec
+    for pch, taken in (("0", 0), ("1", 1)):
+        settings(PCH=pch)
+        with _staging.staging(root, "x") as staging:
+            _precompiled.serve(spec, staging, root, seen.append)
+        assert len(seen.pop()) == taken

@@ -30,6 +30,11 @@ class Item:
         """Of the extension."""
         return str(self.entry.manifest.get("name", "?"))
 
+    @property
+    def replaceable(self) -> bool:
+        """Whether it is made again by itself, and nobody waits for that."""
+        return self.entry.manifest.get("replaceable") is True
+
 
 def items(root: Path) -> list[Item]:
     """All entries of a cache, the last used first."""
@@ -65,17 +70,23 @@ def _item(folder: Path) -> Item | None:
 def evict(root: Path, limit: int, spare: Path | None = None) -> list[Item]:
     """Delete what was not used for longest until the cache is at most ``limit`` bytes.
 
-    What a live process has loaded stays, and so does the entry in the folder ``spare``.
+    What a live process has loaded stays, and so does the entry in the folder ``spare``, which has
+    just come. What is replaceable goes first, and makes nothing else go: rather than that it goes
+    itself.
     """
     present = items(root)
     total = sum(item.size for item in present)
+    newest = next((item for item in present if item.entry.folder == spare), None)
+    humble = newest is not None and newest.replaceable
     evicted = []
-    for item in reversed(present):
-        if total <= limit:
+    for item in sorted(present, key=lambda item: (not item.replaceable, item.used)):
+        if total <= limit or (humble and not item.replaceable):
             break
-        if item.entry.folder != spare and remove(root, item):
+        if item is not newest and remove(root, item):
             total -= item.size
             evicted.append(item)
+    if newest and humble and total > limit and remove(root, newest):
+        evicted.append(newest)
     return evicted
 
 

@@ -109,7 +109,8 @@ def _build(
         ):
             _call(cpp_extension, spec, place, architectures, include_first)
     except (_ninja.NinjaError, subprocess.SubprocessError, RuntimeError, OSError) as error:
-        raise _failed.build(spec, place, log, all_of(error)) from error
+        # Not "from error": a page of torch's own frames, of which the log has all that matters.
+        raise _failed.build(spec, place, log, all_of(error)) from None
     except UnicodeEncodeError as error:  # torch writes its files in the encoding of the locale
         raise BuildError(
             f"{spec.name}: {error.object[error.start : error.end]!r}, in a path or in text, cannot "
