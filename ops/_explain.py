@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ops import _backend, _op
+from ops import _backend, _config, _op
 from ops._errors import ArgumentError, JitopsError
 
 
@@ -53,7 +53,9 @@ def explain(*names: str) -> Explanations:
 
     Raises:
         ArgumentError: no such op.
+        ConfigError: a ``JITOPS_`` variable has an impossible value.
     """
+    _config.settings()
     known = _op.known()
     for name in names:
         if name not in known:
