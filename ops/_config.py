@@ -127,7 +127,8 @@ VARIABLES = (
     Variable(
         "force_cpu",
         False,
-        "Force the pure-torch path: nothing is compiled, nothing compiled is loaded.",
+        "Force the pure-torch path: nothing is compiled, nothing compiled is loaded; to ask for "
+        "another back end is an error.",
         _A_SWITCH,
         _switch,
     ),
@@ -184,7 +185,8 @@ VARIABLES = (
     Variable(
         "pch",
         True,
-        "Precompile `torch/extension.h` in the background when text with default headers is built.",
+        "Precompile `torch/extension.h` in the background when text with default headers is built "
+        "(a gigabyte of the cache for each set of flags), and build with that.",
         _A_SWITCH,
         _switch,
     ),
