@@ -35,8 +35,17 @@ _HEADER = "torch/extension.h"
 _NEEDS_MEMORY = 6 << 30  # beside what the machine is doing: the compiler takes three of them
 _NEEDS_DISK = 4 << 30  # the file takes one
 _NEEDS_CACHE = 3 << 29
-_CHANGES_IT = ("-include", "-imacros", "--include", "--imacros", "-x", "-I", "@")  # flags
-_TORCHS = ("ATen", "c10", "caffe2", "pybind11", "torch")
+# Flags that read no file, all of which the header is precompiled with too.
+_HARMLESS = re.compile(
+    r"-(O\w*|g[\w-]*|std=[\w+]+|[DU][^/]*|W[a-z][\w=+-]*|w|m[\w=.+-]+|pthread|pipe|pedantic|ansi"
+    r"|f(?!plugin|profile|auto-profile|module|pch|preprocessed|directives)[\w=,.+-]+)"
+)
+_FINDS_HEADERS = ("CPATH", "C_INCLUDE_PATH", "CPLUS_INCLUDE_PATH", "GCC_EXEC_PREFIX")
+# Overloads in these namespaces would be found by templates that are instantiated at the end of the
+# file, and are not by those that the header holds.
+_REOPENS = re.compile(
+    r"\bnamespace\s+(?:::)?(?:std|c10|at|torch|caffe2|pybind11|py)\b(?:\s*::\s*\w+)*\s*\{"
+)
 # Errors that a build without the precompiled header may not have: for a text that specialises what
 # the header's functions use it is too late.
 _SUSPECT = re.compile(
@@ -68,7 +77,7 @@ def serve(
                 raise
             _progress.say(f"{spec.name}: trying once more without the precompiled header")
         else:
-            if whole.result():
+            if whole.result() and not any(map(_reopens, built.headers)):
                 return built
     if not whole.result():
         _staging.discard(root, entry.folder)  # to be made anew
@@ -76,6 +85,13 @@ def serve(
         if path.name != _staging.ALIVE:
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
     return build([])
+
+
+def _reopens(header: Path) -> bool:
+    try:
+        return bool(_REOPENS.search(header.read_text(errors="replace")))
+    except OSError:
+        return True  # edited just now: the build is about to be refused for that
 
 
 def lay(folder: Path, precompiled: Path) -> Path:
@@ -108,9 +124,11 @@ def request(spec: Spec) -> dict[str, Any] | None:
     identity = _toolchain.identity(compiler)
     if not identity[0].startswith("gcc version"):
         return None
-    if any(word.startswith(_CHANGES_IT) for word in _flags.words(spec.extra_cflags)):
+    # Whatever could put another header in the place of one that it holds.
+    if spec.extra_include_paths or any(os.environ.get(name) for name in _FINDS_HEADERS):
         return None
-    if any((root / name).exists() for root in spec.extra_include_paths for name in _TORCHS):
+    flags = [*_flags.words(spec.extra_cflags), *_toolchain.words_in("CXX")[1:]]
+    if not all(map(_HARMLESS.fullmatch, flags)) or any(map(_REOPENS.search, spec.cpp_sources)):
         return None
     whole = _key.request(spec)
     same = ("format", "cflags", "cuda", "cxx_arguments", "torch", "cxx11_abi", "environment")

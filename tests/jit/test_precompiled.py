@@ -13,7 +13,7 @@ import torch
 from ops._errors import BuildError
 from ops.jit import _precompiled, _precompiler, text
 from ops.jit._cache import _inventory, _roots, _staging, _store
-from ops.jit._compile import _instantiate, _toolchain
+from ops.jit._compile import _build, _instantiate, _toolchain
 from tests.helpers import run
 from tests.jit.support import leftovers
 
@@ -101,16 +101,60 @@ def test_the_second_build_takes_what_the_first_had_made(cache, tmp_path):
     "arguments",
     [
         {"no_implicit_headers": True},
-        {"extra_cflags": ["-include", "cmath"]},
-        {"extra_include_paths": ["torch"]},
+        {"extra_include_paths": ["/somewhere"]},  # another header may lie there, of any name
+        *(
+            {"extra_cflags": flags}
+            for flags in (
+                *(["-include", "cmath"], ["-imacros", "x.h"], ["@/flags"], ["-x", "c"]),
+                *(["-isystem", "/x"], ["-idirafter/x"], ["-iquote", "/x"], ["-I/x"]),
+                *(["-specs=/x"], ["-Wp,-I/x"], ["-fplugin=/x.so"], ["-DX=/x", "-B/x"]),
+                *(["-fprofile-use=/x"], ["--include-directory=/x"], ["-nostdinc++"]),
+            )
+        ),
     ],
+    ids=str,
 )
-def test_where_it_cannot_serve_it_is_not_made(cache, tmp_path, arguments, monkeypatch):
-    (tmp_path / "has" / "torch").mkdir(parents=True)
-    if "extra_include_paths" in arguments:
-        arguments = {"extra_include_paths": [tmp_path / "has"]}
+def test_where_it_cannot_serve_it_is_not_made(cache, arguments):
     assert _precompiled.request(text("x", "int x;", **arguments).spec) is None
-    assert _precompiled.request(text("x", "int x;").spec) is not None
+
+
+@pytest.mark.parametrize("name", ["CPATH", "CPLUS_INCLUDE_PATH"])
+def test_folders_of_headers_in_the_environment(cache, monkeypatch, name):
+    assert _precompiled.request(text("x", "int x;").spec)
+    monkeypatch.setenv(name, "/somewhere")
+    assert _precompiled.request(text("x", "int x;").spec) is None
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        *(["-O3"], ["-O2 -march=native -fopenmp"], ["-std=c++20"], ["-g", "-ggdb3"], ["-w"]),
+        *(["-DNAME=1", "-DTEXT='a b'", "-UX"], ["-Wall", "-Wno-sign-compare", "-Werror=all"]),
+        *(["-fno-exceptions", "-fvisibility=hidden", "-fsanitize=address,undefined"], ["-m64"]),
+    ],
+    ids=str,
+)
+def test_flags_that_it_serves(cache, flags):
+    assert _precompiled.request(text("x", "int x;", extra_cflags=flags).spec)
+
+
+REOPENED = """
+    namespace c10 {
+    inline std::ostream& operator<<(std::ostream& out, IntArrayRef) { return out << "mine"; }
+    }
+"""
+
+
+@pytest.mark.parametrize(
+    "source",
+    [REOPENED, "namespace pybind11 { namespace detail {}}", "namespace at::native\n{}", "int x;"],
+)
+def test_overloads_for_torchs_types_are_found_as_without_it(cache, source):
+    """By templates that the header holds they would not be."""
+    serves = _precompiled.request(text("x", source).spec) is not None
+    assert serves is (source == "int x;")
+    for harmless in ("using namespace at;", "namespace mine { }", "namespace nn = torch::nn;"):
+        assert _precompiled.request(text("x", harmless).spec)
 
 
 # ---- the same with a header of four lines --------------------------------------------------------
@@ -219,6 +263,24 @@ def test_a_build_that_the_header_may_have_failed_is_tried_without(made, tmp_path
     assert seen == [(1, [alive, "precompiled"]), (0, [alive])][:calls]
 
 
+def test_overloads_in_a_header_of_the_users(made, tmp_path):
+    """Which headers are read is known after the build: it is done again."""
+    made()
+    root, spec, seen = _roots.writable_root(), text("x", "int x;").spec, []
+    mine = tmp_path / "mine.h"
+    for content, calls in (("int y;", 1), (REOPENED, 2)):
+        mine.write_text(content)
+        seen.clear()
+        with _staging.staging(root, "x") as staging:
+
+            def build(first):
+                seen.append(len(first))
+                return _build.Built(tmp_path / "x.so", [mine], 0.0, [])
+
+            _precompiled.serve(spec, staging, root, build)
+        assert seen == [1, 0][:calls]
+
+
 def test_a_truncated_one_is_no_entry(made):
     entry = made()
     entry.library.chmod(0o644)
@@ -234,5 +296,10 @@ def test_without_precompiled_headers_none_is_used(made, settings):
     for pch, taken in (("0", 0), ("1", 1)):
         settings(PCH=pch)
         with _staging.staging(root, "x") as staging:
-            _precompiled.serve(spec, staging, root, seen.append)
+
+            def build(first):
+                seen.append(first)
+                return _build.Built(staging / "x.so", [], 0.0, [])
+
+            _precompiled.serve(spec, staging, root, build)
         assert len(seen.pop()) == taken
