@@ -17,6 +17,7 @@ import torch
 
 from ops import _extensions
 from ops.jit._compile import _toolchain
+from tests import cuda_emulator
 
 pytestmark = pytest.mark.nvcc
 
@@ -201,6 +202,11 @@ def test_two_files_make_a_library(objects, op):
     )
     missing = symbols(library, "U")
     assert not [name for name in missing if "jitops" in name]
+
+
+def test_what_the_emulator_is_tested_with_is_cuda(tmp_path):
+    source = cuda_emulator.FOLDER / "planted.cu"
+    run(*nvcc(), "-std=c++20", "-arch=sm_80", f"-I{FOLDER}", "-c", source, "-o", tmp_path / "x.o")
 
 
 def test_the_example_compiles(root, tmp_path):

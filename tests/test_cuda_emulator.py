@@ -54,11 +54,16 @@ def test_dynamic_shared_memory():
 def test_atomics():
     x = torch.randperm(100).float()
     assert run("atomics", x, size=3).tolist() == [100, 99, 1]
+    sums = run("adds_up_atomically", torch.ones(50))
+    assert sums.nonzero().flatten().tolist() == [0, 32]
+    assert sums[[0, 32]].tolist() == [32, 18]
 
 
 def test_lanes_pass_values_on():
     x = torch.rand(32)
     assert torch.equal(run("passed_on_in_a_warp", x), x.flip(0))
+    halves = torch.cat([half.flip(0) for half in x.split(16)])
+    assert torch.equal(run("passed_on_in_halves_of_a_warp", x), halves + 2)
 
 
 @pytest.mark.parametrize("n", [128, 131, 3])
@@ -108,7 +113,10 @@ WRONG = {
     "writes_one_too_many": "write out of bounds: 4 bytes, 0 bytes behind a tensor of 256 bytes",
     "reads_before_the_begin": r"read out of bounds: 4 bytes, 4 bytes before a .* thread \(0, 0",
     "reads_its_result": "memory of a tensor read before it was written",
-    "misaligned": "misaligned address: 16 bytes",
+    "misaligned": r"misaligned address at planted.cu:\d+; in .* thread \(0, 0, 0\)",
+    "misaligned_in_pieces": r"misaligned address at planted.cu:\d+; in .* thread",
+    "copies_too_much": "read out of bounds: 260 bytes, the last 4 behind a tensor of 256 bytes",
+    "writes_its_input": "write to a tensor that the host side asked a const pointer of",
     "without_a_barrier": "shared memory",  # a race, or not written: whichever thread comes first
     "without_the_second_barrier": "race in shared memory: ",
     "without_syncwarp": "race in shared memory: read without a barrier after thread",
@@ -121,7 +129,12 @@ WRONG = {
     "wait_apart": r"divergent threads: 32 wait .*:(\d+), 32 wait .* at planted.cu:\d+, 0 have",
     "mask_of_too_few": r"__shfl_xor_sync at .* with mask 0x0000ffff, which has not the lane",
     "reads_an_absent_lane": "reads from lane 20, which its mask 0x0000ffff has not",
-    "blocks_write_one": r"race between blocks: memory that block \d wrote in the same launch",
+    "much_static_shared": "more than 49152 bytes of shared memory",
+    "counts_in_a_static_variable": "race in a static variable",
+    "all_write_one_result": "race in global memory: written without a barrier after thread",
+    "blocks_write_one": "race in global memory: written without a barrier after another block wrote",
+    "blocks_read_what_another_writes": "race in global memory|read before it was written",
+    "reads_beside_atomics": "race in global memory|read before it was written",
     "block_of_2048": "invalid configuration argument",
     "block_of_1_by_1_by_65": "invalid configuration argument",
     "grid_of_65536_in_y": "invalid configuration argument",
@@ -214,7 +227,7 @@ MUTATIONS = [
         "common/cuda.cuh",
         "% kPackBytes == 0 &&",
         "% 4 == 0 &&",
-        "misaligned address: 16 bytes",
+        r"misaligned address at improved_triplet_loss.cu:\d+",
     ),
     (
         "improved_triplet_loss",
@@ -242,14 +255,14 @@ MUTATIONS = [
         "improved_triplet_loss.cu",
         "params.partials[blockIdx.x] = total;",
         "params.partials[0] = total;",
-        "race between blocks|read before it was written",
+        "race in global memory|read before it was written",
     ),
     (
         "lltm",
         "lltm.cu",
         "pack_at<T, kWidth>(params.grad_gates, gate + 2 * params.size) = gz;",
         "pack_at<T, kWidth>(params.grad_gates, gate + 3 * params.size) = gz;",
-        "out of bounds|race between blocks|never written",
+        "out of bounds|race in global memory|never written",
     ),
 ]
 

@@ -63,10 +63,12 @@ def kernels(name: str, source: Path, *flags: str) -> Path:
     Without vectorisation, so that an access is what the text says; ``-O1``, since a thread's
     own variables are then in registers, and not announced.
     """
-    watched = ["-fsanitize=thread", "-fsanitize=bounds", "-fno-tree-vectorize", "-O1"]
+    watched = ["-fsanitize=thread,bounds,alignment", "-fno-tree-vectorize", "-O1"]
     headers = [f"-I{FOLDER}", "-include", str(FOLDER / "launch.h"), f"-I{source.parent}"]
     quiet = ["-Wno-unknown-pragmas", "-fvisibility=hidden"]
     (path,) = compile_all((name, [*watched, *headers, *quiet, *flags, "-x", "c++", str(source)]))
+    renamed = (f"--redefine-sym={name}=jitops_{name}" for name in ("memcpy", "memmove", "memset"))
+    subprocess.run(["objcopy", *renamed, str(path)], check=True)
     return path
 
 

@@ -16,7 +16,7 @@
 #define __shared__ thread_local  // of the one host thread that is the device
 #define __launch_bounds__(...)   // tests/test_structure.py holds kernels to theirs
 #define __forceinline__ inline __attribute__((always_inline))
-#define __align__(bytes) alignas(bytes)
+#define __align__(bytes) __attribute__((aligned(bytes)))  // also after __shared__
 
 using cudaError_t = int;
 using cudaStream_t = void*;

@@ -1,6 +1,7 @@
 // What the two halves of the emulator know of each other: threads.cpp runs, memory.cpp watches.
 #pragma once
 
+#include <array>
 #include <vector>
 
 #include "emulator.h"
@@ -16,16 +17,21 @@ struct Span {
   bool contains(uintptr_t at, size_t size) const { return begin <= at && at + size <= end; }
 };
 
+// What a lane knows of its warp: how far each lane was, when both last met in a __syncwarp. Of
+// itself, how far it is.
+using Clock = std::array<uint16_t, kWarp>;
+
 // Which thread runs, and how far it is: what happened before what.
 struct Now {
   bool running = false;  // else the host's own code does
-  uint32_t launch = 0;   // serial numbers, from 1
-  uint32_t block = 0;    // of the launch
-  uint64_t visit = 0;    // of a block in a launch, of all launches: shared memory starts anew
-  uint16_t thread = 0;   // of the block
+  uint32_t visit = 0;    // serial number of a block's run, of all launches
+  uint32_t first = 0;    // that of the launch's first block
   uint32_t phase = 0;    // barriers that the block has passed
-  std::vector<uint32_t> warp_phase;  // __syncwarp that all lanes of a warp have passed
+  uint16_t thread = 0;   // of the block
   Span stack, arguments;
+  std::vector<Clock> clocks;  // of the block's threads
+
+  const Clock& clock() const { return clocks[thread]; }
 };
 extern Now now;
 
@@ -34,9 +40,10 @@ extern Now now;
 // Where shared memory is, and what no thread has touched of it. Says so where there is too much.
 void begin_launch(size_t shared_bytes, std::string* problem);
 
-// Memory that kernels may touch, for as long as its owner lives: all that a tensor's view spans.
-void know(const void* owner, Span memory);
-// Fresh memory, whose content is nobody's.
+// Memory that kernels may read, or write, for as long as its owner lives: all that a tensor's view
+// spans.
+void know(const void* owner, Span memory, bool writable);
+// Fresh memory, whose content is nobody's; kernels may write it.
 void know_fresh(const void* owner, Span memory);
 void forget(const void* owner);
 // Others than kernels (torch's operators) write it, or have written it.

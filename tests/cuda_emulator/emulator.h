@@ -7,6 +7,9 @@
 // or another block touch it without a barrier between? The first fault ends the launch, which returns
 // its text as CUDA returns an error's.
 //
+// Not seen: a pointer that leaves one shared or local array for the next. Refused though they can be
+// right: blocks that wait for each other, or pass on through atomics and fences what they wrote.
+//
 // Test only. `cuda_runtime.h` beside it is what a .cu includes.
 #pragma once
 

@@ -20,6 +20,7 @@ namespace {
 struct Known {
   const void* owner;
   Span memory;
+  bool writable;
 };
 std::vector<Known> known;
 
@@ -37,65 +38,88 @@ Fresh* fresh_at(uintptr_t at) {
   return nullptr;
 }
 
-// Which block of the launch wrote a byte, for pages that blocks write to.
-constexpr size_t kPage = 4096;
-struct Page {
-  uint32_t launch = 0;
-  uint32_t block[kPage];  // and 1; 0: none
-};
-std::unordered_map<uintptr_t, std::unique_ptr<Page>> pages;
-Page* last = nullptr;  // found
-uintptr_t last_number = 0;
+// ---- what happened before what ------------------------------------------------------------------
 
-uint32_t* writer_of(uintptr_t at, bool make) {
-  const uintptr_t number = at / kPage;
-  if (!last || last_number != number) {
-    const auto found = pages.find(number);
-    if (found == pages.end() && !make) return nullptr;
-    auto& page = found == pages.end() ? pages[number] : found->second;
-    if (!page) page = std::make_unique<Page>();
-    last_number = number;
-    last = page.get();
-  }
-  if (last->launch != now.launch) {
-    if (!make) return nullptr;
-    std::memset(last->block, 0, sizeof last->block);
-    last->launch = now.launch;
-  }
-  return &last->block[at % kPage];
-}
-
-// ---- shared memory ------------------------------------------------------------------------------
-
-// A moment of a thread, to tell whether what it did then comes before what another does now.
+// A moment of a thread.
 struct Moment {
-  uint64_t visit = 0;
-  uint32_t phase = 0, warp_phase = 0;
-  uint16_t thread = 0;
-  bool several = false;  // readers, of one warp or of more
-  bool several_warps = false;
-  bool atomic = false;
+  uint32_t visit = 0, phase = 0;
+  uint16_t clock = 0;  // of its lane
+  uint16_t thread : 11 = 0;
+  bool several : 1 = false;  // readers, in several warps: of the others nothing is kept
+  bool atomic : 1 = false;
 
   void set(bool is_atomic) {
-    *this = {now.visit, now.phase, now.warp_phase[now.thread / kWarp], now.thread,
-             false,     false,     is_atomic};
+    visit = now.visit;
+    phase = now.phase;
+    clock = now.clock()[now.thread % kWarp];
+    thread = now.thread;
+    several = false;
+    atomic = is_atomic;
   }
-  bool here() const { return visit == now.visit; }
-  // Whether no barrier lies between it and another thread's present.
+  bool in_launch() const { return visit >= now.first; }
+  bool in_block() const { return visit == now.visit; }
+  // Whether it does not come before another thread's present.
   bool concurrent() const {
-    if (!here() || phase != now.phase) return false;
-    if (several_warps) return true;
-    if (thread / kWarp != now.thread / kWarp) return true;
-    return warp_phase == now.warp_phase[now.thread / kWarp] && (several || thread != now.thread);
+    if (!in_launch()) return false;
+    if (!in_block()) return true;  // nothing orders blocks
+    if (phase != now.phase || (thread == now.thread && !several)) return false;
+    const bool same_warp = thread / kWarp == now.thread / kWarp;
+    return several || !same_warp || clock > now.clock()[thread % kWarp];
+  }
+  std::string who() const {
+    return in_block() ? "thread " + std::to_string(thread) + " of the block" : "another block";
   }
 };
 
+// Of a byte.
 struct Cell {
   Moment written, read;
 };
 
+// Notes an access of a byte; a fault where another one is not ordered before or after it.
+void check_race(Cell& cell, const char* where, bool write, bool atomic) {
+  const char* done = write ? "written" : "read";
+  if (cell.written.concurrent() && !(atomic && cell.written.atomic)) {
+    fault(std::string("race in ") + where + ": " + done + " without a barrier after " +
+          cell.written.who() + " wrote it");
+  }
+  if (write && cell.read.concurrent()) {
+    fault(std::string("race in ") + where + ": written without a barrier after " +
+          cell.read.who() + " read it");
+  }
+  if (write) {
+    cell.written.set(atomic);
+    return;
+  }
+  const bool others = cell.read.concurrent() && cell.read.thread / kWarp != now.thread / kWarp;
+  cell.read.set(false);
+  cell.read.several = others;
+}
+
+// The cells of memory that kernels may write, by pages.
+constexpr size_t kPage = 4096;
+using Page = std::array<Cell, kPage>;
+std::unordered_map<uintptr_t, std::unique_ptr<Page>> pages;
+Page* last = nullptr;  // found
+uintptr_t last_number = 0;
+
+Cell& global_cell(uintptr_t at) {
+  const uintptr_t number = at / kPage;
+  if (!last || last_number != number) {
+    auto& page = pages[number];
+    if (!page) page = std::make_unique<Page>();
+    last_number = number;
+    last = page.get();
+  }
+  return (*last)[at % kPage];
+}
+
+// ---- shared memory ------------------------------------------------------------------------------
+
 Span static_shared, dynamic;  // of this host thread
 std::vector<Cell> cells;      // of each byte of both; the dynamic part lies within the static one
+size_t used = 0;              // bytes of the static part that the block has written
+uint32_t used_in = 0;         // which visit
 Span own_data;                // constants and variables of the kernels' own library
 
 int find_library(dl_phdr_info* info, size_t, void*) {
@@ -125,17 +149,30 @@ int find_library(dl_phdr_info* info, size_t, void*) {
 
 std::string bytes(size_t count) { return std::to_string(count) + (count == 1 ? " byte" : " bytes"); }
 
-std::string nearest(uintptr_t at) {
+std::string nearest(uintptr_t at, size_t size) {
   const Known* best = nullptr;
   uintptr_t distance = UINTPTR_MAX;
   for (const Known& one : known) {
-    const uintptr_t apart = at < one.memory.begin ? one.memory.begin - at : at - one.memory.end;
+    const Span& memory = one.memory;
+    const uintptr_t apart = at < memory.begin ? memory.begin - at : std::max(at, memory.end) - memory.end;
     if (apart < distance) best = &one, distance = apart;
   }
   if (!best) return "in no tensor";
   if (distance > (uintptr_t{1} << 32)) return "far from every tensor";
-  return bytes(distance) + (at < best->memory.begin ? " before" : " behind") + " a tensor of " +
-         bytes(best->memory.end - best->memory.begin);
+  const Span& memory = best->memory;
+  const std::string tensor = " a tensor of " + bytes(memory.end - memory.begin);
+  if (at < memory.begin) return bytes(distance) + " before" + tensor;
+  if (at >= memory.end) return bytes(distance) + " behind" + tensor;
+  return "the last " + std::to_string(at + size - memory.end) + " behind" + tensor;
+}
+
+// nvcc refuses a kernel with more than there is; here all kernels' arrays lie side by side.
+void count_static(uintptr_t at) {
+  if (dynamic.begin <= at && at < dynamic.begin + kMaxShared) return;
+  if (used_in != now.visit) used = 0, used_in = now.visit;
+  if (++used + (dynamic.end - dynamic.begin) > kMaxShared) {
+    fault("more than " + bytes(kMaxShared) + " of shared memory");
+  }
 }
 
 void check_shared(uintptr_t at, size_t size, bool write, bool atomic) {
@@ -146,24 +183,12 @@ void check_shared(uintptr_t at, size_t size, bool write, bool atomic) {
   }
   for (size_t i = 0; i < size; ++i) {
     Cell& cell = cells[at + i - static_shared.begin];
-    if ((!write || atomic) && !cell.written.here()) fault("shared memory read before it was written");
-    if (cell.written.concurrent() && !(atomic && cell.written.atomic)) {
-      fault(std::string("race in shared memory: ") + (write ? "written" : "read") +
-            " without a barrier after thread " + std::to_string(cell.written.thread) +
-            " of the block wrote it");
+    if (!cell.written.in_block()) {
+      if (!write || atomic) fault("shared memory read before it was written");
+      cell = {};  // of a block before
+      count_static(at + i);
     }
-    if (write && cell.read.concurrent()) {
-      fault("race in shared memory: written without a barrier after thread " +
-            std::to_string(cell.read.thread) + " of the block read it");
-    }
-    if (write) {
-      cell.written.set(atomic);
-    } else if (cell.read.concurrent()) {
-      cell.read.several = true;
-      cell.read.several_warps |= cell.read.thread / kWarp != now.thread / kWarp;
-    } else {
-      cell.read.set(false);
-    }
+    check_race(cell, "shared memory", write, atomic);
   }
 }
 
@@ -177,32 +202,36 @@ void check_global(uintptr_t at, size_t size, bool write, bool atomic) {
       }
       if (write) new_memory->written[offset] = true;
     }
-    uint32_t* writer = writer_of(at + i, write);
-    if (!writer) continue;
-    if (*writer && *writer != now.block + 1 && !atomic) {
-      fault("race between blocks: memory that block " + std::to_string(*writer - 1) +
-            " wrote in the same launch");
-    }
-    if (write && !atomic) *writer = now.block + 1;
+    check_race(global_cell(at + i), "global memory", write, atomic);
   }
 }
 
 void check(const void* address, size_t size, bool write, bool aligned, bool atomic = false) {
-  if (!now.running) return;  // the host's own code
+  if (!now.running || size == 0) return;  // the host's own code
   const auto at = reinterpret_cast<uintptr_t>(address);
   if (now.stack.contains(at, size) || (!write && now.arguments.contains(at, size))) return;
   if (aligned && at % size != 0) {
     fault("misaligned address: " + bytes(size) + " at one that is no multiple of them");
   }
   if (static_shared.contains(at, size)) return check_shared(at, size, write, atomic);
+  bool read_only = false;
   for (size_t i = known.size(); i-- > 0;) {
     if (!known[i].memory.contains(at, size)) continue;
-    check_global(at, size, write, atomic);
-    std::swap(known[i], known.back());  // the next access is likely to be near
+    if (known[i].writable || fresh_at(at)) return check_global(at, size, write, atomic);
+    if (!write) {
+      std::swap(known[i], known.back());  // the next access is likely to be near
+      return;
+    }
+    read_only = true;
+  }
+  if (read_only) fault("write to a tensor that the host side asked a const pointer of");
+  if (own_data.contains(at, size)) {  // the kernels' own constants and variables
+    for (size_t i = 0; i < size; ++i) {
+      check_race(global_cell(at + i), "a static variable", write, atomic);
+    }
     return;
   }
-  if (own_data.contains(at, size)) return;  // constants of the kernel
-  fault(std::string(write ? "write" : "read") + " out of bounds: " + bytes(size) + ", " + nearest(at));
+  fault(std::string(write ? "write" : "read") + " out of bounds: " + bytes(size) + ", " + nearest(at, size));
 }
 
 }  // namespace
@@ -210,7 +239,7 @@ void check(const void* address, size_t size, bool write, bool aligned, bool atom
 // ---- what the rest of the emulator tells --------------------------------------------------------
 
 void begin_launch(size_t shared_bytes, std::string* problem) {
-  if (pages.size() > 8192) {  // 128 MiB: of launches long ago
+  if (pages.size() > 2048) {  // 200 MiB: of launches long ago
     pages.clear();
     last = nullptr;
   }
@@ -225,11 +254,13 @@ void begin_launch(size_t shared_bytes, std::string* problem) {
   }
 }
 
-void know(const void* owner, Span memory) {
-  for (const Known& one : known) {
-    if (one.owner == owner && one.memory.begin == memory.begin) return;
+void know(const void* owner, Span memory, bool writable) {
+  for (Known& one : known) {
+    if (one.owner != owner || one.memory.begin != memory.begin) continue;
+    one.writable = one.writable || writable;
+    return;
   }
-  if (memory.begin != memory.end) known.push_back({owner, memory});
+  if (memory.begin != memory.end) known.push_back({owner, memory, writable});
 }
 
 void know_fresh(const void* owner, Span memory) {
@@ -289,18 +320,36 @@ void __tsan_init() {}
 void __tsan_func_entry(void*) {}
 void __tsan_func_exit() {}
 
-struct Place {  // what -fsanitize=bounds tells first
+struct Place {  // what -fsanitize=bounds and -fsanitize=alignment tell first
   const char* file;
   uint32_t line, column;
 };
-void __ubsan_handle_out_of_bounds(Place* place, uintptr_t index) {
+static void at_place(const Place* place, const std::string& what) {
   const std::string file = place->file;
-  const std::string what = "index " + std::to_string(static_cast<intptr_t>(index)) +
-                           " beyond an array at " + file.substr(file.rfind('/') + 1) + ":" +
-                           std::to_string(place->line);
-  if (cuda_emulator::now.running) cuda_emulator::fault(what);
+  if (!cuda_emulator::now.running) return;
+  cuda_emulator::fault(what + " at " + file.substr(file.rfind('/') + 1) + ":" +
+                       std::to_string(place->line));
 }
-void __ubsan_handle_out_of_bounds_abort(Place* place, uintptr_t index) {
-  __ubsan_handle_out_of_bounds(place, index);
+void __ubsan_handle_out_of_bounds(Place* place, uintptr_t index) {
+  at_place(place, "index " + std::to_string(static_cast<intptr_t>(index)) + " beyond an array");
+}
+void __ubsan_handle_type_mismatch_v1(Place* place, uintptr_t) {
+  at_place(place, "misaligned address");
+}
+
+// What kernels call in the place of these (__init__.py renames them in their object).
+void* jitops_memcpy(void* to, const void* from, size_t size) {
+  __tsan_read_range(const_cast<void*>(from), static_cast<long>(size));
+  __tsan_write_range(to, static_cast<long>(size));
+  return std::memcpy(to, from, size);
+}
+void* jitops_memmove(void* to, const void* from, size_t size) {
+  __tsan_read_range(const_cast<void*>(from), static_cast<long>(size));
+  __tsan_write_range(to, static_cast<long>(size));
+  return std::memmove(to, from, size);
+}
+void* jitops_memset(void* to, int value, size_t size) {
+  __tsan_write_range(to, static_cast<long>(size));
+  return std::memset(to, value, size);
 }
 }

@@ -97,6 +97,24 @@ __global__ void passed_on_in_a_warp(const float* x, float* out, int64_t) {
   out[threadIdx.x] = part[31 - threadIdx.x];
 }
 
+__global__ void passed_on_in_halves_of_a_warp(const float* x, float* out, int64_t) {
+  __shared__ __align__(16) float part[32];
+  const unsigned mask = threadIdx.x < 16 ? 0x0000ffffu : 0xffff0000u;
+  for (int round = 0; round < 3; ++round) {
+    part[threadIdx.x] = x[threadIdx.x] + static_cast<float>(round);
+    __syncwarp(mask);
+    out[threadIdx.x] = part[threadIdx.x ^ 15];
+    __syncwarp(mask);
+  }
+}
+
+__global__ void adds_up_atomically(const float* x, float* out, int64_t n) {
+  const int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+  if (i < n) out[i] = 0;  // a block its own
+  __syncthreads();
+  if (i < n) atomicAdd(&out[i / blockDim.x * blockDim.x], x[i]);
+}
+
 __global__ void fours(const float* x, float* out, int64_t n) {
   const int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
   if (i < n / 4) reinterpret_cast<float4*>(out)[i] = reinterpret_cast<const float4*>(x)[i];
@@ -226,6 +244,52 @@ __global__ void reads_an_absent_lane(const float* x, float* out, int64_t) {
 
 __global__ void blocks_write_one(const float* x, float* out, int64_t) { out[0] = x[blockIdx.x]; }
 
+__global__ void blocks_read_what_another_writes(const float* x, float* out, int64_t) {
+  out[blockIdx.x] = x[blockIdx.x];
+  if (blockIdx.x == 1) out[1] += out[0];
+}
+
+__global__ void reads_beside_atomics(const float* x, float* out, int64_t) {
+  if (blockIdx.x == 0 && threadIdx.x == 0) {
+    for (int i = 0; i < 64; ++i) out[i] = x[i];
+  } else {
+    atomicAdd(&out[threadIdx.x], 1.0f);
+  }
+}
+
+__global__ void all_write_one_result(const float* x, float* out, int64_t) {
+  out[threadIdx.x] = 0;
+  __syncthreads();
+  out[0] = x[threadIdx.x];
+}
+
+__global__ void misaligned_in_pieces(const float* x, float* out, int64_t n) {
+  const int64_t i = threadIdx.x;
+  if (i >= n - 4) return;
+  const float4 four = *reinterpret_cast<const float4*>(x + i);
+  out[i] = four.x + four.y * four.z - four.w;
+}
+
+__global__ void copies_too_much(const float* x, float* out, int64_t n) {
+  if (threadIdx.x == 0) memcpy(out, x, static_cast<size_t>(n) * 4 + 4);
+}
+
+__global__ void much_static_shared(const float* x, float* out, int64_t n) {
+  __shared__ float part[13000];
+  for (int i = threadIdx.x; i < 13000; i += blockDim.x) part[i] = x[i % n];
+  __syncthreads();
+  out[threadIdx.x] = part[threadIdx.x + 12900];
+}
+
+__global__ void counts_in_a_static_variable(const float*, float* out, int64_t) {
+  static int count;
+  out[threadIdx.x] = static_cast<float>(++count);
+}
+
+__global__ void writes_its_input(const float* x, float* out, int64_t) {
+  out[threadIdx.x] = const_cast<float*>(x)[threadIdx.x] = 1;
+}
+
 __global__ void more_than_asked_for(const float*, float* out, int64_t n) {
   reinterpret_cast<float*>(dynamic_shared)[n] = 1;
   out[threadIdx.x] = 1;
@@ -249,6 +313,8 @@ const char* launch_planted(const char* name, const float* x, float* out, int64_t
       {"intrinsics", intrinsics, one, warp},
       {"atomics", atomics, one, dim3(128)},
       {"passed_on_in_a_warp", passed_on_in_a_warp, one, warp},
+      {"passed_on_in_halves_of_a_warp", passed_on_in_halves_of_a_warp, one, warp},
+      {"adds_up_atomically", adds_up_atomically, dim3(2), warp},
       {"fours", fours, dim3(2), warp},
       {"reads_one_too_many", reads_one_too_many, one, warp},
       {"writes_one_too_many", writes_one_too_many, one, warp},
@@ -271,6 +337,14 @@ const char* launch_planted(const char* name, const float* x, float* out, int64_t
       {"mask_of_too_many", mask_of_too_many, one, warp},
       {"reads_an_absent_lane", reads_an_absent_lane, one, warp},
       {"blocks_write_one", blocks_write_one, dim3(2), one},
+      {"blocks_read_what_another_writes", blocks_read_what_another_writes, dim3(2), one},
+      {"reads_beside_atomics", reads_beside_atomics, dim3(2), two_warps},
+      {"all_write_one_result", all_write_one_result, one, two_warps},
+      {"misaligned_in_pieces", misaligned_in_pieces, one, two_warps},
+      {"copies_too_much", copies_too_much, one, two_warps},
+      {"much_static_shared", much_static_shared, one, two_warps},
+      {"counts_in_a_static_variable", counts_in_a_static_variable, one, two_warps},
+      {"writes_its_input", writes_its_input, one, two_warps},
       {"more_than_asked_for", more_than_asked_for, one, one},
       {"block_of_2048", indices, one, dim3(2048)},
       {"block_of_1_by_1_by_65", indices, one, dim3(1, 1, 65)},

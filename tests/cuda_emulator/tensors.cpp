@@ -69,14 +69,14 @@ extern "C" {
 JITOPS_HIDDEN Error torch_get_const_data_ptr(Handle tensor, const void** data) {
   JITOPS_TORCHS(torch_get_const_data_ptr);
   const Error error = original(tensor, data);
-  if (!error) know(tensor, span_of(tensor, *data));
+  if (!error) know(tensor, span_of(tensor, *data), false);
   return error;
 }
 
 JITOPS_HIDDEN Error torch_get_mutable_data_ptr(Handle tensor, void** data) {
   JITOPS_TORCHS(torch_get_mutable_data_ptr);
   const Error error = original(tensor, data);
-  if (!error) know(tensor, span_of(tensor, *data));
+  if (!error) know(tensor, span_of(tensor, *data), true);
   return error;
 }
 

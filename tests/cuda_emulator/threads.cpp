@@ -150,7 +150,7 @@ int warp_of(int thread) { return thread / kWarp; }
 unsigned lanes_with(int warp, State state, bool equal) {
   unsigned lanes = 0;
   for (int i = 0; i < kWarp; ++i) {
-    const size_t thread = static_cast<size_t>(warp * kWarp + i);
+    const auto thread = static_cast<size_t>(warp * kWarp + i);
     if (thread < threads.size() && (threads[thread].state == state) == equal) lanes |= 1u << i;
   }
   return lanes;
@@ -173,6 +173,23 @@ bool pass_barrier() {
     thread.state = State::kReady;
   }
   return true;
+}
+
+// All that these lanes did comes before all that they will do.
+void order(int warp, unsigned mask) {
+  Clock joined{};
+  const auto each = [&](const auto& f) {
+    for (int i = 0; i < kWarp; ++i) {
+      if (mask >> i & 1) f(now.clocks[static_cast<size_t>(warp * kWarp + i)], i);
+    }
+  };
+  each([&](const Clock& clock, int) {
+    for (int i = 0; i < kWarp; ++i) joined[i] = std::max(joined[i], clock[i]);
+  });
+  each([&](Clock& clock, int lane) {
+    clock = joined;
+    ++clock[lane];
+  });
 }
 
 void run_block(uint64_t seed) {
@@ -264,7 +281,7 @@ const Meeting* meet(unsigned mask, uint64_t value, const char* name, Where where
   for (int i = 0; i < kWarp; ++i) {
     if (mask >> i & 1) threads[static_cast<size_t>(warp * kWarp + i)].state = State::kReady;
   }
-  if (mask == living && std::string(name) == "__syncwarp") ++now.warp_phase[warp];
+  if (std::string(name) == "__syncwarp") order(warp, mask);  // shuffles and votes order no memory
   return meeting.get();
 }
 
@@ -294,7 +311,9 @@ const char* run(Index grid, Index block, size_t shared_bytes, void* stream, cons
   const std::lock_guard<std::mutex> guard(one_at_a_time);
   if (const char* error = invalid(grid, block, stream, expected_stream())) return error;
   problem.clear();
-  ++now.launch;
+  static uint32_t launches = 0;
+  ++launches;
+  now.first = now.visit + 1;
   begin_launch(shared_bytes, &problem);
   if (!problem.empty()) return problem.c_str();
   grid_ = grid;
@@ -312,17 +331,17 @@ const char* run(Index grid, Index block, size_t shared_bytes, void* stream, cons
   meetings.assign((count + kWarp - 1) / kWarp, {});
   // Blocks and threads in another order each time: a result that depends on it shows.
   const uint64_t blocks = uint64_t{grid.x} * grid.y * grid.z;
-  const uint64_t seed = now.launch * 0x9e3779b97f4a7c15u >> 33;
+  const uint64_t seed = launches * 0x9e3779b97f4a7c15u >> 33;
   uint64_t step = seed % blocks + 1;
   while (std::gcd(step, blocks) != 1) ++step;
   uint64_t number = seed % blocks;
   for (uint64_t i = 0; i < blocks && problem.empty(); ++i, number = (number + step) % blocks) {
     at_ = {static_cast<unsigned>(number % grid.x), static_cast<unsigned>(number / grid.x % grid.y),
            static_cast<unsigned>(number / grid.x / grid.y)};
-    now.block = static_cast<uint32_t>(number);
     ++now.visit;
     now.phase = 0;
-    now.warp_phase.assign(meetings.size(), 0);
+    now.clocks.assign(count, {});
+    for (size_t one = 0; one < count; ++one) now.clocks[one][one % kWarp] = 1;
     for (Thread& one : threads) one.state = State::kReady;
     run_block(seed + i);
   }
