@@ -129,10 +129,9 @@ WRONG = {
     "wait_apart": r"divergent threads: 32 wait .*:(\d+), 32 wait .* at planted.cu:\d+, 0 have",
     "mask_of_too_few": r"__shfl_xor_sync at .* with mask 0x0000ffff, which has not the lane",
     "reads_an_absent_lane": "reads from lane 20, which its mask 0x0000ffff has not",
-    "much_static_shared": "more than 49152 bytes of shared memory",
     "counts_in_a_static_variable": "race in a static variable",
     "all_write_one_result": "race in global memory: written without a barrier after thread",
-    "blocks_write_one": "race in global memory: written without a barrier after another block wrote",
+    "blocks_write_one": "race in global memory: written without a barrier after another block",
     "blocks_read_what_another_writes": "race in global memory|read before it was written",
     "reads_beside_atomics": "race in global memory|read before it was written",
     "block_of_2048": "invalid configuration argument",
@@ -172,6 +171,9 @@ def test_dynamic_shared_memory_has_the_size_of_the_launch():
         RuntimeError, match="an access 16 bytes from its begin, with 16 bytes asked"
     ):
         run("more_than_asked_for", torch.rand(64), n=4, size=1, shared_bytes=16)
+    run("much_static_shared", torch.rand(64), shared_bytes=9000)
+    with pytest.raises(RuntimeError, match="more than 49152 bytes of shared memory"):
+        run("much_static_shared", torch.rand(64), shared_bytes=9200)  # 40,000 of its own
     with pytest.raises(RuntimeError, match="of shared memory, more than 49152 bytes"):
         run("more_than_asked_for", torch.rand(64), n=4, size=1, shared_bytes=49153)
 

@@ -275,10 +275,10 @@ __global__ void copies_too_much(const float* x, float* out, int64_t n) {
 }
 
 __global__ void much_static_shared(const float* x, float* out, int64_t n) {
-  __shared__ float part[13000];
-  for (int i = threadIdx.x; i < 13000; i += blockDim.x) part[i] = x[i % n];
+  __shared__ float part[10000];
+  for (int i = threadIdx.x; i < 10000; i += blockDim.x) part[i] = x[i % n];
   __syncthreads();
-  out[threadIdx.x] = part[threadIdx.x + 12900];
+  out[threadIdx.x] = part[threadIdx.x + 9900];
 }
 
 __global__ void counts_in_a_static_variable(const float*, float* out, int64_t) {
