@@ -14,6 +14,12 @@ namespace {
 
 constexpr int64_t kBlockElements = 4096;  // an element is four exponentials
 
+// What `gates` keep of the input gate and the candidate for the backward pass: what their functions
+// gave, as torch's own sigmoid does, or in half precision what these were given, which says more
+// where they are flat.
+template <typename T>
+constexpr bool kKeepsResults = std::is_same_v<T, acc_t<T>>;
+
 template <typename T, typename A = acc_t<T>>
 JITOPS_KERNEL void forward_row(T* gates, const T* recurrent, const T* bias, const A* old_state,
                                A* state, T* h, T* cell, int64_t size) {
@@ -24,10 +30,11 @@ JITOPS_KERNEL void forward_row(T* gates, const T* recurrent, const T* bias, cons
                 cpu::load(bias[size + j]);
     const A z = A(cpu::load(gates[2 * size + j])) + cpu::load(recurrent[2 * size + j]) +
                 cpu::load(bias[2 * size + j]);
-    cpu::store(gates[j], i);
+    const A open = cpu::sigmoid(i), candidate = cpu::elu(z);
+    cpu::store(gates[j], kKeepsResults<T> ? open : i);
     cpu::store(gates[size + j], o);
-    cpu::store(gates[2 * size + j], z);
-    const A c = old_state[j] + cpu::elu(z) * cpu::sigmoid(i);
+    cpu::store(gates[2 * size + j], kKeepsResults<T> ? candidate : z);
+    const A c = old_state[j] + candidate * open;
     state[j] = c;
     cpu::store(cell[j], c);
     cpu::store(h[j], cpu::tanh_sigmoid(c, o));
@@ -40,11 +47,10 @@ JITOPS_KERNEL void backward_row(const T* gates, const T* cell, const T* from_out
                                 const T* from_next, A* state, T* grad_gates, int64_t size) {
 #pragma omp simd
   for (int64_t j = 0; j < size; ++j) {
-    const A i = cpu::sigmoid(A(cpu::load(gates[j])));
+    A i = cpu::load(gates[j]), z = cpu::load(gates[2 * size + j]);
+    if constexpr (!kKeepsResults<T>) i = cpu::sigmoid(i), z = cpu::elu(z);
     const A o = cpu::sigmoid(A(cpu::load(gates[size + j])));
-    const A below = cpu::expm1(A(cpu::load(gates[2 * size + j])));  // elu where z < 0
-    const A before = cpu::load(gates[2 * size + j]);
-    const A z = before > 0 ? before : below, slope = before > 0 ? A(1) : below + 1;
+    const A slope = z > 0 ? A(1) : z + 1;
     const A t = cpu::tanh(A(cpu::load(cell[j])));
     const A grad_h = A(cpu::load(from_outside[j])) + A(cpu::load(from_next[j]));
     const A grad_c = state[j] + grad_h * o * (1 - t * t);
@@ -107,8 +113,9 @@ void backward_cpu(const Params& params) {
   const auto or_zeros = [&](const T* row) { return row ? row : zeros.data(); };
   const cpu::RowBlocks blocks(params.rows, size, kBlockElements);
   blocks.for_each([&](int64_t, int64_t from, int64_t to) {
+    std::vector<A> scratch(params.state ? 0 : size);
     for (int64_t row = from; row < to; ++row) {
-      A* state = row_of<A>(params.state, row, size);
+      A* state = params.state ? row_of<A>(params.state, row, size) : scratch.data();
       if (params.grad_cell) {
         widen(row_of<T>(params.grad_cell, row, size), state, size);
       } else if (params.last) {
@@ -163,6 +170,7 @@ struct Inputs {
     check(steps > 0, "input", " must have at least one step");
     check(h.dim() == 2 && h.size(0) == rows, "h", " must have the batch of input");
     size = h.size(1);
+    check(size > 0, "h", " must have a state of at least one element");
     check_alike("cell", cell, h);
     check(weights.dim() == 2 && weights.size(0) == 3 * size && weights.size(1) == size + features,
           "weights", " must have shape (3 size, size + features)");
@@ -214,14 +222,16 @@ struct Inputs {
   }
 };
 
-// The outputs and cells of all steps, and the gates before their functions.
+// The outputs and cells of all steps, and the gates.
 std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& input, const Tensor& weights,
                                            const Tensor& bias_, const Tensor& h,
                                            const Tensor& cell) {
   const Inputs in(input, weights, h, cell);
   const Tensor bias = dense(bias_);
   const int64_t steps = in.steps, rows = in.rows, size = in.size;
-  check(bias.numel() == 3 * size, "bias", " must have three elements for each of the state");
+  const int64_t last = bias.dim() - 1;
+  check(last >= 0 && bias.size(last) == 3 * size && (last == 0 || (last == 1 && bias.size(0) == 1)),
+        "bias", " must have shape (3 size) or (1, 3 size)");
   check_same_kind("bias", bias, in.input);
   const OnDeviceOf device(in.input);
   Tensor output = in.for_each_step(size), cells = in.for_each_step(size);
@@ -268,34 +278,38 @@ std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& input, const Tensor& we
 std::vector<Tensor> backward(const std::optional<Tensor>& grad_output,
                              const std::optional<Tensor>& grad_cell, const Tensor& input,
                              const Tensor& weights, const Tensor& bias, const Tensor& h,
-                             const Tensor& cell, const Tensor& output, const Tensor& cells,
+                             const std::optional<Tensor>& output, const Tensor& cells,
                              const Tensor& gates, bool needs_input, bool needs_weights,
                              bool needs_bias, bool needs_h, bool needs_cell) {
-  const Inputs in(input, weights, h, cell);
+  const Inputs in(input, weights, h, h);  // the first cell takes no part
   const int64_t steps = in.steps, rows = in.rows, size = in.size, features = in.features;
   const int64_t all = steps * rows;
-  check_alike("cells", cells, output);
-  check(output.is_contiguous() && cells.is_contiguous() && output.numel() == all * size, "output",
-        " must be contiguous, and that of the forward pass");
+  check(cells.is_contiguous() && cells.numel() == all * size, "cells",
+        " must be contiguous, and those of the forward pass");
+  check(output || steps == 1, "output", " must be there for more than one step");
+  if (output) {
+    check_alike("output", *output, cells);
+    check(output->is_contiguous(), "output", " must be contiguous");
+  }
   check(gates.is_contiguous() && gates.numel() == 3 * all * size, "gates",
         " must be contiguous, and those of the forward pass");
   check_same_kind("gates", gates, in.input);
-  check_same_kind("output", output, in.input);
+  check_same_kind("cells", cells, in.input);
   Tensor outside, last_cell;
   if (grad_output) {
     outside = dense(*grad_output);
-    check_alike("grad_output", outside, output);
+    check_alike("grad_output", outside, cells);
   }
   if (grad_cell) {
     last_cell = dense(*grad_cell);
-    check_alike("grad_cell", last_cell, in.cell);
+    check_alike("grad_cell", last_cell, in.h);
   }
   const OnDeviceOf device(in.input);
   const ScalarType dtype = in.input.scalar_type();
-  const Tensor grad_gates = in.for_each_step(3 * size), state = in.state();
-  Tensor grad_old_cell, next;
+  const Tensor grad_gates = in.for_each_step(3 * size);
+  Tensor grad_old_cell, next, state;
   if (needs_cell) grad_old_cell = in.for_each_row(size, dtype);
-  if (steps > 1) next = in.for_each_row(size, dtype);
+  if (steps > 1) next = in.for_each_row(size, dtype), state = in.state();
 
   const auto of_gates = [&](int64_t t) {
     return MatrixOf(grad_gates, rows, 3 * size, t * rows * 3 * size);
@@ -303,7 +317,7 @@ std::vector<Tensor> backward(const std::optional<Tensor>& grad_output,
   Params params{};
   params.rows = rows;
   params.size = size;
-  params.state = state.mutable_data_ptr();
+  params.state = steps > 1 ? state.mutable_data_ptr() : nullptr;
   for (int64_t t = steps - 1; t >= 0; --t) {
     params.last = t == steps - 1;
     if (!params.last) multiply(of_gates(t + 1), in.of_h(), {next, rows, size});
@@ -331,7 +345,7 @@ std::vector<Tensor> backward(const std::optional<Tensor>& grad_output,
       Tensor first = MatrixOf(before, rows, size).view();
       torch::stable::copy_(first, in.h);
       Tensor rest = MatrixOf(before, all - rows, size, rows * size).view();
-      torch::stable::copy_(rest, MatrixOf(output, all - rows, size).view());
+      torch::stable::copy_(rest, MatrixOf(*output, all - rows, size).view());
     }
     multiply(every.transposed(), {before, all, size},
              {gradient, 3 * size, size, size + features, 0});

@@ -3,7 +3,7 @@
 // Both passes are bound by memory. The floor of a step, for rows * size elements of s bytes, with a
 // running state of a bytes an element:
 //   forward   7 s read and 5 s written; in half precision 6 s, 5 s and 2 a
-//   backward  5 s read and 3 s written (one s more after the last step); 2 a
+//   backward  5 s read and 3 s written (one s more after the last step); 2 a, but of a single step
 // An element is a thread's work, in packs where they fit; each is written by the thread that reads
 // it, so that there is nothing to synchronise and nothing to add up between threads.
 #include "lltm.h"
@@ -104,7 +104,7 @@ __global__ void __launch_bounds__(cuda::kMaxThreads) backward_kernel(Params para
       const A grad_h = A(load(outside.values[k])) + A(load(next.values[k]));
       const A arrived = params.last ? A(load(last.values[k])) : state[at + k];
       const A grad_c = arrived + grad_h * o * (A(1) - t * t);
-      state[at + k] = grad_c;
+      if (state) state[at + k] = grad_c;
       store(gi.values[k], grad_c * z * (i * (A(1) - i)));
       store(go.values[k], grad_h * t * (o * (A(1) - o)));
       store(gz.values[k], grad_c * i * slope);

@@ -10,7 +10,8 @@ namespace jitops::lltm {
 
 // One time step, all between two matrix products. All matrices are dense, of the element type T but
 // those said to be of acc_t<T>, in which cells and their gradients are added up over time.
-//   gates (rows, 3 size): input gate i, output gate o, candidate z, before their functions
+//   gates (rows, 3 size): input gate i, output gate o, candidate z, before their functions; on the
+//     CPU the forward pass may leave there what the functions of i and z gave
 //   cell = old_cell + elu(z) sigmoid(i);  h = tanh(cell) sigmoid(o)
 struct Params {
   int64_t rows;
@@ -22,7 +23,7 @@ struct Params {
   const void* bias;       // (3 size,)
   const void* old_cell;   // (rows, size): null in all steps but 0 if there is a `state`
   void* state;            // (rows, size) of acc_t<T>: the running cell, null where T is acc_t<T>;
-                          // backward: the running gradient of the cell
+                          // backward: the running gradient of the cell, null for a single step
   void* h;                // (rows, size): written
   void* cell;             // (rows, size): written; backward: read
 

@@ -67,6 +67,7 @@ _in_transform._dynamo_marked_constant = True  # type: ignore[attr-defined]
 # ---- the call ------------------------------------------------------------------------------------
 
 _wrapped = torch._C._functorch.is_functorch_wrapped_tensor
+_batched = torch._C._functorch.is_legacy_batchedtensor
 
 
 def apply(function: type[torch.autograd.Function], *args: Any) -> Any:
@@ -96,11 +97,12 @@ def reduce(loss: Tensor, reduction: int) -> Tensor:
 
 def needs_torch_backward(*grads: Tensor | None) -> bool:
     """Whether the backward pass is recorded (``create_graph=True``), batched or in forward mode."""
-    return (
-        torch.is_grad_enabled()
-        or needs_torch_path()
-        or any(g is not None and torch._C._functorch.is_legacy_batchedtensor(g) for g in grads)
-    )
+    if torch.is_grad_enabled() or needs_torch_path():
+        return True
+    for grad in grads:  # noqa: SIM110 - any() takes twice as long
+        if grad is not None and _batched(grad):
+            return True
+    return False
 
 
 def differentiable(

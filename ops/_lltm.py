@@ -14,6 +14,28 @@ from ops._op import built_in
 _op = built_in("lltm")
 
 
+def quick(dim: int, *tensors: Tensor) -> tuple[Tensor, Tensor] | None:
+    """What :func:`run` gives, of tensors that only the compiled operator has checked.
+
+    Its checks are complete, and those in Python a tenth of a small step. ``None`` where it does not
+    take part, or refuses: then whatever is wrong with the tensors is found by those in Python.
+    """
+    input = tensors[0]
+    if (
+        not isinstance(input, Tensor)
+        or input.dim() != dim
+        or _autograd.needs_torch_path()
+        or torch.compiler.is_compiling()
+        or _op.backend_for(input) == "torch"
+        or torch.is_autocast_enabled("cpu" if input.is_cpu else "cuda")
+    ):
+        return None
+    try:
+        return _autograd.apply(LLTMFunction, *tensors)
+    except (RuntimeError, TypeError):
+        return None  # said again by run, unless the checks say it better
+
+
 def run(*tensors: Tensor) -> tuple[Tensor, Tensor]:
     """Outputs and last cell of checked tensors, on the back end that is asked for."""
     if _autograd.needs_torch_path() or _op.backend_for(tensors[0]) == "torch":
@@ -52,25 +74,28 @@ class LLTMFunction(torch.autograd.Function):
     def forward(
         ctx: Any, input: Tensor, weights: Tensor, bias: Tensor, h: Tensor, cell: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Keeps the gates before their functions, the outputs and the cells."""
+        """Keeps the gates, the cells and, of a sequence, the outputs."""
         output, cells, gates = torch.ops.jitops.lltm_forward.default(input, weights, bias, h, cell)
-        ctx.save_for_backward(input, weights, bias, h, cell, output, cells, gates)
         ctx.set_materialize_grads(False)  # of an output that is not used
-        return output, (cells if input.dim() == 2 else cells[-1].clone())
+        if input.dim() == 2:
+            ctx.save_for_backward(input, weights, bias, h, cell, None, cells, gates)
+            return output, cells
+        ctx.save_for_backward(input, weights, bias, h, cell, output, cells, gates)
+        return output, cells[-1].clone()
 
     @staticmethod
     def backward(
         ctx: Any, grad_output: Tensor | None, grad_cell: Tensor | None
     ) -> tuple[Tensor | None, ...]:
         """Back through time once, then a product for each gradient asked for."""
-        input, weights, bias, h, cell, *forward = ctx.saved_tensors
+        input, weights, bias, h, cell, output, cells, gates = ctx.saved_tensors
         grads, needed = (grad_output, grad_cell), ctx.needs_input_grad
         if _autograd.needs_torch_backward(*grads):
             inputs = (input, weights, bias, h, cell)
             gradients = _autograd.differentiable(_torch_path, inputs, (), needed, grads)
         else:
             gradients = torch.ops.jitops.lltm_backward.default(
-                *grads, input, weights, bias, h, cell, *forward, *needed
+                *grads, input, weights, bias, h, output, cells, gates, *needed
             )
         return tuple(_autograd.place(gradients, needed))
 
@@ -88,7 +113,8 @@ def _forward_shapes(
 def _backward_shapes(
     grad_output: Tensor | None, grad_cell: Tensor | None, *rest: Any
 ) -> list[Tensor]:
-    tensors = zip(rest[:5], rest[8:], strict=True)
+    input, weights, bias, h = rest[:4]
+    tensors = zip((input, weights, bias, h, h), rest[7:], strict=True)
     return [tensor.new_empty(tensor.shape) for tensor, need in tensors if need]
 
 
@@ -99,7 +125,7 @@ _autograd.define(
 )
 _autograd.define(
     "lltm_backward(Tensor? grad_output, Tensor? grad_cell, Tensor input, Tensor weights, "
-    "Tensor bias, Tensor h, Tensor cell, Tensor output, Tensor cells, Tensor gates, "
+    "Tensor bias, Tensor h, Tensor? output, Tensor cells, Tensor gates, "
     "bool needs_input, "
     "bool needs_weights, bool needs_bias, bool needs_h, bool needs_cell) -> Tensor[]",
     _backward_shapes,

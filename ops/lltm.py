@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from ops import _checks
 from ops._errors import ArgumentError, ArgumentTypeError
-from ops._lltm import LLTMFunction, run
+from ops._lltm import LLTMFunction, quick, run
 
 __all__ = ["LLTM", "LLTMFunction", "LLTMState", "lltm", "lltm_sequence"]
 
@@ -69,8 +69,10 @@ def lltm(input: Tensor, weights: Tensor, bias: Tensor, h: Tensor, cell: Tensor) 
         gradient are added up in float32 over all steps of a sequence. Deterministic where torch's
         matrix products are. Under autocast, computes in the autocast dtype, as these do.
     """
-    input, weights, bias, h, cell = _checked(input, weights, bias, h, cell, dim=2)
-    return LLTMState(*run(input, weights, bias, h, cell))
+    state = quick(2, input, weights, bias, h, cell)
+    if state is None:
+        state = run(*_checked(input, weights, bias, h, cell, dim=2))
+    return LLTMState(*state)
 
 
 def lltm_sequence(

@@ -52,7 +52,8 @@ def operator_samples(shape):
             kept = forward(x, w, b, h, c)
             for needed in ((True,) * 5, (False, True, False, True, False), (False,) * 5):
                 for grads in ((kept[0], c), (kept[0], None), (None, c)):
-                    arguments = (*grads, x, w, b, h, c, *kept, *needed)
+                    output = kept[0] if len(shape) == 3 else None
+                    arguments = (*grads, x, w, b, h, output, *kept[1:], *needed)
                     yield torch.ops.jitops.lltm_backward.default, arguments
 
     return samples

@@ -85,6 +85,11 @@ JITOPS_KERNEL void multiply_dense(const Matrix<const A>& a, const Matrix<const A
   for (; j + kTileVectors * kCount <= c.cols; j += kTileVectors * kCount) {
     column_of_tiles<kTileRows, kTileVectors>(a, b, c, j);
   }
+  if constexpr (kTileVectors == 4) {
+    for (; j + 2 * kCount <= c.cols; j += 2 * kCount) {
+      column_of_tiles<2 * kTileRows, 2>(a, b, c, j);
+    }
+  }
   for (; j + kCount <= c.cols; j += kCount) {
     column_of_tiles<kTileRows * kTileVectors / 2, 1>(a, b, c, j);
   }
