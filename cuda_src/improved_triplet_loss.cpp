@@ -206,7 +206,7 @@ std::tuple<Tensor, Tensor> forward(const Tensor& anchor, const Tensor& positive,
 
   const auto batch = anchor.sizes().slice(0, anchor.dim() - 1);
   const bool reduces = params.reduction != Reduction::kNone;
-  Tensor loss = empty(reduces ? batch.slice(0, 0) : batch, anchor.scalar_type(), anchor);
+  Tensor loss = empty(reduces ? batch.slice(0, 0) : batch, anchor);
   Tensor state = empty(batch, ScalarType::Byte, anchor);
   params.loss = loss.mutable_data_ptr();
   params.state = static_cast<uint8_t*>(state.mutable_data_ptr());

@@ -14,9 +14,8 @@ namespace {
 
 constexpr int64_t kBlockElements = 4096;  // an element is four exponentials
 
-// What `gates` keep of the input gate and the candidate for the backward pass: what their functions
-// gave, as torch's own sigmoid does, or in half precision what these were given, which says more
-// where they are flat.
+// What `gates` keep for the backward pass: what the gates' functions gave, as torch's own sigmoid
+// does, or in half precision what these were given, which says more where they are flat.
 template <typename T>
 constexpr bool kKeepsResults = std::is_same_v<T, acc_t<T>>;
 
@@ -30,14 +29,14 @@ JITOPS_KERNEL void forward_row(T* gates, const T* recurrent, const T* bias, cons
                 cpu::load(bias[size + j]);
     const A z = A(cpu::load(gates[2 * size + j])) + cpu::load(recurrent[2 * size + j]) +
                 cpu::load(bias[2 * size + j]);
-    const A open = cpu::sigmoid(i), candidate = cpu::elu(z);
-    cpu::store(gates[j], kKeepsResults<T> ? open : i);
-    cpu::store(gates[size + j], o);
+    const A in = cpu::sigmoid(i), out = cpu::sigmoid(o), candidate = cpu::elu(z);
+    cpu::store(gates[j], kKeepsResults<T> ? in : i);
+    cpu::store(gates[size + j], kKeepsResults<T> ? out : o);
     cpu::store(gates[2 * size + j], kKeepsResults<T> ? candidate : z);
-    const A c = old_state[j] + candidate * open;
+    const A c = old_state[j] + candidate * in;
     state[j] = c;
     cpu::store(cell[j], c);
-    cpu::store(h[j], cpu::tanh_sigmoid(c, o));
+    cpu::store(h[j], cpu::tanh(c) * out);
   }
 }
 
@@ -47,9 +46,8 @@ JITOPS_KERNEL void backward_row(const T* gates, const T* cell, const T* from_out
                                 const T* from_next, A* state, T* grad_gates, int64_t size) {
 #pragma omp simd
   for (int64_t j = 0; j < size; ++j) {
-    A i = cpu::load(gates[j]), z = cpu::load(gates[2 * size + j]);
-    if constexpr (!kKeepsResults<T>) i = cpu::sigmoid(i), z = cpu::elu(z);
-    const A o = cpu::sigmoid(A(cpu::load(gates[size + j])));
+    A i = cpu::load(gates[j]), o = cpu::load(gates[size + j]), z = cpu::load(gates[2 * size + j]);
+    if constexpr (!kKeepsResults<T>) i = cpu::sigmoid(i), o = cpu::sigmoid(o), z = cpu::elu(z);
     const A slope = z > 0 ? A(1) : z + 1;
     const A t = cpu::tanh(A(cpu::load(cell[j])));
     const A grad_h = A(cpu::load(from_outside[j])) + A(cpu::load(from_next[j]));
@@ -186,17 +184,17 @@ struct Inputs {
   Tensor for_each_step(int64_t cols) const {
     const std::array<int64_t, 3> all{steps, rows, cols};
     const size_t dims = static_cast<size_t>(input.dim());
-    return empty({all.data() + 3 - dims, dims}, input.scalar_type(), input);
+    return empty({all.data() + 3 - dims, dims}, input);
   }
-  Tensor for_each_row(int64_t cols, ScalarType dtype) const {
+  Tensor for_each_row(int64_t cols) const {
     const std::array<int64_t, 2> sizes{rows, cols};
-    return empty(sizes, dtype, input);
+    return empty(sizes, input);
   }
   // h and input side by side, where one product of both is faster than two: on the CPU, of a step.
   std::optional<Tensor> joined() const {
 #ifndef USE_CUDA
     if (steps == 1) {
-      const Tensor both = for_each_row(size + features, input.scalar_type());
+      const Tensor both = for_each_row(size + features);
       const auto bytes = static_cast<int64_t>(input.element_size());
       char* to = static_cast<char*>(both.mutable_data_ptr());
       const auto append = [&](const Tensor& from, int64_t row, int64_t cols) {
@@ -218,7 +216,8 @@ struct Inputs {
     return dtype == ScalarType::BFloat16 || dtype == ScalarType::Half;
   }
   Tensor state() const {
-    return for_each_row(size, half() ? ScalarType::Float : input.scalar_type());
+    const std::array<int64_t, 2> sizes{rows, size};
+    return half() ? empty(sizes, ScalarType::Float, input) : empty(sizes, input);
   }
 };
 
@@ -242,7 +241,7 @@ std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& input, const Tensor& we
     multiply({*joined, rows, size + in.features}, in.of_both().transposed(),
              {gates, rows, 3 * size});
   } else {
-    recurrent = in.for_each_row(3 * size, in.input.scalar_type());
+    recurrent = in.for_each_row(3 * size);
     multiply({in.input, steps * rows, in.features}, in.of_input().transposed(),
              {gates, steps * rows, 3 * size});
   }
@@ -305,11 +304,10 @@ std::vector<Tensor> backward(const std::optional<Tensor>& grad_output,
     check_alike("grad_cell", last_cell, in.h);
   }
   const OnDeviceOf device(in.input);
-  const ScalarType dtype = in.input.scalar_type();
   const Tensor grad_gates = in.for_each_step(3 * size);
   Tensor grad_old_cell, next, state;
-  if (needs_cell) grad_old_cell = in.for_each_row(size, dtype);
-  if (steps > 1) next = in.for_each_row(size, dtype), state = in.state();
+  if (needs_cell) grad_old_cell = in.for_each_row(size);
+  if (steps > 1) next = in.for_each_row(size), state = in.state();
 
   const auto of_gates = [&](int64_t t) {
     return MatrixOf(grad_gates, rows, 3 * size, t * rows * 3 * size);
@@ -354,7 +352,7 @@ std::vector<Tensor> backward(const std::optional<Tensor>& grad_output,
   }
   if (needs_bias) gradients.push_back(column_sums(every, bias.sizes()));
   if (needs_h) {
-    gradients.push_back(in.for_each_row(size, dtype));
+    gradients.push_back(in.for_each_row(size));
     multiply(of_gates(0), in.of_h(), {gradients.back(), rows, size});
   }
   if (needs_cell) gradients.push_back(grad_old_cell);

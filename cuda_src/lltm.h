@@ -11,7 +11,7 @@ namespace jitops::lltm {
 // One time step, all between two matrix products. All matrices are dense, of the element type T but
 // those said to be of acc_t<T>, in which cells and their gradients are added up over time.
 //   gates (rows, 3 size): input gate i, output gate o, candidate z, before their functions; on the
-//     CPU the forward pass may leave there what the functions of i and z gave
+//     CPU the forward pass may leave there what these gave
 //   cell = old_cell + elu(z) sigmoid(i);  h = tanh(cell) sigmoid(o)
 struct Params {
   int64_t rows;

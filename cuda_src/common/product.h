@@ -45,8 +45,7 @@ struct MatrixOf {
     TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(tensor->get(), &device_type));
     TORCH_ERROR_CODE_CHECK(aoti_torch_create_tensor_from_blob(
         data, 2, sizes, strides, 0,
-        torch::stable::detail::to<int32_t>(torch::stable::detail::from(tensor->scalar_type())),
-        device_type, tensor->get_device_index(), &handle));
+        dtype_number(*tensor), device_type, tensor->get_device_index(), &handle));
     return Tensor(handle);
   }
 
@@ -84,7 +83,7 @@ inline Tensor column_sums(const MatrixOf& a, IntHeaderOnlyArrayRef sizes) {
 #ifndef USE_CUDA
   const ScalarType dtype = a.tensor->scalar_type();
   if (a.rows <= 256 && (dtype == ScalarType::Float || dtype == ScalarType::Double)) {
-    Tensor out = empty(sizes, dtype, *a.tensor);
+    Tensor out = empty(sizes, *a.tensor);
     if (dtype == ScalarType::Float) {
       cpu::sum_columns<float>(a.as<const float>(), static_cast<float*>(out.mutable_data_ptr()));
     } else {

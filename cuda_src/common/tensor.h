@@ -48,8 +48,15 @@ inline DType dtype_of(const Tensor& tensor) {
   return DType::kFloat32;
 }
 
+// Torch's own number of a dtype: to compare, and to hand on. Its name takes ten times as long.
+inline int32_t dtype_number(const Tensor& tensor) {
+  int32_t number = 0;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(tensor.get(), &number));
+  return number;
+}
+
 inline void check_same_kind(const char* name, const Tensor& tensor, const Tensor& reference) {
-  check(tensor.scalar_type() == reference.scalar_type() &&
+  check(dtype_number(tensor) == dtype_number(reference) &&
             tensor.is_cuda() == reference.is_cuda() &&
             tensor.get_device_index() == reference.get_device_index(),
         name, " must have the dtype and device of the first tensor");
@@ -66,7 +73,7 @@ inline void check_alike(const char* name, const Tensor& tensor, const Tensor& re
 // ---- fresh memory -----------------------------------------------------------------------------
 
 // Straight to the allocator: the dispatcher's road to aten::new_empty takes five times as long.
-inline Tensor empty(IntHeaderOnlyArrayRef sizes, ScalarType dtype, const Tensor& like) {
+inline Tensor empty(IntHeaderOnlyArrayRef sizes, int32_t dtype, const Tensor& like) {
   std::vector<int64_t> strides(sizes.size());
   int64_t step = 1;
   for (size_t d = sizes.size(); d-- > 0; step *= sizes[d] > 1 ? sizes[d] : 1) strides[d] = step;
@@ -75,9 +82,14 @@ inline Tensor empty(IntHeaderOnlyArrayRef sizes, ScalarType dtype, const Tensor&
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
   TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
       static_cast<int64_t>(sizes.size()), sizes.data(), strides.data(),
-      torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype)), device_type,
-      like.get_device_index(), &handle));
+      dtype, device_type, like.get_device_index(), &handle));
   return Tensor(handle);
+}
+inline Tensor empty(IntHeaderOnlyArrayRef sizes, ScalarType dtype, const Tensor& like) {
+  return empty(sizes, torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype)), like);
+}
+inline Tensor empty(IntHeaderOnlyArrayRef sizes, const Tensor& like) {
+  return empty(sizes, dtype_number(like), like);
 }
 
 // Fresh large memory is page faults before it is anything else: ask for 2 MiB pages. This alone
@@ -95,7 +107,7 @@ inline void advise_huge_pages([[maybe_unused]] const Tensor& tensor) {
 
 // An uninitialised dense gradient for `input`.
 inline Tensor empty_gradient(const Tensor& input) {
-  Tensor gradient = empty(input.sizes(), input.scalar_type(), input);
+  Tensor gradient = empty(input.sizes(), input);
   if (!gradient.is_cuda()) advise_huge_pages(gradient);
   return gradient;
 }
