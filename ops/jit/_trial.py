@@ -109,8 +109,10 @@ def _watch(child: int, printed: int) -> tuple[str | None, str]:
             pause = min(2 * pause, 0.05)
     finally:
         if how is None:
-            os.kill(child, signal.SIGKILL)
-            os.waitpid(child, 0)
+            # It may have ended this moment, and somebody else have asked how.
+            with contextlib.suppress(ProcessLookupError, ChildProcessError):
+                os.kill(child, signal.SIGKILL)
+                os.waitpid(child, 0)
     text = (text + _read(printed, _KEPT))[-_KEPT:]  # a pipe holds no more
     return how, text.decode(errors="replace").strip()
 

@@ -96,8 +96,8 @@ LOADING = (
     Cause(
         "cannot_be_withdrawn",
         r"^loading it would (?:end the process: .{1,60} in|not end:) the older version's ",
-        "code of the version that it replaces, which runs when that is withdrawn, does not come "
-        "back",
+        "code of the version that it replaces, which runs when that is withdrawn or put back, does "
+        "not come back",
         "start a new process: in this one, what was loaded before stays in force",
     ),
     Cause(
