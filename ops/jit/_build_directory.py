@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
 from pathlib import Path
 
 from ops._errors import ArgumentError, CacheError
-from ops.jit import _compile_commands
+from ops.jit import _compile_commands, _written
 from ops.jit._cache._store import Entry
 from ops.jit._spec import Spec
 
-# The last line of text that is written there, with a digest of what comes before it: whoever else
-# writes that file, or edits it, wants to keep it.
-_SIGNED = b"// written by jitops, and not changed since: "
-_TORCHS = {  # what torch's own loader writes before text
-    "main.cpp": "#include <torch/extension.h>\n",
-    "cuda.cu": "#include <torch/types.h>\n#include <cuda.h>\n#include <cuda_runtime.h>\n",
+_HEADERS = {  # what torch's own loader writes before text
+    "main.cpp": ["#include <torch/extension.h>"],
+    "cuda.cu": [
+        "#include <torch/types.h>",
+        "#include <cuda.h>",
+        "#include <cuda_runtime.h>",
+    ],
 }
-_BINARY = (b"\x7fELF", b"\xcf\xfa\xed\xfe")
 
 
 def made(folder: Path, spec: Spec) -> Path:
@@ -38,6 +36,8 @@ def made(folder: Path, spec: Spec) -> Path:
         names += ["main.cpp", *(["cuda.cu"] if spec.cuda_sources else [])]
     for name in names:
         _refuse(folder / name, spec)
+    for name in (_compile_commands.NAME, f"{spec.name}.so"):
+        _refuse_special(folder / name)
     return folder
 
 
@@ -50,54 +50,70 @@ def put(spec: Spec, entry: Entry, folder: Path) -> Path:
     """
     library = str(entry.manifest["library"]["file"])
     try:
-        _compile_commands.put(entry, folder)
-        for name in (library, *_TORCHS):
-            content = entry.content(name)
-            if content is None:
-                continue
-            if name != library:
-                content = _signed(content)
-            target = folder / name
-            if target.is_file() and target.read_bytes() == content:
+        _put_commands(entry, folder / _compile_commands.NAME)
+        for name in (library, *_HEADERS):
+            content, target = entry.content(name), folder / name
+            if content is None or (_written.is_plain(target) and _written.read(target) == content):
                 continue
             if name != library or spec.is_standalone:
                 _refuse(target, spec)
-            draft = folder / f".{name}.{os.getpid()}"
-            draft.write_bytes(content)
-            draft.chmod(0o755 if name == library else 0o644)
-            draft.replace(target)
+            _refuse_special(target)
+            _written.put(target, content, 0o755 if name == library else 0o644)
     except OSError as error:
         raise CacheError(f"{spec.name} cannot be copied to {folder}: {error}") from error
     return folder / library
 
 
+def _put_commands(entry: Entry, target: Path) -> None:
+    """The editors' file, unless that of another build is there."""
+    _refuse_special(target)
+    content = _compile_commands.text(entry, target.parent).encode()
+    if _written.kind(target) is not None:
+        if not _written.is_plain(target):
+            return
+        present = _written.read(target)
+        if present == content or not _written.is_ours(target, present):
+            return
+    _written.put(target, content, 0o644)
+
+
 def _refuse(path: Path, spec: Spec) -> None:
-    """A file that cannot be told to be a product of ours or of torch's."""
+    """What cannot be told to be a product of ours, or text of torch's own loader."""
+    _refuse_special(path)
+    found = _written.kind(path)
+    if found in (None, _written.FOLDER):  # nothing is written over a folder
+        return
+    if not _written.is_plain(path):
+        raise _not_ours(path, f", {found}")
     try:
-        content = path.read_bytes()
-    except OSError:
-        return  # none there; or a folder, which nothing is written over
-    if path.name not in _TORCHS:
-        product = content.startswith(_BINARY)
-    else:
-        texts = spec.cpp_sources if path.name == "main.cpp" else spec.cuda_sources
-        text = _TORCHS[path.name] + "\n".join(texts)
-        product = _is_signed(content) or content.startswith(text.encode())
-    if content and not product:
-        raise ArgumentError(
-            f"build_directory must have no {path.name} but one that the loader wrote, got {path}: "
-            f"move or delete it, or name another folder"
-        )
+        content = _written.read(path)
+        ours = not content or _written.is_ours(path, content)
+    except OSError as error:
+        raise _not_ours(path, f", which cannot be read: {error}") from error
+    if not ours and content != _torchs(path.name, spec):
+        raise _not_ours(path)
 
 
-def _signed(content: bytes) -> bytes:
-    return content + b"\n" + _SIGNED + _digest(content) + b"\n"
+def _refuse_special(path: Path) -> None:
+    if _written.kind(path) == _written.SPECIAL:
+        raise _not_ours(path, f", {_written.SPECIAL}")
 
 
-def _is_signed(content: bytes) -> bool:
-    before, _, digest = content.rpartition(b"\n" + _SIGNED)
-    return bool(digest) and digest.strip() == _digest(before)
+def _not_ours(path: Path, what: str = "") -> ArgumentError:
+    return ArgumentError(
+        f"build_directory must have no {path.name} but one that the loader wrote, got "
+        f"{path}{what}: move or delete it, or name another folder"
+    )
 
 
-def _digest(content: bytes) -> bytes:
-    return hashlib.sha256(content).hexdigest().encode()
+def _torchs(name: str, spec: Spec) -> bytes | None:
+    """What torch's own loader has written if it was called with the same."""
+    if name not in _HEADERS or spec.no_implicit_headers:
+        return None
+    lines = [*_HEADERS[name], *(spec.cpp_sources if name == "main.cpp" else spec.cuda_sources)]
+    if name == "main.cpp" and spec.functions is not None:
+        wrapped = "torch::wrap_pybind_function({})" if spec.with_pytorch_error_handling else "{}"
+        lines.append("PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {")
+        lines += [f'm.def("{f}", {wrapped.format(f)}, "{doc}");' for f, doc in spec.functions]
+        lines.append("}")
+    return "\n".join(lines).encode()

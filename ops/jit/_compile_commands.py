@@ -12,7 +12,6 @@ from ops.jit._cache._store import Entry
 from ops.jit._spec import RETIRE
 
 NAME = "compile_commands.json"
-_OURS = "-DTORCH_EXTENSION_NAME="  # in every command
 _HERE = "@ENTRY@"  # stands for the entry's folder, so that a cache can move
 
 
@@ -31,13 +30,6 @@ def read(entries: Iterable[Entry]) -> list[dict[str, Any]]:
         commands = _in(entry, entry.folder)
         found += [one for one in commands if Path(one["file"]).stem != RETIRE]
     return found
-
-
-def put(entry: Entry, folder: Path) -> None:
-    """Write an entry's commands to ``folder``, unless those of another build are there."""
-    target = folder / NAME
-    if not target.exists() or _OURS in target.read_text(errors="replace"):
-        target.write_text(text(entry, folder))
 
 
 def text(entry: Entry, folder: Path) -> str:

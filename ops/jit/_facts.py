@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from ops._errors import ToolchainError
-from ops.jit import _included, _key
+from ops.jit import _flags, _included, _key
 from ops.jit._cache import _notes
 from ops.jit._compile import _hardware, _toolchain
 from ops.jit._spec import Spec
@@ -116,7 +116,7 @@ def _installed_to(spec: Spec) -> list[Path]:
     ]
     ours = [Path(sys.prefix, name) for name in ("include", "lib", "conda-meta")]
     python = [Path(sysconfig.get_path(name)) for name in ("include", "purelib")]
-    linked = [Path(flag[2:]) for flag in spec.extra_ldflags if flag.startswith("-L")]
+    linked = _flags.library_folders(spec.extra_ldflags)
     return [*map(Path, system), *ours, *python, *linked]
 
 

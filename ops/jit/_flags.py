@@ -8,41 +8,51 @@ import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from ops.jit import _linked
+
 # Options whose value may be the next word. Longer ones first where one begins with another.
 _FOLDERS = ("-isystem", "-iquote", "-idirafter", "-I")
-_JOINED = (*_FOLDERS, "-include-pch", "-include", "-imacros", "-L", "-l", "-T")
+_JOINED = (*_FOLDERS, "-include-pch", "-include", "-imacros", "-L", "-l", "-T", "-R")
 _LONG = ("include-directory", "system-include", "include", "pre-include", "imacros")
 _SCRIPTS = (
     *("script", "default-script", "version-script", "dynamic-list", "retain-symbols-file"),
-    *("just-symbols", "symbol-ordering-file", "section-ordering-file"),
+    *("just-symbols", "symbol-ordering-file", "section-ordering-file", "mri-script"),
+    *("export-dynamic-symbol-list", "remap-inputs-file"),
 )
+_LIBRARIES = {"library-path": "-L", "library-directory": "-L", "library": "-l"}
 _RESPONSES = ("options-file", "optf")
 # Options that are given their value behind "=" only, and read a file.
 _FILES = (
     *("specs", "fplugin", "fprofile-use", "fprofile-instr-use", "fprofile-sample-use"),
     *("fauto-profile", "fsanitize-ignorelist", "fsanitize-blacklist", "fmodule-file"),
 )
+# Options whose next word is a file that is written, or a mere name.
+_WRITTEN = (
+    *("o", "output", "output-file", "Map", "MF", "MT", "MQ", "MJ", "aux-info", "dumpbase"),
+    *("dependency-file", "dependency-output", "out-implib", "serialize-diagnostics", "soname"),
+)
+_WITH_VALUE = (*_LONG, *_SCRIPTS, *_RESPONSES, *_LIBRARIES, *_WRITTEN, "specs")
 _PASSES_ON = ("-Xlinker", "-Xpreprocessor", "-Xassembler", "-Xclang")
 _PASSES_LIST_ON = ("-Xcompiler", "--compiler-options", "--linker-options")
 _MOST = 10  # response files in response files
-_PARTS = (".a", ".o", ".lo", ".obj")
 
 
 def words(flags: Sequence[str], depth: int = 0) -> list[str]:
     """The flags one by one, as the shell splits them; response files (``@file``) opened.
 
-    An option and its value are one word: ``-I x`` as ``-Ix``, ``--script x`` as ``--script=x``.
-    What is passed on comes without its ``-Wl,`` and the like.
+    An option and its value are one word: ``-I x`` as ``-Ix``, ``--script x`` as ``--script=x``, and
+    ``--library-path x`` as ``-Lx``. is passed on comes without its ``-Wl,`` and the like.
     """
     found: list[str] = []
     for part in _parts(flags):
         last = found[-1] if found else ""
         if last in _JOINED:
             found[-1] += part
-        elif _name(last) in (*_LONG, *_SCRIPTS, *_RESPONSES) and last.startswith("-"):
+        elif _name(last) in _WITH_VALUE and last.startswith("-"):
             found[-1] += f"={part}"
         else:
             found.append(part)
+    found = [_short(word) for word in found]
     return [inner for word in found for inner in (word, *_opened(word, depth))]
 
 
@@ -64,6 +74,11 @@ def _parts(flags: Sequence[str]) -> Iterator[str]:
 
 def _name(word: str) -> str:
     return word.lstrip("-")
+
+
+def _short(word: str) -> str:
+    name, _, value = _name(word).partition("=")
+    return _LIBRARIES[name] + value if name in _LIBRARIES and word.startswith("-") else word
 
 
 def _opened(word: str, depth: int) -> list[str]:
@@ -103,16 +118,31 @@ def folders(flags: Sequence[str]) -> list[Path]:
     return found
 
 
+def library_folders(flags: Sequence[str]) -> list[Path]:
+    """The folders of libraries that flags name."""
+    return _library_folders(words(flags))
+
+
+def _library_folders(said: Sequence[str]) -> list[Path]:
+    return [Path(word[2:]) for word in said if word.startswith("-L") and word[2:]]
+
+
 def files(flags: Sequence[str]) -> list[Path]:
-    """The files that flags name, whose content becomes part of what is built.
+    """The files that flags name, or that these name, whose content becomes part of what is built.
 
     Not shared libraries, nor headers that an ``#include`` finds.
     """
     said = words(flags)
-    linked = [Path(word[2:]) for word in said if word.startswith("-L") and word[2:]]
+    linked = _library_folders(said)
     linked += map(Path, filter(None, os.environ.get("LIBRARY_PATH", "").split(os.pathsep)))
-    found = [path for word in said for path in _named(word, linked) if _is_file(path)]
-    return list(dict.fromkeys(found))
+    found: dict[Path, None] = {}
+    left = [path for word in reversed(said) for path in reversed(_named(word, linked))]
+    while left:
+        path = left.pop()
+        if path not in found and _is_file(path):
+            found[path] = None
+            left += reversed(_linked.named_by(path, linked))
+    return [path for path in found if not _linked.is_shared(path)]
 
 
 def _named(word: str, linked: list[Path]) -> list[Path]:
@@ -121,7 +151,7 @@ def _named(word: str, linked: list[Path]) -> list[Path]:
         return [response]
     name, _, value = _name(word).partition("=")
     if not word.startswith("-"):
-        return [Path(word)] if word.endswith(_PARTS) else []
+        return [Path(word)]  # to be linked, by whatever name
     if value and name in (*_FILES, *_LONG[2:]):
         return [Path(value)]
     if value and name in _SCRIPTS:
@@ -130,8 +160,7 @@ def _named(word: str, linked: list[Path]) -> list[Path]:
         if word.startswith(option):
             return [Path(word[len(option) :])]
     if word.startswith("-l"):
-        exact = word[3:] if word.startswith("-l:") else f"lib{word[2:]}.a"
-        return [folder / exact for folder in linked if exact.endswith(_PARTS)]
-    if word.startswith("-T"):
+        return _linked.libraries(word[2:], linked)
+    if word.startswith(("-T", "-R")):
         return [Path(word[2:]), *(folder / word[2:] for folder in linked)]
     return []

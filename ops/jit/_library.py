@@ -8,6 +8,7 @@ import importlib.util
 import os
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -58,8 +59,10 @@ def load(spec: Spec, entry: Entry) -> ModuleType | Path:
         if before:
             from ops.jit import _trial  # a first load needs none of it
 
-            problem = _trial.problem(lambda: _swap(older, spec, entry, path), deadly_only=not older)
-            if problem:
+            problem = _trial.problem(
+                lambda at: _swap(older, spec, entry, path, at), deadly_only=not older
+            )
+            if problem is not None:
                 raise ImportError(problem)
         file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:
@@ -71,15 +74,24 @@ def load(spec: Spec, entry: Entry) -> ModuleType | Path:
         return result
 
 
-def _swap(older: list[Loaded], spec: Spec, entry: Entry, path: str) -> ModuleType | Path:
+def _swap(
+    older: list[Loaded],
+    spec: Spec,
+    entry: Entry,
+    path: str,
+    at: Callable[[str], None] = lambda step: None,  # is told whose code runs next
+) -> ModuleType | Path:
     """Load a library in the place of older ones, which are put back if that fails."""
     for loaded in older:
+        at("the older version's destructors")
         _replacing.withdraw(loaded)
+    at("its initialisers")
     try:
         return _module(spec, path) if spec.is_python_module else _operators(entry, path)
     except Exception:
         if not _is_in_memory(path):  # else its operators may be registered, in the way of theirs
             for loaded in older:
+                at("the older version's initialisers")
                 _replacing.put_back(loaded)
         raise
 

@@ -7,12 +7,13 @@ again would lose their session to a typing error.
 
 from __future__ import annotations
 
+import contextlib
 import faulthandler
 import os
 import resource
+import select
 import signal
 import sys
-import tempfile
 import time
 import warnings
 from collections.abc import Callable
@@ -21,23 +22,33 @@ from typing import NoReturn
 import torch
 
 _LONGEST = 60.0  # seconds; a lock that another thread held as we forked is never given back
-_RAISED = 3  # exit status: Python said no, and the process went on
+_MOST = 2000  # characters of what it prints that are passed on
+_KEPT = 1 << 16  # bytes of it that are looked at, and what a pipe holds
+_DIES_OF = ("terminate called", "terminating ")  # libstdc++, libc++
+# What the child says of how far it has got: a word before it ends, in a line of its own. An exit
+# status says nothing: an initialiser may end the process with any.
+_LOADED = "loaded"
+_RAISED = "raised"
+
+At = Callable[[str], None]
 
 
-def problem(load: Callable[[], object], *, deadly_only: bool) -> str | None:
-    """What ``load`` dies of, or raises, in a fork of this process.
+def problem(load: Callable[[At], object], *, deadly_only: bool) -> str | None:
+    """What ``load`` dies of, does not come back from, or raises, in a fork of this process.
 
     Args:
-        load: what to try. What it writes to stdout is dropped.
+        load: what to try; it is given a function by which it says what comes next. What it writes
+            to stdout is dropped.
         deadly_only: an exception is no problem, only the end of the process is.
 
     Returns:
-        ``None`` too where it cannot be tried, or does not end.
+        ``None`` too where it cannot be tried.
     """
     # Elsewhere, system libraries do not survive a fork; nor does CUDA, once initialised.
     if sys.platform != "linux" or torch.cuda.is_initialized():
         return None
-    with tempfile.TemporaryFile() as said:
+    with contextlib.ExitStack() as stack:
+        steps, printed = _pipe(stack), _pipe(stack)
         try:
             with warnings.catch_warnings():  # Python 3.12 warns of threads: see _LONGEST
                 warnings.simplefilter("ignore", DeprecationWarning)
@@ -45,42 +56,92 @@ def problem(load: Callable[[], object], *, deadly_only: bool) -> str | None:
         except OSError:
             return None  # too little memory, or too many processes, for a second one
         if child == 0:
-            _try(load, said.fileno())
-        status = _wait(child)
-        said.seek(0)
-        text = said.read().decode(errors="replace").strip()
-    if status == 0 or status is None or (status == _RAISED and deadly_only):
+            _try(load, steps[1], printed[1])
+        how, text = _watch(child, printed[0])
+        last = _read(steps[0], _KEPT).decode().rstrip("\n").rpartition("\n")[2]
+    if last == _LOADED or (last == _RAISED and deadly_only):
         return None
-    if status == _RAISED:
-        return text
-    how = f"signal {-status}" if status < 0 else f"status {status}"
-    return f"loading it would end the process ({how}): {' '.join(text.split()) or 'nothing said'}"
+    if last == _RAISED:
+        return text[-_MOST:]  # the error comes last
+    if how is None:
+        return f"loading it would not end: {last} had not ended after {_LONGEST:g} s"
+    said = " ".join(_telling(text).split()) or "nothing said"
+    where = f" in {last}" if last else ""
+    return f"loading it would end the process: {how}{where}: {said}"
 
 
-def _try(load: Callable[[], object], said: int) -> NoReturn:
-    status = _RAISED
+def _pipe(stack: contextlib.ExitStack) -> tuple[int, int]:
+    ends = os.pipe()
+    for end in ends:
+        stack.callback(os.close, end)
+    os.set_blocking(ends[0], False)
+    return ends
+
+
+def _try(load: Callable[[At], object], steps: int, printed: int) -> NoReturn:
+    def at(step: str) -> None:
+        os.write(steps, f"{step}\n".encode())
+
     try:
         faulthandler.disable()
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        os.dup2(said, 2)
+        os.dup2(printed, 2)
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        load()
-        status = 0
+        load(at)
+        at(_LOADED)
     except BaseException as error:  # it ends here, whatever it is
-        os.write(said, f"{error}\n{error.__cause__ or ''}".encode(errors="replace"))
+        os.write(2, f"{error}\n{error.__cause__ or ''}".encode(errors="replace"))
+        at(_RAISED)
     finally:
-        os._exit(status)  # none of what the parent does when it ends
+        os._exit(0)  # none of what the parent does when it ends
 
 
-def _wait(child: int) -> int | None:
-    """The exit status, less than 0 for a signal; ``None`` if it had to be ended."""
-    deadline, pause = time.monotonic() + _LONGEST, 0.001
-    while time.monotonic() < deadline:
+def _watch(child: int, printed: int) -> tuple[str | None, str]:
+    """How the child ended, ``None`` if it had to be ended; and the end of what it printed."""
+    text, how, pause = b"", None, 0.001
+    deadline = time.monotonic() + _LONGEST
+    try:
+        while how is None and time.monotonic() < deadline:
+            select.select([printed], [], [], pause)
+            more = _read(printed, _KEPT)
+            text = (text + more)[-_KEPT:]
+            how = _ended(child)
+            pause = min(2 * pause, 0.05)
+    finally:
+        if how is None:
+            # It may have ended this moment, and somebody else have asked how.
+            with contextlib.suppress(ProcessLookupError, ChildProcessError):
+                os.kill(child, signal.SIGKILL)
+                os.waitpid(child, 0)
+    text = (text + _read(printed, _KEPT))[-_KEPT:]  # a pipe holds no more
+    return how, text.decode(errors="replace").strip()
+
+
+def _telling(text: str) -> str:
+    """The part of it that says what the child died of: an exception's text may be long too."""
+    start = max(map(text.rfind, _DIES_OF)) if len(text) > _MOST else 0
+    return text[start:][:_MOST] if start >= 0 else text[-_MOST:]
+
+
+def _read(pipe: int, most: int) -> bytes:
+    """What is there to be read; whoever holds the other end is not waited for."""
+    try:
+        return os.read(pipe, most)
+    except BlockingIOError:
+        return b""
+
+
+def _ended(child: int) -> str | None:
+    """How a process ended; ``None`` if it has not."""
+    try:
         ended, status = os.waitpid(child, os.WNOHANG)
-        if ended:
-            return os.waitstatus_to_exitcode(status)
-        time.sleep(pause)
-        pause = min(2 * pause, 0.05)
-    os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
-    return None
+    except ChildProcessError:  # somebody else has asked: a handler of SIGCHLD
+        return "in a way not known"
+    if not ended:
+        return None
+    code = os.waitstatus_to_exitcode(status)
+    if code >= 0:
+        return f"exit status {code}"
+    with contextlib.suppress(ValueError):  # one without a name
+        return f"signal {-code} ({signal.Signals(-code).name})"
+    return f"signal {-code}"

@@ -69,6 +69,9 @@ PHRASES = {
     "no_init_function": ("not a Python module of this name", "TORCH_EXTENSION_NAME"),
     "registered_twice": ("bound to Python twice", "module_local"),
     "ends_the_process": ("an exception leaves one of its static", "still in force"),
+    "dies_while_loading": ("ends the process in the way that is said", "still in force"),
+    "hangs_while_loading": ("or waits for what does not come", "start a new process"),
+    "cannot_be_withdrawn": ("the version that it replaces", "start a new process"),
     "encoding": ("UTF-16 or UTF-32, or has a byte-order mark", "encoding='utf-8-sig'"),
     "source_error": ("the source has an error", "mend the line shown"),
 }
@@ -453,7 +456,22 @@ EXPECTED = {
     "ends_the_process": (
         "ends_the_process",
         None,
-        "loading it would end the process (signal 6): terminate called after throwing an instance",
+        "loading it would end the process: signal 6 (SIGABRT) in its initialisers: terminate",
+    ),
+    "dies_while_loading": (
+        "dies_while_loading",
+        None,
+        "loading it would end the process: signal 6 (SIGABRT) in its initialisers: nothing said",
+    ),
+    "hangs_while_loading": (
+        "hangs_while_loading",
+        None,
+        "loading it would not end: its initialisers had not ended after 60 s",
+    ),
+    "cannot_be_withdrawn": (
+        "cannot_be_withdrawn",
+        None,
+        "loading it would end the process: signal 6 (SIGABRT) in the older version's destructors: ",
     ),
     "encoding_utf16": ("encoding", f"{USER}/utf16.cpp:1", "stray ‘\\377’ in program"),
     "encoding_mark": (

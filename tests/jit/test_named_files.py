@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pytest
 import ops
 from ops.jit import Extension, _flags, _key
 from ops.jit._compile import _build
-from tests.jit.support import answer, extension
+from tests.jit.support import COMPILER, answer, extension
 
 pytestmark = pytest.mark.cpp
 
@@ -142,8 +143,11 @@ def test_linker_scripts(source, tmp_path, flags):
 def test_what_flags_name_and_what_they_do_not(tmp_path):
     for name in ("a.map", "libx.a", "libx.so", "out.map", "x.h"):
         (tmp_path / name).touch()
+    (tmp_path / "libx.so").write_bytes(b"\x7fELF\2\1\1" + bytes(9) + b"\3\0")
     flags = [
         f"-Wl,-Map={tmp_path}/out.map,-soname={tmp_path}/a.map",
+        f"-Wl,-Map,{tmp_path}/out.map -Xlinker -Map -Xlinker {tmp_path}/out.map",
+        f"-MF {tmp_path}/out.map -o {tmp_path}/out.map -Wl,-soname,{tmp_path}/a.map",
         f"-DNAME={tmp_path}/x.h",
         f"-L{tmp_path} -lx {tmp_path}/libx.so",
         "-includex.h",
@@ -152,6 +156,78 @@ def test_what_flags_name_and_what_they_do_not(tmp_path):
     ]
     assert _flags.files(flags) == [tmp_path / "libx.a"]
     assert _flags.folders([f"-I{tmp_path}", "-Irelative", "-isystem", "relative"]) == [tmp_path]
+
+
+LINKED = {
+    "folder and library": ["-Wl,--library-path={0}", "-Wl,--library=vv"],
+    "in two words each": ["-Wl,--library-path,{0}", "-Wl,--library,vv"],
+    "the compiler's word": ["--library-directory={0}", "-lvv"],
+    "a script": ["{0}/absolute.ld"],
+    "a script that looks": ["-L{0}", "{0}/looking.ld"],
+    "a script beside": ["{0}/beside.ld"],
+    "a script for a shared library": ["-L{0}", "-lqq"],
+    "by its file": ["-L{0}", "-l:libqq.so"],
+    "its path": ["-L{0}", "{0}/libqq.so"],
+    "a script that includes": ["-L{0}", "{0}/including.ld"],
+    "an odd suffix": ["{0}/odd.o.txt"],
+    "no suffix": ["{0}/odd"],
+}
+
+
+@pytest.mark.parametrize("flags", LINKED.values(), ids=LINKED)
+def test_what_is_linked_however_it_is_named(cache, source, tmp_path, flags):
+    """Built, edited, built again: by the linker itself."""
+    scripts = {
+        "absolute.ld": f"/* not INPUT(this) */ INPUT({tmp_path}/libvv.a)",
+        "looking.ld": 'SEARCH_DIR("/nowhere")\nGROUP ( AS_NEEDED ( -lvv ), libvv.a )',
+        "beside.ld": f"SEARCH_DIR({tmp_path}) INPUT(libvv.a)",
+        "libqq.so": f"OUTPUT_FORMAT(elf64-x86-64)\nGROUP({tmp_path}/libvv.a)",
+        "including.ld": "INCLUDE absolute.ld",
+    }
+    for name, text in scripts.items():
+        (tmp_path / name).write_text(text)
+    source.write_text('extern "C" int given();\nextern "C" int answer() { return given(); }\n')
+    flags = tuple(flag.format(tmp_path) for flag in flags)
+    for number in (1, 2):
+        part = tmp_path / "part.cpp"
+        part.write_text(f'extern "C" int given() {{ return {number}; }}\n')
+        subprocess.run([COMPILER, "-fPIC", "-c", part, "-o", tmp_path / "odd"], check=True)
+        shutil.copy(tmp_path / "odd", tmp_path / "odd.o.txt")
+        (tmp_path / "libvv.a").unlink(missing_ok=True)
+        subprocess.run(["ar", "rc", tmp_path / "libvv.a", tmp_path / "odd"], check=True)
+        built = plain(source, extra_ldflags=flags)
+        assert built.find() is None
+        assert answer(built.load()) == number
+        assert built.find()
+
+
+def test_scripts_count_themselves_and_in_a_circle(tmp_path):
+    first, second = tmp_path / "first.ld", tmp_path / "second.ld"
+    first.write_text("INPUT(second.ld)")
+    second.write_text("INPUT(first.ld) INCLUDE")
+    assert _flags.files([str(first)]) == [first, second]
+
+
+@pytest.mark.parametrize("flags", [["-specs={0}"], ["-specs", "{0}"], ["--specs={0}"],
+                                   ["--specs", "{0}"], ["-specs {0}"]])  # fmt: skip
+@pytest.mark.parametrize("argument", ["extra_cflags", "extra_ldflags"])
+def test_specs(cache, source, tmp_path, flags, argument):
+    specs = tmp_path / "given.specs"
+    flags = tuple(flag.format(specs) for flag in flags)
+    source.write_text('extern "C" int answer() { return GIVEN + 0; }\n')
+    more = {"extra_cflags": ("-DGIVEN=1",)} if argument == "extra_ldflags" else {}
+    for number in (1, 2):
+        specs.write_text(f"*cpp_unique_options:\n+ -DGIVEN={number}\n\n")
+        built = plain(source, **{**more, argument: flags})
+        assert built.find() is None
+        loaded = answer(built.load())
+        assert loaded == (1 if more else number)
+        assert built.find()
+
+
+def test_folders_of_libraries():
+    flags = ["-L/a", "-L /b", "-Wl,--library-path=/c", "--library-directory", "/d", "-Wl,-L,/e"]
+    assert _flags.library_folders(flags) == [Path(f"/{name}") for name in "abcde"]
 
 
 def test_response_files_in_a_circle(tmp_path):

@@ -94,11 +94,33 @@ LINKING = (
 
 LOADING = (
     Cause(
+        "cannot_be_withdrawn",
+        r"^loading it would (?:end the process: .{1,60} in|not end:) the older version's ",
+        "code of the version that it replaces, which runs when that is withdrawn or put back, does "
+        "not come back",
+        "start a new process: in this one, what was loaded before stays in force",
+    ),
+    Cause(
         "ends_the_process",
-        r"^loading it would end the process",
+        r"^loading it would end the process: .*(?:terminate called after throwing|uncaught exc)",
         "an exception leaves one of its static initialisers: a schema or a registration that torch "
         "refuses, or one of the source's own",
         "mend what it says; what was loaded before is still in force",
+    ),
+    Cause(
+        "dies_while_loading",
+        r"^loading it would end the process: ",
+        "code that runs when it is loaded ends the process in the way that is said: a static "
+        "initialiser, or what one calls",
+        "mend that code; what was loaded before is still in force",
+    ),
+    Cause(
+        "hangs_while_loading",
+        r"^loading it would not end: ",
+        "code that runs when it is loaded goes on for ever, or waits for what does not come: a "
+        "thread of this process, maybe, for it is tried in a fork, which has none of them",
+        "mend that code, or start a new process, where a first load is not tried; what was loaded "
+        "before is still in force",
     ),
     Cause(
         "noexec",

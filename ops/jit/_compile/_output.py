@@ -42,7 +42,7 @@ _WORDS = (
     *("emory", "ld:", "not define", "already", "definition of", "mismatch", "is required"),
     *("failed to map", "unavailable", "C++", "installed version", "Unknown CUDA"),
     *("Read-only", "CUDA_HOME", "missing and no", "not recognized", "wrong ELF", "bad_alloc"),
-    "would end the process",
+    *("would end the process", "would not end"),
 )
 _OF_LINKERS = re.compile("undefined reference to |multiple definition of |undefined symbol: ")
 _SUM = re.compile(

@@ -1,0 +1,245 @@
+"""What stands in build_directory: nothing of the user's is written over, followed or waited for."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import threading
+from pathlib import Path
+
+import pytest
+import torch.utils.cpp_extension as torchs
+
+import ops
+from ops.jit import _written, load, load_inline
+from tests.jit.support import ANSWER, entries
+
+pytestmark = pytest.mark.cpp
+
+PLAIN = {"is_python_module": False, "no_implicit_headers": True}
+
+
+COMMANDS = [  # of other tools, for the same folder and with the same macro
+    '[{"file": "a.cpp", "command": "c++ a.cpp"}]',
+    '[{"directory": "{0}", "file": "{0}/main.cpp", "command": "c++ -DTORCH_EXTENSION_NAME=a"}]',
+    "",
+]
+
+
+@pytest.mark.parametrize("others", COMMANDS)
+def test_commands_of_another_build_stay(cache, tmp_path, others):
+    others = others.replace("{0}", str(tmp_path))
+    commands = tmp_path / "compile_commands.json"
+    commands.write_text(others)
+    for _ in range(2):
+        load_inline("answer", ANSWER, build_directory=tmp_path, **PLAIN)
+        assert commands.read_text() == others
+
+
+def test_commands_that_the_loader_wrote_are_replaced_until_somebody_edits_them(cache, tmp_path):
+    commands = tmp_path / "compile_commands.json"
+    for flag in ("-DFIRST", "-DSECOND"):
+        load_inline("answer", ANSWER, extra_cflags=[flag], build_directory=tmp_path, **PLAIN)
+        assert flag in commands.read_text()
+    edited = commands.read_text().replace("-DSECOND", "-DEDITED")
+    commands.write_text(edited)
+    load_inline("answer", ANSWER, extra_cflags=["-DFIRST"], build_directory=tmp_path, **PLAIN)
+    assert commands.read_text() == edited
+
+
+def test_commands_are_written_through_no_link(cache, tmp_path):
+    """Though the text it leads to is ours."""
+    first, second = tmp_path / "first", tmp_path / "second"
+    load_inline("answer", ANSWER, build_directory=first, **PLAIN)
+    second.mkdir()
+    before = (first / "compile_commands.json").read_text()
+    for target in (first / "compile_commands.json", tmp_path / "nowhere"):
+        link = second / "compile_commands.json"
+        link.unlink(missing_ok=True)
+        link.symlink_to(target)
+        load_inline("answer", ANSWER, build_directory=second, **PLAIN)
+        assert link.readlink() == target
+    assert (first / "compile_commands.json").read_text() == before
+    assert not (tmp_path / "nowhere").exists()
+
+
+MINE = "// mine"
+
+
+@pytest.mark.parametrize("content", [MINE, ANSWER, "#include <torch/extension.h>\n" + MINE])
+def test_a_file_of_the_users_in_build_directory_stays(cache, tmp_path, content):
+    """Also where it is the text itself, read from there; nothing is built for it."""
+    mine = tmp_path / "main.cpp"
+    mine.write_text(content)
+    with pytest.raises(ops.ArgumentError, match=f"no main.cpp but .* got {mine}: move or delete"):
+        load_inline("answer", ANSWER, build_directory=tmp_path, **PLAIN)
+    assert mine.read_text() == content
+    assert entries(cache) == []
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["main.cpp"]
+
+
+def test_cuda_text_spares_a_file_of_the_users(cache, tmp_path):
+    mine = tmp_path / "cuda.cu"
+    mine.write_text(MINE)
+    with pytest.raises(ops.ArgumentError, match=f"no cuda.cu but .* got {mine}: move or delete"):
+        load_inline("answer", ANSWER, "// text", build_directory=tmp_path, **PLAIN)
+    assert mine.read_text() == MINE
+
+
+def test_a_program_spares_a_file_of_the_users(cache, tmp_path):
+    (tmp_path / "program").write_text("#!/bin/sh\n")
+    source = tmp_path / "main.cpp"
+    source.write_text("int main() {}\n")
+    program = {"is_python_module": False, "is_standalone": True, "build_directory": tmp_path}
+    with pytest.raises(ops.ArgumentError, match="no program but one that the loader wrote"):
+        load("program", source, **program)
+    (tmp_path / "program").unlink()
+    for text in ("int main() {}\n", "int main() { return 0; }\n"):  # its own, it writes over
+        source.write_text(text)
+        load("program", source, **program)
+        assert source.read_text() == text
+
+
+def test_what_the_loader_wrote_it_writes_over_until_somebody_edits_it(cache, tmp_path):
+    written = tmp_path / "main.cpp"
+    for number in (1, 2):
+        text = f'extern "C" int answer() {{ return {number}; }}\n'
+        load_inline("answer", text, build_directory=tmp_path, **PLAIN)
+        assert text in written.read_text()
+    written.write_text(written.read_text().replace("return 2", "return 3"))
+    with pytest.raises(ops.ArgumentError, match="no main.cpp but one that the loader wrote"):
+        load_inline("answer", ANSWER, build_directory=tmp_path, **PLAIN)
+    assert "return 3" in written.read_text()
+
+
+@pytest.mark.parametrize("more", ["", "// mine"])
+@pytest.mark.parametrize("handling", [True, False])
+@pytest.mark.parametrize("functions", [None, ["answer"], {"answer": "What it is."}])
+def test_a_folder_of_torchs_own_loader(cache, tmp_path, monkeypatch, functions, handling, more):
+    """It can be taken over, unless somebody has written to its files since."""
+    monkeypatch.setattr(torchs, "_jit_compile", lambda *arguments, **named: None)
+    monkeypatch.setattr(ops.jit._drop_in.Extension, "load_entry", lambda self, verbose: 1 / 0)
+    given = {"functions": functions, "build_directory": tmp_path}
+    given |= {"with_pytorch_error_handling": handling}
+    torchs.load_inline("answer", [ANSWER, "int x;"], ["int y;", "int z;"], **given)
+    for name in ("main.cpp", "cuda.cu"):
+        written = (tmp_path / name).read_text() + more
+        (tmp_path / name).write_text(written)
+        expected = pytest.raises(ops.ArgumentError, match=f"no {name} but one that the loader")
+        with expected if more else pytest.raises(ZeroDivisionError):
+            load_inline("answer", [ANSWER, "int x;"], ["int y;", "int z;"], **given)
+        assert (tmp_path / name).read_text() == written
+        (tmp_path / name).unlink()
+
+
+def test_a_program_that_somebody_edited_or_exchanged_stays(cache, tmp_path):
+    source, program = tmp_path / "main.cpp", tmp_path / "program"
+    source.write_text("int main() {}\n")
+    given = {"is_python_module": False, "is_standalone": True, "build_directory": tmp_path}
+    load("program", source, **given)
+    built = program.read_bytes()
+    assert os.access(program, os.X_OK)
+    source.write_text("int main() { return 1; }\n")
+    for other in (built + b"more", Path(shutil.which("true")).read_bytes()):
+        program.write_bytes(other)
+        with pytest.raises(ops.ArgumentError, match="no program but one that the loader wrote"):
+            load("program", source, **given)
+        assert program.read_bytes() == other
+    program.write_bytes(built)
+    load("program", source, **given)
+    assert program.read_bytes() != built
+
+
+@pytest.mark.parametrize("name", ["main.cpp", "compile_commands.json", "answer.so"])
+def test_a_special_file_is_an_error_and_not_waited_for(cache, tmp_path, name):
+    os.mkfifo(tmp_path / name)
+    said = []
+
+    def loading():
+        try:
+            load_inline("answer", ANSWER, build_directory=tmp_path, **PLAIN)
+        except ops.ArgumentError as error:
+            said.append(str(error))
+
+    thread = threading.Thread(target=loading, daemon=True)
+    thread.start()
+    thread.join(30)
+    assert len(said) == 1
+    assert f"build_directory must have no {name} but one that the loader wrote, got" in said[0]
+    assert f"{tmp_path / name}, a special file: move or delete it" in said[0]
+    assert entries(cache) == []
+
+
+@pytest.mark.parametrize("target", ["elsewhere", "nowhere", "folder"])
+def test_a_link_is_somebody_elses(cache, tmp_path, target):
+    (tmp_path / "elsewhere").write_text(MINE)
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "main.cpp").symlink_to(tmp_path / target)
+    with pytest.raises(ops.ArgumentError, match=r"main.cpp, a symbolic link: move or delete it"):
+        load_inline("answer", ANSWER, build_directory=tmp_path, **PLAIN)
+    assert (tmp_path / "main.cpp").is_symlink()
+    assert (tmp_path / "elsewhere").read_text() == MINE
+
+
+def test_a_file_that_cannot_be_read_stays(cache, tmp_path, monkeypatch):
+    def refused(path):
+        raise PermissionError(13, "Permission denied")
+
+    (tmp_path / "main.cpp").write_text(MINE)
+    monkeypatch.setattr(_written, "read", refused)
+    with pytest.raises(ops.ArgumentError, match="main.cpp, which cannot be read: .*denied: move"):
+        load_inline("answer", ANSWER, build_directory=tmp_path, **PLAIN)
+
+
+def test_nobody_can_foresee_a_draft(cache, tmp_path):
+    """A link in its place would be followed."""
+    mine = tmp_path / "mine"
+    mine.write_text(MINE)
+    names = ("main.cpp", "answer.so", "compile_commands.json")
+    for name in names:
+        (tmp_path / f".{name}.{os.getpid()}").symlink_to(mine)
+    load_inline("answer", ANSWER, build_directory=tmp_path, **PLAIN)
+    assert mine.read_text() == MINE
+    drafts = {f".{name}.{os.getpid()}" for name in names}
+    assert {path.name for path in tmp_path.iterdir()} - drafts == {
+        "mine",
+        "cache",
+        ".jitops",
+        *names,
+    }
+
+
+def test_the_record_is_written_through_no_link(cache, tmp_path):
+    (tmp_path / "mine").write_text(MINE)
+    (tmp_path / ".jitops").symlink_to(tmp_path / "mine")
+    with pytest.raises(ops.CacheError, match="answer cannot be copied to"):
+        load_inline("answer", ANSWER, build_directory=tmp_path, **PLAIN)
+    assert (tmp_path / "mine").read_text() == MINE
+
+
+def test_threads_that_write_one_file(tmp_path):
+    """Each leaves all of its own, and no draft."""
+    path, contents = tmp_path / "main.cpp", [bytes([65 + i]) * 100_000 for i in range(8)]
+    seen = []
+
+    def write(content):
+        for _ in range(10):
+            _written.put(path, content, 0o644)
+            seen.append(path.read_bytes())
+
+    threads = [threading.Thread(target=write, args=(content,)) for content in contents]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert set(seen) <= set(contents)
+    assert len(seen) == 80
+    assert _written.is_ours(path, path.read_bytes())
+    assert sorted(os.listdir(tmp_path)) == [".jitops", "main.cpp"]
+
+
+def test_a_draft_that_cannot_be_put_is_removed(tmp_path):
+    (tmp_path / "main.cpp").mkdir()
+    with pytest.raises(OSError, match="main.cpp"):
+        _written.put(tmp_path / "main.cpp", b"x", 0o644)
+    assert sorted(os.listdir(tmp_path)) == [".jitops", "main.cpp"]
