@@ -21,7 +21,7 @@ os.environ["JITOPS_PROGRESS"] = "0"
 import torch  # noqa: E402
 
 import ops  # noqa: E402
-from ops import _config  # noqa: E402
+from ops import _config, _op  # noqa: E402
 from ops.jit._compile import _toolchain  # noqa: E402
 from tests import cuda_emulator  # noqa: E402
 
@@ -176,6 +176,13 @@ def device(request):
 @pytest.fixture(autouse=True)
 def seeded():
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def no_op_stays(monkeypatch):
+    """The ops that a test makes are known to no other test."""
+    _op.known()  # the built-in ones stay
+    monkeypatch.setattr(_op, "_ops", dict(_op._ops))
 
 
 @pytest.fixture
