@@ -59,7 +59,10 @@ def explain(*names: str) -> Explanations:
     known = _op.known()
     for name in names:
         if name not in known:
-            raise ArgumentError(f"names must be among {', '.join(known)}, got {name!r}")
+            raise ArgumentError(
+                "names must be among the ops that have compiled back ends, "
+                f"{', '.join(known)}, got {name!r}"
+            )
     return Explanations(_explain(known[name]) for name in names or known)
 
 

@@ -11,6 +11,7 @@ import pytest
 import ops
 from ops import _config, cli
 from ops.jit import load_inline
+from ops.jit._compile import _toolchain
 from tests.helpers import command, environment
 from tests.jit.support import ANSWER, entries
 
@@ -77,11 +78,24 @@ def test_build_for_other_machines(cache, capsys):
         (["bundle", "import", "/no/such/file"], "/no/such/file"),
         (["bundle", "export", "/tmp/x.zip", "--extension=none"], "called 'none': build it first"),
         (["build", "--arch=9.9x", "--backend=cuda", OP], "jitops: "),
+        (["build", "--arch=9.9x", OP], "jitops: "),
     ],
 )
 def test_bad_requests(cache, capsys, arguments, message):
     assert cli.main(arguments) == 1
     assert message in capsys.readouterr().err
+
+
+def test_what_is_left_out_is_said_unless_it_was_asked_for(cache, capsys, monkeypatch):
+    def check_cuda():
+        raise ops.ToolchainError("no nvcc here")
+
+    monkeypatch.setattr(_toolchain, "check_cuda", check_cuda)
+    assert cli.main(["cache", "why", OP]) == 0
+    assert capsys.readouterr().err == "jitops: CUDA is left out: no nvcc here\n"
+    for asked in ("--arch=9.0", "--backend=cuda"):
+        assert cli.main(["cache", "why", OP, asked]) == 1
+        assert capsys.readouterr().err == "jitops: no nvcc here\n"
 
 
 @pytest.mark.parametrize(

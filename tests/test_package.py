@@ -44,9 +44,7 @@ def test_explain_builds_nothing(tmp_path):
 
 
 def test_explain_unknown_op():
-    with pytest.raises(
-        ops.ArgumentError, match="names must be among improved_triplet_loss.*, got 'x'"
-    ):
+    with pytest.raises(ops.ArgumentError, match="names must be among .* lltm, got 'x'"):
         ops.explain("x")
 
 

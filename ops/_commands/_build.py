@@ -5,13 +5,14 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import sys
 import time
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
 from ops import _config, _extensions, _op
-from ops._errors import ArgumentError, JitopsError
+from ops._errors import ArgumentError, JitopsError, ToolchainError
 from ops.jit import Extension, _compile_commands
 from ops.jit._cache._store import Entry
 from ops.jit._compile import _hardware, _toolchain
@@ -67,7 +68,7 @@ def selected(options: argparse.Namespace) -> list[Extension]:
 
     Raises:
         ArgumentError: no such op, or it has no such back end.
-        ToolchainError: ``--backend=cuda`` and there is no CUDA to build with.
+        ToolchainError: ``--backend=cuda`` or ``--arch``, and there is no CUDA to build with.
     """
     if options.arch:
         os.environ["TORCH_CUDA_ARCH_LIST"] = options.arch
@@ -75,24 +76,22 @@ def selected(options: argparse.Namespace) -> list[Extension]:
     for name in options.ops:
         if name not in known:
             raise ArgumentError(f"OP must be among {', '.join(known)}, got {name!r}")
-    found = []
-    for name in options.ops or known:
-        for backend in options.backend or _buildable():
-            if backend == "cuda":
-                _toolchain.check_cuda()
-                _hardware.cuda_architectures()
-            for level in options.cpu or [None]:
-                found.append(_extensions.extension(name, backend, level))
-    return found
-
-
-def _buildable() -> list[str]:
-    try:
-        _toolchain.check_cuda()
-        _hardware.cuda_architectures()
-    except JitopsError:
-        return ["cpp"]
-    return ["cpp", "cuda"]
+    backends = options.backend or ["cpp", "cuda"]
+    if "cuda" in backends:
+        try:
+            _toolchain.check_cuda()
+            _hardware.cuda_architectures()
+        except ToolchainError as error:
+            if options.backend or options.arch:
+                raise
+            print(f"jitops: CUDA is left out: {error}", file=sys.stderr)
+            backends = ["cpp"]
+    return [
+        _extensions.extension(name, backend, level)
+        for name in options.ops or known
+        for backend in backends
+        for level in options.cpu or [None]
+    ]
 
 
 def main(options: argparse.Namespace) -> int:
