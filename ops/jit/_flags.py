@@ -41,7 +41,7 @@ def words(flags: Sequence[str], depth: int = 0) -> list[str]:
     """The flags one by one, as the shell splits them; response files (``@file``) opened.
 
     An option and its value are one word: ``-I x`` as ``-Ix``, ``--script x`` as ``--script=x``, and
-    ``--library-path x`` as ``-Lx``. is passed on comes without its ``-Wl,`` and the like.
+    ``--library-path x`` as ``-Lx``. What is passed on comes without its ``-Wl,`` and the like.
     """
     found: list[str] = []
     for part in _parts(flags):

@@ -10,7 +10,8 @@ _MOST = 1 << 20  # bytes of a script
 _HEAD = 1024
 _TOKEN = re.compile(r"\"[^\"]*\"|[()]|[^\s(),;\"]+")
 _COMMENT = re.compile(r"/\*.*?\*/", re.DOTALL)
-_LISTS = ("INPUT", "GROUP", "STARTUP", "SEARCH_DIR")
+_FOLDER = "SEARCH_DIR"
+_LISTS = ("INPUT", "GROUP", "STARTUP", _FOLDER)
 
 
 def libraries(name: str, folders: Sequence[Path]) -> list[Path]:
@@ -38,10 +39,10 @@ def named_by(path: Path, folders: Sequence[Path]) -> list[Path]:
         return []
     text = _COMMENT.sub(" ", _read(path, _MOST).decode(errors="surrogateescape"))
     said = list(_said([token.strip('"') for token in _TOKEN.findall(text)]))
-    looked_in = [path.parent, *folders, *(Path(name) for kind, name in said if kind == _LISTS[3])]
+    looked_in = [path.parent, *folders, *(Path(name) for kind, name in said if kind == _FOLDER)]
     found: list[Path] = []
     for kind, name in said:
-        if kind == "SEARCH_DIR":
+        if kind == _FOLDER:
             continue
         if name.startswith("-l"):
             found += libraries(name[2:], looked_in)
