@@ -59,6 +59,8 @@ def check(name: str, tensors: Sequence[Any], keywords: dict[str, Any]) -> None:
                 f"{tensors[0].device}, got {value.device}"
             )
         _checks.dense(f"argument {place} of {name}", value)
+        if value.is_meta:
+            raise ArgumentError(f"argument {place} of {name} must have values, got a meta tensor")
         if torch._C._functorch.is_legacy_batchedtensor(value):
             raise GradientError(
                 f"{name} cannot take batched gradients (is_grads_batched): use torch.func.vmap"

@@ -27,7 +27,15 @@ def define(schema: str, shapes: Callable[..., Any]) -> None:
         shapes: takes the same arguments and returns results of the right shape, strides and dtype,
             with no content: what :func:`torch.compile` traces with.
     """
-    _define(schema, shapes, "Meta")
+
+    def meta(*args: Any) -> Any:
+        # The dispatcher comes here too where one tensor alone is meta, and results of the others'
+        # device would hold what nobody has computed.
+        if any(isinstance(arg, Tensor) and not arg.is_meta for arg in args):
+            raise RuntimeError(f"the tensors of jitops::{schema.partition('(')[0]} must be alike")
+        return shapes(*args)
+
+    _define(schema, meta, "Meta")
 
 
 def define_in_graphs(schema: str, apply: Callable[..., Any]) -> None:

@@ -90,6 +90,8 @@ class LLTMFunction(torch.autograd.Function):
         """Back through time once, then a product for each gradient asked for."""
         input, weights, bias, h, cell, output, cells, gates = ctx.saved_tensors
         grads, needed = (grad_output, grad_cell), ctx.needs_input_grad
+        if grad_output is None and grad_cell is None:
+            return None, None, None, None, None
         if _autograd.needs_torch_backward(*grads):
             inputs = (input, weights, bias, h, cell)
             gradients = _autograd.differentiable(_torch_path, inputs, (), needed, grads)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from ops import _backend, _checks, _op
-from ops._errors import ArgumentError, ConfigError, JitopsError
+from ops._errors import ArgumentError, ArgumentTypeError, ConfigError, JitopsError
 from ops._gradcheck import _consistency, _derivatives
 from ops._gradcheck._differences import Tolerance
 from ops._gradcheck._probe import Outcome, Probe
@@ -29,6 +29,7 @@ _CHECKS: tuple[tuple[str, Callable[[Probe], Outcome], bool], ...] = (
     ("determinism", _consistency.determinism, False),
     ("inputs untouched", _consistency.inputs_untouched, False),
 )
+_BACKENDS = ("torch", *_backend.DEVICE_OF)
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -99,14 +100,27 @@ def check_gradients(
     if tolerance.step == 0:
         raise ArgumentError(f"step must be positive, got {step}")
     _checks.check_count("max_elements", max_elements)
-    for dtype in dtypes:
-        if dtype not in _consistency.AGREEMENT:
-            raise ArgumentError(
-                f"dtypes must be among float64, float32, bfloat16 and float16, got {dtype}"
-            )
-    for backend in backends or ():
-        if backend not in ("torch", *_backend.DEVICE_OF):
-            raise ConfigError(f"backends must be among torch, cpp, cuda, got {backend!r}")
+    if isinstance(seed, bool) or not isinstance(seed, int):
+        raise ArgumentTypeError(f"seed must be an int, got {type(seed).__name__}")
+    _among("dtypes", dtypes, tuple(_consistency.AGREEMENT), ArgumentError)
+    if backends is not None:
+        _among("backends", backends, _BACKENDS, ConfigError)
+        if not backends:
+            raise ArgumentError("backends must name at least one, or be None, got none")
+    # Whatever mode the caller is in: nothing has a gradient there.
+    with torch.inference_mode(False), torch.enable_grad():
+        checks = _checks_of(subject, tolerance, backends, dtypes, max_elements, seed)
+        return GradientReport(subject.name, str(subject), checks)
+
+
+def _checks_of(
+    subject: Subject,
+    tolerance: Tolerance,
+    backends: Sequence[str] | None,
+    dtypes: Sequence[torch.dtype],
+    max_elements: int,
+    seed: int,
+) -> list[Check]:
     home = subject.tensors[0].device
 
     def probe(backend: str) -> Probe:
@@ -116,15 +130,26 @@ def check_gradients(
     reference = probe("torch")
     used = _op.used_by(lambda: reference.call(reference.at(None)))
     checks: list[Check] = []
-    for backend in backends or ("torch", *_backend.DEVICE_OF):
+    for backend in _BACKENDS if backends is None else backends:
         problem = _cannot_run(used, backend)
         if not problem:
             checks += _all_of(probe(backend), reference, dtypes)
-        elif backends:
+        elif backends is not None:
             checks.append(Check(backend, "", FAIL, problem))
         elif used:
             checks.append(Check(backend, "", NOT_RUN, problem))
-    return GradientReport(subject.name, str(subject), checks)
+    return checks
+
+
+def _among(name: str, values: Any, allowed: Sequence[Any], error: type[JitopsError]) -> None:
+    words = ", ".join(str(value).removeprefix("torch.") for value in allowed)
+    if isinstance(values, str) or not isinstance(values, Sequence):
+        raise ArgumentTypeError(
+            f"{name} must be a list or tuple of {words}, got {type(values).__name__}"
+        )
+    for value in values:
+        if value not in allowed:
+            raise error(f"{name} must be among {words}, got {value!r}")
 
 
 def _number(name: str, value: float) -> float:

@@ -31,11 +31,11 @@ def from_numpy(
     Args:
         forward: ``forward(*arrays, **keywords)`` returns an array, or a tuple of arrays.
         backward: ``backward(*gradients, *arrays, **keywords)`` takes a gradient for each output of
-            ``forward`` (zeros for one that is not used), then what ``forward`` took. It returns a
-            gradient for each array: a tuple of arrays, or for one array the array. ``None`` stands
-            for an array without a gradient, such as one of integers. To differentiate twice, give
-            an op that :func:`from_numpy` made of a pair in its turn. Without ``backward``, asking
-            for a gradient is an error.
+            ``forward`` (zeros for one that is not used, or that was ``None``), then what
+            ``forward`` took. It returns a gradient for each array: a tuple of arrays, or for one
+            array the array. ``None`` stands for an array without a gradient, such as one of
+            integers. To differentiate twice, give an op that :func:`from_numpy` made of a pair in
+            its turn. Without ``backward``, asking for a gradient is an error.
         name: for messages; the name of ``forward`` by default.
 
     Returns:
@@ -194,6 +194,10 @@ class NumpyFunction(torch.autograd.Function):
         op, tensors = ctx.call.op, ctx.saved_tensors
         if op.backward is None:
             raise GradientError(f"{op.name} has no backward function, and a gradient is asked for")
+        if any(grad is None for grad in grads):  # of a gradient that was None in its turn
+            like = next(grad for grad in grads if grad is not None)
+            its = zip(grads, tensors[-len(grads) :], strict=True)
+            grads = tuple(like.new_zeros(t.shape) if grad is None else grad for grad, t in its)
         needed = ctx.needs_input_grad[1:]
         return None, *op.backward.gradients(grads, tensors, needed, ctx.call.keywords)
 

@@ -17,7 +17,7 @@ code on the inputs' device.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from ops import _autograd, _checks
 from ops._arrays import require
-from ops._errors import ArgumentError
+from ops._errors import ArgumentError, ArgumentTypeError
 from ops.from_numpy import from_numpy
 
 if TYPE_CHECKING:
@@ -57,7 +57,8 @@ def hausdorff_dt_loss(
             of each pixel's class, of any dtype.
         alpha: the power of the distances; at least 0.
         include_background: whether channel 0 counts; a single channel always does.
-        to_onehot_y: whether ``target`` holds class numbers.
+        to_onehot_y: whether ``target`` holds class numbers. There must be several channels, as for
+            ``softmax``: MONAI ignores either, with a warning, where there is one.
         sigmoid: take ``input`` through a sigmoid first.
         softmax: take ``input`` through a softmax over the channels first.
         batch: average over pixels *and* batch before ``reduction``, which then sees :math:`C`
@@ -92,6 +93,10 @@ def hausdorff_dt_loss(
     number = _checks.check_reduction(reduction)
     dtype, pixels = input.dtype, tuple(range(2, input.dim()))
     if spacing is not None:
+        if not isinstance(spacing, Iterable):
+            raise ArgumentTypeError(
+                f"spacing must be a list of numbers, one a dimension, got {type(spacing).__name__}"
+            )
         spacing = tuple(_checks.check_number("each of spacing", size) for size in spacing)
         if len(spacing) != len(pixels) or not all(0 < size < float("inf") for size in spacing):
             raise ArgumentError(
@@ -175,9 +180,15 @@ def _probabilities(
 ) -> tuple[Tensor, Tensor]:
     if sigmoid and softmax:
         raise ArgumentError("softmax must be false where sigmoid is true, got both")
-    if to_onehot_y:
+    if to_onehot_y or softmax:
         (input,) = _checks.floating_rows(input=input)
         _shape(input)
+        if input.shape[1] == 1:
+            name, why = ("softmax", "1 everywhere") if softmax else ("to_onehot_y", "0 everywhere")
+            raise ArgumentError(
+                f"{name} must be false for a single channel, of which it makes {why}, got true"
+            )
+    if to_onehot_y:
         target = _one_hot(input, target)
     tensors = _checks.widened_under_autocast({"input": input, "target": target})
     _checks.same_kind(**tensors)

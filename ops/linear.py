@@ -74,7 +74,9 @@ class LinearFunction(torch.autograd.Function):
         """Keeps what the gradients asked for are made of, and nothing else."""
         needs_input, needs_weight, _ = ctx.needs_input_grad
         ctx.save_for_backward(input if needs_weight else None, weight if needs_input else None)
-        return F.linear(input, weight, bias)
+        output = F.linear(input, weight, bias)
+        # A Function's result that is a view of something within cannot be changed in place.
+        return torch.ops.aten._unsafe_view(output, output.shape) if output._is_view() else output
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:

@@ -91,7 +91,7 @@ def lltm_sequence(
     """
     input, weights, bias, h, cell = _checked(input, weights, bias, h, cell, dim=3)
     if input.shape[0] == 0:
-        return input.new_empty(0, *h.shape), LLTMState(h, cell)
+        return h.unsqueeze(0)[:0].clone(), LLTMState(h.clone(), cell.clone())
     output, cell = run(input, weights, bias, h, cell)
     return output, LLTMState(output[-1], cell)
 
@@ -137,7 +137,8 @@ class LLTM(nn.Module):
         if isinstance(state, (tuple, list)) and len(state) == 2:
             return function(input, self.weights, self.bias, state[0], state[1])
         if state is None and isinstance(input, Tensor):
-            zeros = input.new_zeros(input.shape[-2] if input.dim() > 1 else 0, self.state_size)
+            rows = input.shape[-2] if input.dim() > 1 and not input.is_nested else 0
+            zeros = input.new_zeros(rows, self.state_size)
             return function(input, self.weights, self.bias, zeros, zeros)
         got = "None" if state is None else type(state).__name__
         raise ArgumentTypeError(

@@ -85,7 +85,7 @@ def set_matching_loss(
     number = _checks.check_reduction(reduction)
     matrices = _matrices(cost, sizes)
     if not matrices:  # an empty batch: of cost itself, so that it has a gradient, of zeros
-        flat = cost.reshape(-1)[:0] if isinstance(cost, Tensor) else torch.zeros(0)
+        flat = cost.reshape(-1)[:0] if isinstance(cost, Tensor) else torch.zeros(0, device="cpu")
     else:
         flat = torch.cat([matrix.reshape(-1) for matrix in matrices])
     shapes = [tuple(matrix.shape) for matrix in matrices]
@@ -171,12 +171,22 @@ def _matrices(
 
 def _counts(sizes: Sequence[int] | Tensor) -> list[int]:
     if isinstance(sizes, Tensor):
-        if sizes.dim() != 1 or sizes.is_floating_point() or sizes.is_complex():
+        _checks.dense("sizes", sizes)
+        if (
+            sizes.dim() != 1
+            or sizes.is_floating_point()
+            or sizes.is_complex()
+            or (sizes.dtype is torch.bool)
+        ):
             raise ArgumentTypeError(
                 f"sizes must be integers in one dimension, got {sizes.dtype} of shape "
                 f"{list(sizes.shape)}"
             )
         return sizes.tolist()
+    if not isinstance(sizes, Sequence):
+        raise ArgumentTypeError(
+            f"sizes must be a list of ints or a tensor of them, got {type(sizes).__name__}"
+        )
     counts = list(sizes)
     for place, count in enumerate(counts):
         if isinstance(count, bool) or not isinstance(count, int):

@@ -16,229 +16,13 @@ import ops
 from ops import _backend, cli
 from ops._gradcheck._differences import Tolerance, compare
 from tests import cuda_emulator
-
-# ---- planted mistakes: each is x**2 * w with one thing wrong -------------------------------------
-
-
-class Right(torch.autograd.Function):
-    """What the others are, but for one thing."""
-
-    @staticmethod
-    def forward(ctx, x, w):
-        ctx.save_for_backward(x, w)
-        return x * x * w
-
-    @staticmethod
-    def backward(ctx, g):
-        x, w = ctx.saved_tensors
-        return 2 * g * x * w, g * x * x
-
-
-class FlippedSign(Right):
-    @staticmethod
-    def backward(ctx, g):
-        x, w = ctx.saved_tensors
-        return -2 * g * x * w, g * x * x
-
-
-class MissingFactor(Right):
-    @staticmethod
-    def backward(ctx, g):
-        x, w = ctx.saved_tensors
-        return g * x * w, g * x * x
-
-
-class MissingGradient(Right):
-    @staticmethod
-    def backward(ctx, g):
-        x, w = ctx.saved_tensors
-        return 2 * g * x * w, None
-
-
-class ZeroGradient(Right):
-    @staticmethod
-    def backward(ctx, g):
-        x, w = ctx.saved_tensors
-        return 2 * g * x * w, torch.zeros_like(w)
-
-
-class WrongAtOneElement(Right):
-    @staticmethod
-    def backward(ctx, g):
-        gx, gw = Right.backward(ctx, g)
-        change = torch.ones_like(gw)
-        change[1, 2] += 1e-4
-        return gx, gw * change
-
-
-class WrongIfNotContiguous(Right):
-    """As a kernel that takes the memory as it lies."""
-
-    @staticmethod
-    def forward(ctx, x, w):
-        return Right.forward(ctx, torch.as_strided(x, x.shape, (x.shape[1], 1)), w)
-
-
-class WrongIfArrivingNotContiguous(Right):
-    @staticmethod
-    def backward(ctx, g):
-        flat = torch.as_strided(g, g.shape, (g.shape[1], 1)) if g.stride(0) == 1 else g
-        return Right.backward(ctx, flat)
-
-
-class WrongIfExpanded(Right):
-    """As a kernel that adds into what it was given."""
-
-    @staticmethod
-    def backward(ctx, g):
-        return Right.backward(ctx, 2 * g if 0 in g.stride() else g)
-
-
-class NotDeterministic(Right):
-    @staticmethod
-    def backward(ctx, g):
-        gx, gw = Right.backward(ctx, g)
-        return gx * (1 + 1e-6 * torch.rand(())), gw
-
-
-class WrongSecondOrder(Right):
-    """The gradient is right; its own gradient lacks a term."""
-
-    @staticmethod
-    def backward(ctx, g):
-        x, w = ctx.saved_tensors
-        return 2 * g * x * w.detach(), g * x * x
-
-
-class NoSecondOrder(Right):
-    """The gradient is right, and a constant to autograd."""
-
-    @staticmethod
-    def backward(ctx, g):
-        x, w = ctx.saved_tensors
-        return (2 * g * x * w).detach(), (g * x * x).detach()
-
-
-class WrongForSome(Right):
-    """Right when both gradients are asked for."""
-
-    @staticmethod
-    def backward(ctx, g):
-        gx, gw = Right.backward(ctx, g)
-        return gx, gw if ctx.needs_input_grad[0] else 3 * gw
-
-
-class WritesInput(Right):
-    @staticmethod
-    def backward(ctx, g):
-        gx, gw = Right.backward(ctx, g)
-        gw = gw.clone()
-        ctx.saved_tensors[0].detach().numpy()[0, 0] += 1.0
-        return gx, gw
-
-
-class WritesArriving(Right):
-    @staticmethod
-    def backward(ctx, g):
-        result = tuple(grad.clone() for grad in Right.backward(ctx, g))
-        g.mul_(0)
-        return result
-
-
-class WrongForwardMode(Right):
-    @staticmethod
-    def forward(ctx, x, w):
-        ctx.save_for_forward(x, w)
-        return Right.forward(ctx, x, w)
-
-    @staticmethod
-    def jvp(ctx, dx, dw):
-        x, w = ctx.saved_tensors
-        dx = torch.zeros_like(x) if dx is None else dx
-        return 2 * x * w * dx
-
-
-class AccumulatesInHalf(Right):
-    """One by one, in the dtype of the inputs."""
-
-    @staticmethod
-    def forward(ctx, x, w):
-        ctx.save_for_backward(x, w)
-        total = torch.zeros((), dtype=x.dtype)
-        for term in (x * x * w * w + 1).flatten().repeat(40):
-            total = total + term
-        return total
-
-    @staticmethod
-    def backward(ctx, g):
-        x, w = ctx.saved_tensors
-        return 80 * g * x * w * w, 80 * g * x * x * w
-
-
-def detached(x, w):
-    return (x * x * w).detach()
-
-
-def half_detached(x, w):
-    return x * x * w, (x * w).detach()
-
-
-PLANTED = [
-    (FlippedSign.apply, ("reverse mode",), "x: all signs are flipped"),
-    (
-        MissingFactor.apply,
-        ("reverse mode",),
-        "x: a factor is missing: analytic = 0.5 numeric, everywhere",
-    ),
-    (MissingGradient.apply, ("reverse mode",), "w: no gradient at all arrives"),
-    (ZeroGradient.apply, ("reverse mode",), "w: no gradient at all arrives"),
-    (
-        WrongAtOneElement.apply,
-        ("reverse mode",),
-        "1 of 24 elements are wrong, in w\n    worst: w[1, 2]:",
-    ),
-    (WrongIfNotContiguous.apply, ("layouts",), "all inputs transposed"),
-    (WrongIfArrivingNotContiguous.apply, ("layouts",), "arriving gradient transposed"),
-    (WrongIfExpanded.apply, ("layouts",), "arriving gradient expanded"),
-    (NotDeterministic.apply, ("determinism",), "the gradient of x"),
-    (WrongSecondOrder.apply, ("second order",), "w: no gradient"),
-    (NoSecondOrder.apply, ("second order",), "x: no gradient at all arrives"),
-    (
-        WrongForSome.apply,
-        ("requires_grad subsets",),
-        "asked for w only",
-    ),
-    (WritesInput.apply, ("inputs untouched",), "written to: x"),
-    (WritesArriving.apply, ("inputs untouched",), "written to: the gradient of result 0"),
-    (WrongForwardMode.apply, ("forward mode",), "the derivative in a direction of w is 0"),
-    (AccumulatesInHalf.apply, ("agrees in bfloat16",), "torch path in float64"),
-    (detached, ("reverse mode",), "no gradient at all arrives"),
-    (half_detached, ("reverse mode",), "elements are wrong, in x, w"),
-]
-
-
-def inputs():
-    return torch.randn(2, 3, 4).add(0.1).unbind()
-
-
-@pytest.mark.parametrize(
-    ("function", "checks", "text"),
-    PLANTED,
-    ids=lambda value: getattr(getattr(value, "__self__", value), "__name__", None),
+from tests.test_planted_gradients import (
+    FlippedSign,
+    MissingGradient,
+    Right,
+    WrongAtOneElement,
+    inputs,
 )
-def test_planted_mistakes_are_caught_and_named(function, checks, text):
-    report = ops.check_gradients(function, *inputs())
-    assert not report.ok
-    failed = {check.name for check in report.failures}
-    assert set(checks) <= failed
-    assert text in str(report)
-    with pytest.raises(ops.GradientCheckError, match=checks[0]):
-        report.raise_if_failed()
-    if checks[0] not in (
-        "reverse mode",
-        "inputs untouched",
-    ):  # nothing but what is wrong is called wrong
-        assert "reverse mode" not in failed
 
 
 def test_what_is_right_passes_everything():
@@ -317,6 +101,43 @@ def test_what_a_function_refuses_is_no_failure():
         report = ops.check_gradients(function, *arguments)
         assert report.ok, str(report)
         assert "not supported" in {c.status for c in report.checks if c.name == name}
+
+
+def test_a_backward_pass_that_takes_data():
+    """Of a batch of gradients torch's process dies of it."""
+
+    class Data(Right):
+        @staticmethod
+        def backward(ctx, g):
+            return Right.backward(ctx, g.data.mul(1))
+
+    report = ops.check_gradients(Data.apply, *inputs())
+    (batched,) = (check for check in report.checks if check.name == "batched gradients")
+    assert batched.status == "not supported"
+    assert "takes .data of a batch of gradients" in str(report)
+    assert "data" not in vars(torch.Tensor)
+
+
+def test_layouts_of_values_that_a_function_refuses():
+    """Equal ones, as expanded inputs have."""
+
+    def hinges(x, knots):
+        if not bool((knots[1:] > knots[:-1]).all()):
+            raise ValueError("knots must increase")
+        return torch.relu(x[:, None] - knots).square().sum(1)
+
+    report = ops.check_gradients(hinges, torch.randn(4), torch.tensor([-1.0, 0.1, 1.3]))
+    assert report.ok, str(report)
+
+
+@pytest.mark.parametrize(
+    ("function", "at"),
+    [(torch.acos, 0.99), (lambda x: torch.log1p(-x), 0.996), (lambda x: (1 - x).sqrt(), 0.99)],
+)
+def test_near_the_edge_of_a_domain(function, at):
+    """Beyond which rounding the inputs once more would lead."""
+    report = ops.check_gradients(function, torch.tensor([at, 0.5, -0.3]))
+    assert report.ok, str(report)
 
 
 def test_results_without_gradients():
@@ -520,6 +341,31 @@ def test_plot(tmp_path, shape):
             lambda: ops.check_gradients(lambda x: 3, torch.ones(2)),
             ops.ArgumentTypeError,
             "must return at least one floating tensor, got int",
+        ),
+        (
+            lambda: ops.check_gradients(lambda x: (x, x.cfloat()), torch.ones(2)),
+            ops.ArgumentTypeError,
+            "must return real tensors to be checked, got a complex one",
+        ),
+        (
+            lambda: ops.check_gradients(F.relu, torch.ones(2), seed=1.5),
+            ops.ArgumentTypeError,
+            "seed must be an int, got float",
+        ),
+        (
+            lambda: ops.check_gradients(F.relu, torch.ones(2), dtypes=torch.float32),
+            ops.ArgumentTypeError,
+            "dtypes must be a list or tuple of float64, float32, bfloat16, float16, got dtype",
+        ),
+        (
+            lambda: ops.check_gradients(F.relu, torch.ones(2), backends="cpp"),
+            ops.ArgumentTypeError,
+            "backends must be a list or tuple of torch, cpp, cuda, got str",
+        ),
+        (
+            lambda: ops.check_gradients(F.relu, torch.ones(2), backends=[]),
+            ops.ArgumentError,
+            "backends must name at least one",
         ),
         (
             lambda: ops.check_gradients(F.relu, torch.ones(2), step=0.0),

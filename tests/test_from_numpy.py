@@ -107,6 +107,21 @@ def test_integer_inputs_take_no_gradient():
     assert op(torch.arange(3), torch.tensor([1])).dtype == torch.int64
 
 
+def test_integer_inputs_of_an_op_that_is_differentiated_twice():
+    """A gradient that was None takes part in the second derivative as zeros."""
+
+    def first(g, x, i):
+        return np.bincount(i, 2 * g * x[i], len(x)), None
+
+    def second(gx, gi, g, x, i):
+        assert not gi.any()
+        return 2 * gx[i] * x[i], np.bincount(i, 2 * g * gx[i], len(x)), None
+
+    op = ops.from_numpy(lambda x, i: x[i] ** 2, ops.from_numpy(first, second))
+    index = torch.tensor([0, 2, 2])
+    assert torch.autograd.gradgradcheck(lambda x: op(x, index), (leaf(4),))
+
+
 def test_results_in_another_byte_order():
     for kind in (">f8", ">i4", ">f4"):
         mine = ops.from_numpy(lambda x: x.astype(kind))(torch.arange(3.0))  # noqa: B023
@@ -243,6 +258,11 @@ def test_wrong_gradients(returned, error, text):
             lambda: PRODUCT(torch.ones(3), torch.ones(3, device="meta")),
             ops.ArgumentError,
             "argument 1 of product must be on the device of the first, cpu, got meta",
+        ),
+        (
+            lambda: ONCE(torch.ones(3, device="meta")),
+            ops.ArgumentError,
+            "argument 0 of cube must have values, got a meta tensor",
         ),
         (
             lambda: ONCE(torch.ones(3).to_sparse()),

@@ -120,6 +120,9 @@ def test_no_border_no_distance():
     assert ops.hausdorff_dt_loss(same, 0 * same).item() == 0
 
 
+SINGLE = {"input": torch.ones(2, 1, 4, 4), "target": torch.ones(2, 1, 4, 4)}
+
+
 @pytest.mark.parametrize(
     ("change", "error", "text"),
     [
@@ -132,6 +135,13 @@ def test_no_border_no_distance():
         ({"sigmoid": True, "softmax": True}, ops.ArgumentError, "softmax must be false where"),
         ({"reduction": "max"}, ops.ArgumentError, "reduction must be one of none, mean, sum"),
         ({"spacing": (1.0,)}, ops.ArgumentError, "spacing must be 2 positive sizes"),
+        (
+            {"spacing": 2.0},
+            ops.ArgumentTypeError,
+            "spacing must be a list .* got float",
+        ),
+        ({"softmax": True, **SINGLE}, ops.ArgumentError, "softmax must be false for a single"),
+        ({"to_onehot_y": True, **SINGLE}, ops.ArgumentError, "to_onehot_y must be false for a"),
         ({"spacing": (1.0, 0.0)}, ops.ArgumentError, "spacing must be 2 positive sizes"),
         ({"to_onehot_y": True}, ops.ArgumentError, r"class numbers in shape \[2, 1, 4, 4\]"),
         (

@@ -6,6 +6,7 @@ import itertools
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import ops
@@ -74,6 +75,18 @@ def test_only_what_is_needed(needed):
     with Products() as products:
         out.sum().backward()
     assert products.count == needed[0] + needed[1]
+
+
+@pytest.mark.parametrize("shape", [(6,), (4, 6), (2, 3, 6), (2, 2, 2, 6), (0, 4, 6)])
+@pytest.mark.parametrize("with_bias", [True, False])
+def test_the_result_may_be_changed_in_place(shape, with_bias):
+    input, weight, bias = leaves(inputs(shape, torch.float64, "cpu"), (True, True, True))
+    bias = bias if with_bias else None
+    mine, theirs = (
+        torch.autograd.grad(function(input, weight, bias).relu_().square().sum(), (input, weight))
+        for function in (ops.linear, F.linear)
+    )
+    torch.testing.assert_close(mine, theirs)
 
 
 @pytest.mark.parametrize(

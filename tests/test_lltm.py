@@ -191,9 +191,13 @@ def test_an_empty_sequence_hands_its_state_on(backend, device):
     x, w, b, h, c = inputs((0, 2, 4), torch.float32, device)
     output, state = ops.lltm_sequence(x, w, b, h.requires_grad_(), c)
     assert output.shape == (0, 2, 3)
+    assert output.requires_grad
     assert torch.equal(state.h, h)
     state.h.sum().backward()
     assert h.grad.sum() == 6
+    before = c.clone()
+    state.cell.add_(1)
+    assert torch.equal(c, before)
 
 
 def test_module():
@@ -223,10 +227,18 @@ def test_module():
         ({"weights": torch.ones(9, 8)}, ops.ArgumentError, r"weights must have shape \[9, 7\] for"),
         ({"bias": torch.ones(8)}, ops.ArgumentError, r"bias must have shape \[1, 9\] or \[9\]"),
         ({"bias": torch.ones(9).double()}, ops.ArgumentTypeError, "bias must have input's dtype"),
+        *(
+            ({name: "meta"}, ops.ArgumentError, f"{name} must be on input's device cpu, got meta")
+            for name in NAMES[1:]
+        ),
     ],
 )
-def test_bad_arguments(change, error, text):
-    good = dict(zip(NAMES, inputs((2, 4), torch.float32, "cpu"), strict=True))
+def test_bad_arguments(backend, device, change, error, text):
+    good = dict(zip(NAMES, inputs((2, 4), torch.float32, device), strict=True))
+    change = {
+        name: good[name].to("meta") if value == "meta" else value for name, value in change.items()
+    }
+    text = text.replace("device cpu", f"device {good['input'].device}")
     with pytest.raises(error, match=text):
         ops.lltm(**{**good, **change})
     with pytest.raises(ops.ArgumentError, match=r"input must have shape \(time, batch, features\)"):
@@ -237,6 +249,25 @@ def test_bad_arguments(change, error, text):
 def test_bad_arguments_of_the_module(arguments):
     with pytest.raises(ops.ArgumentTypeError, match="input must be a torch.Tensor"):
         ops.LLTM(4, 3)(*arguments)
+
+
+def test_no_gradient_arrives(backend, device):
+    class Dropped(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx, g):
+            return None
+
+    tensors = leaves(inputs((2, 4), torch.float64, device))
+    loss = sum(Dropped.apply(result).sum() for result in ops.lltm(*tensors))
+    for recorded in (False, True):
+        its = torch.autograd.grad(
+            loss, tensors, create_graph=recorded, retain_graph=True, allow_unused=True
+        )
+        assert its == (None,) * len(tensors)
 
 
 def test_the_last_cell_may_be_changed(backend, device):

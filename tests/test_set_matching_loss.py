@@ -151,6 +151,8 @@ GOOD = torch.ones(2, 3, 4)
         ((GOOD, [1, 5]), ops.ArgumentError, r"sizes\[1\] must be between 0 and the 4 columns"),
         ((GOOD, [1, -1]), ops.ArgumentError, r"sizes\[1\] must be between 0"),
         ((GOOD, [1, 2.0]), ops.ArgumentTypeError, r"sizes\[1\] must be an int, got float"),
+        ((GOOD, 5), ops.ArgumentTypeError, "sizes must be a list of ints or a tensor of them, got"),
+        ((GOOD, torch.ones(2).bool()), ops.ArgumentTypeError, "got torch.bool of shape"),
         ((GOOD, torch.ones(2)), ops.ArgumentTypeError, "sizes must be integers in one dimension"),
         ((GOOD, None, "max"), ops.ArgumentError, "reduction must be one of"),
         ((GOOD * float("nan"),), ops.ArgumentError, "cost of image 0 must be free of nan and -inf"),

@@ -26,6 +26,13 @@ _LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
     "at an odd offset": lambda t: torch.cat([t.flatten()[:1], t.flatten()])[1:].view(t.shape),
     "expanded": lambda t: t[:1].expand(t.shape) if t.dim() else t,
 }
+# Also what .sum() sends back.
+_ARRIVING = {
+    **_LAYOUTS,
+    "expanded from one element": lambda t: (
+        t.flatten()[:1].view([1] * t.dim()).expand(t.shape) if t.numel() else t
+    ),
+}
 
 # ---- the checks ----------------------------------------------------------------------------------
 
@@ -38,8 +45,8 @@ def layouts(probe: Probe) -> Outcome:
             dense = [t.contiguous() for t in tensors]
             try:
                 plain = probe.forward_and_backward(dense)
-            except RuntimeError:
-                continue  # it is not the layout: equal rows are a singular matrix
+            except Exception:
+                continue  # it is not the layout: equal rows are a singular matrix, and no order
             laid = probe.forward_and_backward(tensors)
             which = "all inputs" if place is None else probe.subject.names[place]
             ways = probe.labels(len(laid)), laid, plain, SAME, f"{which} {layout}", "contiguous"
@@ -51,7 +58,7 @@ def layouts(probe: Probe) -> Outcome:
                     return Outcome(problem)
     leaves = probe.leaves(probe.at())
     results, variables = probe.call(leaves), probe.variables(leaves)
-    for layout, lay in _LAYOUTS.items():
+    for layout, lay in _ARRIVING.items():
         seeds = [lay(seed) for seed in probe.seeds(results)]
         laid = list(gradients(results, variables, seeds))
         plain = list(gradients(results, variables, [seed.contiguous() for seed in seeds]))
@@ -162,21 +169,20 @@ def _shaken(
     dtype: torch.dtype,
     values: Sequence[Tensor | None],
 ) -> list[Tensor | None]:
-    """How far the values move when the inputs are rounded in another way, in each of three."""
+    """How far the values move when the inputs are rounded in another way: two, and the reverse."""
     least = torch.finfo(dtype).tiny  # below, numbers have fewer digits
     spread = [None if value is None else torch.full_like(value, least) for value in values]
     generator = torch.Generator().manual_seed(probe.seed)
-    for _ in range(3):
-        moved = run(
-            [
-                t * (1 + 2 * torch.finfo(dtype).eps * _signs(t, generator)) if var else t
-                for t, var in zip(tensors, probe.variable, strict=True)
-            ]
-        )
+    signs = [[_signs(t, generator) for t in tensors] for _ in range(2)]
+    step = 2 * torch.finfo(dtype).eps
+    for its, by in itertools.product(signs, (step, -step)):
+        places = zip(tensors, its, probe.variable, strict=True)
+        moved = run([t * (1 + by * sign) if var else t for t, sign, var in places])
         for place, (one, other) in enumerate(zip(values, moved, strict=True)):
             before = spread[place]
             if before is not None and one is not None and other is not None:
-                spread[place] = torch.maximum(before, 2 * (other - one).abs())
+                # Not where it leaves the function's domain.
+                spread[place] = torch.fmax(before, 2 * (other - one).abs())
     return spread
 
 

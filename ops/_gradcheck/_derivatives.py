@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -33,7 +35,16 @@ def second_order(probe: Probe) -> Outcome:
     """The gradient's own gradients: of the inputs, and of the gradients that arrive."""
     tensors = probe.at()
     count = len(tensors)
-    seeds = probe.seeds(probe.call(tensors))
+    leaves = probe.leaves(tensors)
+    results, seeds = probe.call(leaves), probe.seeds(probe.call(tensors))
+    plain, recorded = (
+        gradients(results, probe.variables(leaves), seeds, create_graph=create)
+        for create in (False, True)
+    )
+    labels = probe.labels(len(plain))
+    problem = differ(labels, recorded, plain, SAME, "with create_graph=True", "without")
+    if problem:
+        return Outcome(problem)
 
     def gradient(values: Sequence[Tensor]) -> tuple[Tensor, ...]:
         recorded = torch.is_grad_enabled()
@@ -194,7 +205,7 @@ def batched_gradients(probe: Probe) -> Outcome:
     if not differentiable:
         return Outcome()
     seeds = [torch.stack([s, -2 * s, s * s]) for s in probe.seeds(differentiable)]
-    with warnings.catch_warnings():  # torch says where a batch is a loop within
+    with _no_data_of_batches(), warnings.catch_warnings():  # torch says where a batch is a loop
         warnings.filterwarnings("ignore", message="There is a performance drop")
         batched = gradients(differentiable, variables, seeds, is_grads_batched=True)
     singles = [gradients(differentiable, variables, one) for one in zip(*seeds, strict=True)]
@@ -206,3 +217,21 @@ def batched_gradients(probe: Probe) -> Outcome:
     ]
     labels = probe.labels(len(probe.names))
     return Outcome(differ(labels, batched, expected, SAME, "batched", "one by one"))
+
+
+@contextlib.contextmanager
+def _no_data_of_batches() -> Iterator[None]:
+    """``grad.data``, of which the process dies in a batched backward pass, raises instead."""
+    base: Any = torch._C.TensorBase.data
+
+    def get(tensor: Tensor) -> Tensor:
+        if torch._C._functorch.is_legacy_batchedtensor(tensor):
+            raise NotImplementedError("the backward pass takes .data of a batch of gradients")
+        data: Tensor = base.__get__(tensor)
+        return data
+
+    setattr(torch.Tensor, "data", property(get, base.__set__))  # noqa: B010
+    try:
+        yield
+    finally:
+        delattr(torch.Tensor, "data")  # that of the base class is there again

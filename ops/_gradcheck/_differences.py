@@ -236,6 +236,7 @@ def _look_again(
     low, high = torch.minimum(left, right), torch.maximum(left, right)
     bends = (high - low > gap / 4) & (high - low > 10 * bound)
     between = (analytic >= low - bound) & (analytic <= high + bound)
-    jumps = (again.abs() > divisor / 2 * first.abs()) & analytic.isfinite()
+    # Rounding errors grow as the step shrinks too, but not beyond what is allowed for them.
+    jumps = (again.abs() > divisor / 2 * first.abs()) & (again.abs() > bound) & analytic.isfinite()
     kink |= (bends & between | jumps) & ~_within(analytic, numeric, allowed)
     return kink, numeric, allowed

@@ -90,11 +90,13 @@ class Subject:
             returned = torch.func.functional_call(self.function, state, arguments)
         else:
             returned = self.function(*arguments)
-        results = tuple(
-            leaf
-            for leaf in pytree.tree_leaves(returned)
-            if isinstance(leaf, Tensor) and leaf.is_floating_point()
-        )
+        tensors = [leaf for leaf in pytree.tree_leaves(returned) if isinstance(leaf, Tensor)]
+        if any(tensor.is_complex() for tensor in tensors):
+            raise ArgumentTypeError(
+                f"{self.name} must return real tensors to be checked, got a complex one: "
+                f"torch.view_as_real makes one of it"
+            )
+        results = tuple(tensor for tensor in tensors if tensor.is_floating_point())
         if not results:
             raise ArgumentTypeError(
                 f"{self.name} must return at least one floating tensor, "
