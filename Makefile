@@ -14,32 +14,35 @@ BENCHES ?=
 GPU_PYTHON ?=  # one that has a torch with CUDA; by default .venv, with TORCH
 
 BIN := .venv/bin
+# Of this torch: with another one, it is installed anew.
+INSTALLED := .venv/with-$(subst /,_,$(subst $() $(),_,$(TORCH)))
 
 .PHONY: demo test bench lint gpu clean
 
-demo: .venv/installed
+demo: $(INSTALLED)
 	$(BIN)/python -m ops demo $(DEMO_ARGS)
 
-test: .venv/installed
+test: $(INSTALLED)
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
-bench: .venv/installed
+bench: $(INSTALLED)
 	$(BIN)/python -m benchmarks $(BENCHES)
 
-lint: .venv/installed-dev
+lint: .venv/dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-gpu: $(if $(strip $(GPU_PYTHON)),,.venv/installed)
+gpu: $(if $(strip $(GPU_PYTHON)),,$(INSTALLED))
 	.ci/gpu $(or $(strip $(GPU_PYTHON)),$(BIN)/python)
 
-.venv/installed: pyproject.toml
+$(INSTALLED): pyproject.toml
 	$(PYTHON) -m venv .venv
+	rm -f .venv/with-* .venv/dev
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check "$(TORCH)" -e ".[demo,test]"
 	touch $@
 
-.venv/installed-dev: .venv/installed
+.venv/dev: $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[dev]"
 	touch $@
 

@@ -1,4 +1,4 @@
-"""jitops: custom losses and ops for PyTorch, compiled when first imported, cached for good.
+"""jitops: custom losses and ops for PyTorch, compiled when first used, cached for good.
 
 ``import ops`` is light: nothing is compiled, CUDA is not touched. An op's module is imported when
 its name is first used, and what a compiled back end needs is built or loaded then. Without a GPU

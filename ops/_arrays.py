@@ -33,7 +33,8 @@ def require(module: str, what: str, extra: str = "scipy") -> ModuleType:
         if error.name not in (package, module):
             raise
         raise DependencyError(
-            f"{what} needs {package}, which is not installed: pip install 'jitops[{extra}]'",
+            f"{what} needs {package}, which is not installed: pip install {package}, "
+            f"or jitops with its extra [{extra}]",
             name=package,
         ) from None
 

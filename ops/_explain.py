@@ -90,4 +90,11 @@ def _state(op: _op.Op, backend: str) -> str:
         return f"cannot run: {problem}"
     extension = op.extension(backend)
     place = extension.place() if extension else None
-    return f"built: {place}" if place else "not built yet: the first call that needs it compiles it"
+    if place:
+        return f"built: {place}"
+    settings = _config.settings()
+    if settings.force_cpu:
+        return "not built yet, and with JITOPS_FORCE_CPU=1 no call needs it"
+    if settings.build == "never":
+        return "not built yet, and JITOPS_BUILD=never: a call that needs it is an error"
+    return "not built yet: the first call that needs it compiles it"

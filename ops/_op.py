@@ -12,7 +12,13 @@ from torch import Tensor
 
 from ops import _backend, _config, _extensions
 from ops._backend import DEVICE_OF, Choice
-from ops._errors import BackendUnavailableError, BackendWarning, JitopsError
+from ops._errors import (
+    ArgumentError,
+    ArgumentTypeError,
+    BackendUnavailableError,
+    BackendWarning,
+    JitopsError,
+)
 from ops.jit import Extension
 from ops.jit._compile import _hardware, _toolchain
 
@@ -28,9 +34,26 @@ class Op:
         cuda: the one that serves CUDA tensors, likewise.
 
     An op asks :meth:`backend_for` at each call, and runs what it is told.
+
+    Raises:
+        ArgumentTypeError: a name that is no string, a back end that is no extension.
+        ArgumentError: the name of a built-in op.
     """
 
     def __init__(self, name: str, cpp: Source | None = None, cuda: Source | None = None) -> None:
+        if not isinstance(name, str):
+            raise ArgumentTypeError(f"name must be a string, got {type(name).__name__}")
+        for backend, source in (("cpp", cpp), ("cuda", cuda)):
+            if not (source is None or isinstance(source, Extension) or callable(source)):
+                raise ArgumentTypeError(
+                    f"{backend} must be an Extension, as of ops.jit.text or ops.jit.files, or a "
+                    f"function that makes one, got {type(source).__name__}"
+                )
+        if name in _extensions.stems():
+            raise ArgumentError(f"name must not be that of a built-in op, got {name!r}")
+        self._begin(name, cpp, cuda)
+
+    def _begin(self, name: str, cpp: Source | None, cuda: Source | None) -> None:
         self.name = name
         self._sources = {"cpp": cpp, "cuda": cuda}
         self._chosen: dict[tuple[str | None, str], str] = {}
@@ -174,7 +197,9 @@ _ops: dict[str, Op] = {}
 
 def built_in(stem: str) -> Op:
     """The op that ``cuda_src`` has sources of, which may not have been imported yet."""
-    return _ops.get(stem) or Op(stem, *_extensions.makers(stem))
+    if stem not in _ops:
+        Op.__new__(Op)._begin(stem, *_extensions.makers(stem))
+    return _ops[stem]
 
 
 def known() -> dict[str, Op]:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import io
 import os
 import sys
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import ops
 
@@ -27,7 +30,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("Importing torch, scikit-learn and matplotlib: slow the first time ...", flush=True)
     options = _parser().parse_args(words)
     try:
-        status: int = options.run(options) or 0
+        with _warnings_in_a_line():
+            status: int = options.run(options) or 0
         sys.stdout.flush()
     except ops.JitopsError as error:
         print(f"jitops: {error}", file=sys.stderr)
@@ -40,6 +44,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _give_up_stdout()
         return 1
     return status
+
+
+@contextlib.contextmanager
+def _warnings_in_a_line() -> Iterator[None]:
+    """Ours: at which line of our code they were raised does not help who runs a command."""
+    ours = (ops.BackendWarning, ops.CacheWarning, ops.ConfigWarning)
+    with warnings.catch_warnings():
+        show = warnings.showwarning
+
+        def shown(message: Any, category: type[Warning], *where: Any, **more: Any) -> None:
+            if issubclass(category, ours):
+                print(f"jitops: {message}", file=sys.stderr)
+            else:
+                show(message, category, *where, **more)
+
+        warnings.showwarning = shown
+        yield
 
 
 def _give_up_stdout() -> None:

@@ -1,15 +1,4 @@
-r"""The Hausdorff distance-transform loss for segmentation.
-
-.. math::
-
-    \ell = \frac{1}{|\Omega|} \sum_{\Omega} (p - q)^2 \left(d_p^\alpha + d_q^\alpha\right)
-
-over the pixels :math:`\Omega` of one channel of one image, where :math:`d_p` is each pixel's
-Euclidean distance to the border of the predicted object :math:`\{p > 1/2\}` and :math:`d_q` that to
-the border of the true one. A wrong pixel far from both borders weighs most, as it does in the
-Hausdorff distance. From D. Karimi, S. E. Salcudean, "Reducing the Hausdorff Distance in Medical
-Image Segmentation with Convolutional Neural Networks", IEEE Transactions on Medical Imaging 39(2),
-2020 (arXiv:1904.10030), equation 8; the arguments are those of MONAI's ``HausdorffDTLoss``.
+"""The Hausdorff distance-transform loss for segmentation.
 
 The distances come from :func:`scipy.ndimage.distance_transform_edt`, on the CPU; the rest is tensor
 code on the inputs' device.
@@ -48,7 +37,19 @@ def hausdorff_dt_loss(
     spacing: Sequence[float] | None = None,
     reduction: str = "mean",
 ) -> Tensor:
-    r"""The Hausdorff distance-transform loss (formula and source: the module's docstring).
+    r"""The Hausdorff distance-transform loss for segmentation.
+
+    .. math::
+
+        \ell = \frac{1}{|\Omega|} \sum_{\Omega} (p - q)^2 \left(d_p^\alpha + d_q^\alpha\right)
+
+    over the pixels :math:`\Omega` of one channel of one image, where :math:`d_p` is each pixel's
+    Euclidean distance to the border of the predicted object :math:`\{p > 1/2\}` and :math:`d_q`
+    that to the border of the true one. A wrong pixel far from both borders weighs most, as it does
+    in the Hausdorff distance. From D. Karimi, S. E. Salcudean, "Reducing the Hausdorff Distance in
+    Medical Image Segmentation with Convolutional Neural Networks", IEEE Transactions on Medical
+    Imaging 39(2), 2020 (arXiv:1904.10030), equation 8; the arguments are those of MONAI's
+    ``HausdorffDTLoss``.
 
     Args:
         input: :math:`(B, C, H, W)` or :math:`(B, C, H, W, D)`: probabilities, or what ``sigmoid``
@@ -74,7 +75,7 @@ def hausdorff_dt_loss(
         ArgumentTypeError: no floating tensors of one dtype; parameters of wrong types.
         ArgumentError: shapes that do not fit, different devices, class numbers out of range, both
             ``sigmoid`` and ``softmax``, an unknown reduction, a negative ``alpha``.
-        DependencyError: SciPy is not installed (``pip install 'jitops[scipy]'``).
+        DependencyError: SciPy is not installed (the extra ``scipy``).
 
     Gradients:
         For ``input`` and ``target``, of any order, with the distances as constants: they change

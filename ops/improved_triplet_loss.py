@@ -1,17 +1,4 @@
-r"""The improved triplet loss.
-
-.. math::
-
-    \ell_i = \max(d^+_i - d^-_i,\; t_1) + \beta \max(d^+_i,\; t_2), \qquad
-    d^+_i = \lVert a_i - p_i + \varepsilon \rVert_2^2, \quad
-    d^-_i = \lVert a_i - n_i + \varepsilon \rVert_2^2
-
-The first term asks the negative to be farther from the anchor than the positive, by a margin
-:math:`-t_1`; the second asks the positive to be near, within :math:`t_2`. From D. Cheng, Y. Gong,
-S. Zhou, J. Wang, N. Zheng, "Person Re-Identification by Multi-Channel Parts-Based CNN with Improved
-Triplet Loss Function", CVPR 2016. :math:`\varepsilon` is the one of
-:func:`torch.nn.functional.pairwise_distance`.
-"""
+"""The improved triplet loss: one pass over its inputs forward, one backward."""
 
 from __future__ import annotations
 
@@ -42,7 +29,19 @@ def improved_triplet_loss(
     eps: float = 1e-6,
     reduction: str = "mean",
 ) -> Tensor:
-    r"""The improved triplet loss (formula and source: :mod:`ops.improved_triplet_loss`).
+    r"""The improved triplet loss.
+
+    .. math::
+
+        \ell_i = \max(d^+_i - d^-_i,\; t_1) + \beta \max(d^+_i,\; t_2), \qquad
+        d^+_i = \lVert a_i - p_i + \varepsilon \rVert_2^2, \quad
+        d^-_i = \lVert a_i - n_i + \varepsilon \rVert_2^2
+
+    The first term asks the negative to be farther from the anchor than the positive, by a margin
+    :math:`-t_1`; the second asks the positive to be near, within :math:`t_2`. From D. Cheng,
+    Y. Gong, S. Zhou, J. Wang, N. Zheng, "Person Re-Identification by Multi-Channel Parts-Based CNN
+    with Improved Triplet Loss Function", CVPR 2016. :math:`\varepsilon` is the one of
+    :func:`torch.nn.functional.pairwise_distance`.
 
     Args:
         anchor: :math:`(*, D)`, floating point, any strides; at least one dimension.

@@ -1,15 +1,4 @@
-r"""The long-long-term-memory unit, a recurrent unit that cannot forget.
-
-.. math::
-
-    [i;\, o;\, z] = W \, [h;\, x] + b, \qquad
-    c' = c + \mathrm{elu}(z)\, \sigma(i), \qquad
-    h' = \tanh(c')\, \sigma(o)
-
-From P. Goldsborough, "Custom C++ and CUDA Extensions", the tutorial of PyTorch, whose layout of the
-parameters and initialisation are kept: :math:`W` takes first :math:`h`, then :math:`x`, and gives
-first the input gate, then the output gate, then the candidate. An LSTM without a forget gate, and
-with an ELU.
+"""The long-long-term-memory unit, a recurrent unit that cannot forget.
 
 Compiled, all that lies between two matrix products is one kernel, and a whole sequence is one call.
 """
@@ -41,7 +30,17 @@ class LLTMState(NamedTuple):
 
 
 def lltm(input: Tensor, weights: Tensor, bias: Tensor, h: Tensor, cell: Tensor) -> LLTMState:
-    r"""One step of the unit (formula and source: :mod:`ops.lltm`).
+    r"""One step of the long-long-term-memory unit, an LSTM without a forget gate and with an ELU.
+
+    .. math::
+
+        [i;\, o;\, z] = W \, [h;\, x] + b, \qquad
+        c' = c + \mathrm{elu}(z)\, \sigma(i), \qquad
+        h' = \tanh(c')\, \sigma(o)
+
+    From P. Goldsborough, "Custom C++ and CUDA Extensions", the tutorial of PyTorch, whose layout of
+    the parameters and initialisation are kept: :math:`W` takes first :math:`h`, then :math:`x`, and
+    gives first the input gate, then the output gate, then the candidate.
 
     Args:
         input: :math:`(B, F)`.

@@ -1,13 +1,4 @@
-r"""A vector taken apart into direction and norm: the model of a Function with several outputs.
-
-.. math:: d = x / \lVert x \rVert_2, \qquad n = \lVert x \rVert_2, \qquad z = [n = 0]
-
-The gradients of the first two are those of the quotient and of the norm,
-
-.. math:: \bar x = \frac{\bar d - d \, (d \cdot \bar d)}{n} + \bar n \, d,
-
-and zero for a zero vector, which has the direction zero; the third output has no gradient.
-"""
+"""A vector taken apart into direction and norm: the model of a Function with several outputs."""
 
 from __future__ import annotations
 
@@ -33,6 +24,14 @@ class DirectionAndNorm(NamedTuple):
 
 def normalize_with_norm(input: Tensor, dim: int = -1) -> DirectionAndNorm:
     r"""Split vectors into direction and Euclidean norm.
+
+    .. math:: d = x / \lVert x \rVert_2, \qquad n = \lVert x \rVert_2, \qquad z = [n = 0]
+
+    The gradients of the first two are those of the quotient and of the norm,
+
+    .. math:: \bar x = \frac{\bar d - d \, (d \cdot \bar d)}{n} + \bar n \, d,
+
+    and zero for a zero vector, which has the direction zero; the third output has no gradient.
 
     Args:
         input: vectors along ``dim``; any shape of at least one dimension.

@@ -1,14 +1,4 @@
-r"""The magnitude of the two-dimensional Fourier transform: a model of an op made with NumPy.
-
-.. math::
-
-    y = \lvert X \rvert, \qquad
-    X_{kl} = \sum_{m,n} x_{mn} \, e^{-2 \pi i (km/H + ln/W)}, \quad 0 \le l \le \lfloor W/2 \rfloor
-
-With :math:`S = X / \lvert X \rvert`, and :math:`F^*` the adjoint of the transform :math:`F`, the
-gradient of a result :math:`\bar y` is :math:`\bar x = F^* (\bar y S)`. The half of the spectrum
-that is not computed makes :math:`F^*` something else than the inverse transform, which is what a
-well-known tutorial takes for it: there the gradient is wrong, knowingly.
+"""The magnitude of the two-dimensional Fourier transform: a model of an op made with NumPy.
 
 One back end, NumPy, on the CPU. ``torch.fft.rfft2(x).abs()`` has the same values where the work is
 to stay on a GPU.
@@ -37,6 +27,17 @@ __all__ = ["rfft2_magnitude"]
 
 def rfft2_magnitude(input: Tensor) -> Tensor:
     r"""The magnitudes :math:`\lvert \mathrm{rfft2}(x) \rvert` of the last two dimensions.
+
+    .. math::
+
+        y = \lvert X \rvert, \qquad
+        X_{kl} = \sum_{m,n} x_{mn} \, e^{-2 \pi i (km/H + ln/W)}, \quad
+        0 \le l \le \lfloor W/2 \rfloor
+
+    With :math:`S = X / \lvert X \rvert`, and :math:`F^*` the adjoint of the transform :math:`F`,
+    the gradient of a result :math:`\bar y` is :math:`\bar x = F^* (\bar y S)`. The half of the
+    spectrum that is not computed makes :math:`F^*` something else than the inverse transform, which
+    is what a well-known tutorial takes for it: there the gradient is wrong, knowingly.
 
     Args:
         input: shape :math:`(*, H, W)`, real; :math:`H` and :math:`W` at least 1.

@@ -1,14 +1,4 @@
-r"""Two-dimensional convolution and correlation by SciPy, with a filter that learns.
-
-.. math::
-
-    y = x \star w + b, \qquad
-    (x \star w)_{kl} = \sum_{i,j} x_{k+i-p,\, l+j-q} \, w_{ij}
-
-where :math:`x` is zero outside, and ``mode`` says which part of the result is kept; ``convolve``
-turns :math:`w` by half a turn first. All three gradients are of the same kind: with :math:`\bar y`
-put back where it was cut from, that of :math:`x` is a convolution of :math:`\bar y` with :math:`w`
-and that of :math:`w` a correlation of :math:`\bar y` with :math:`x`.
+"""Two-dimensional convolution and correlation by SciPy, with a filter that learns.
 
 One back end, SciPy, on the CPU: the model of an op made of SciPy functions, with a parameter.
 :func:`torch.nn.functional.conv2d` is faster, and is what to use on a GPU.
@@ -50,6 +40,17 @@ def scipy_conv2d(
 ) -> Tensor:
     r"""Correlate or convolve each of a batch of images with one filter.
 
+    .. math::
+
+        y = x \star w + b, \qquad
+        (x \star w)_{kl} = \sum_{i,j} x_{k+i-p,\, l+j-q} \, w_{ij}
+
+    where :math:`x` is zero outside, and ``mode`` says which part of the result is kept;
+    ``convolve`` turns :math:`w` by half a turn first. All three gradients are of the same kind:
+    with :math:`\bar y` put back where it was cut from, that of :math:`x` is a convolution of
+    :math:`\bar y` with :math:`w` and that of :math:`w` a correlation of :math:`\bar y` with
+    :math:`x`.
+
     Args:
         input: shape :math:`(*, H, W)`; the image is zero outside.
         filter: shape :math:`(h, w)`.
@@ -67,7 +68,7 @@ def scipy_conv2d(
         ArgumentTypeError: not a tensor, or a dtype other than ``input``'s.
         ArgumentError: shapes that do not fit together, an empty image or filter, a device other
             than ``input``'s, an unknown mode or operation.
-        DependencyError: SciPy is not installed (``pip install 'jitops[scipy]'``).
+        DependencyError: SciPy is not installed (the extra ``scipy``).
 
     Note:
         dtypes float64, float32, bfloat16 and float16; the half precisions compute in float32, and

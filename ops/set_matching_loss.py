@@ -1,17 +1,4 @@
-r"""Set prediction: the loss of the best assignment of predictions to targets.
-
-.. math::
-
-    \ell = \sum_b \sum_j C^b_{\sigma_b(j)\, j}, \qquad
-    \sigma_b = \arg\min_{\sigma} \sum_j C^b_{\sigma(j)\, j}
-
-where :math:`C^b_{ij}` is what it costs to match prediction :math:`i` of image :math:`b` with its
-target :math:`j`, and :math:`\sigma` gives each target a prediction of its own (or each prediction a
-target, if there are fewer). The matching of N. Carion, F. Massa, G. Synnaeve, N. Usunier,
-A. Kirillov, S. Zagoruyko, "End-to-End Object Detection with Transformers" (DETR), ECCV 2020, after
-H. W. Kuhn, "The Hungarian Method for the Assignment Problem", 1955; computed by
-:func:`scipy.optimize.linear_sum_assignment` on the CPU.
-"""
+"""Set prediction: the loss of the best assignment of predictions to targets."""
 
 from __future__ import annotations
 
@@ -54,6 +41,18 @@ def set_matching_loss(
 ) -> SetMatching:
     r"""Match predictions with targets at the least cost, and return that cost.
 
+    .. math::
+
+        \ell = \sum_b \sum_j C^b_{\sigma_b(j)\, j}, \qquad
+        \sigma_b = \arg\min_{\sigma} \sum_j C^b_{\sigma(j)\, j}
+
+    where :math:`C^b_{ij}` is what it costs to match prediction :math:`i` of image :math:`b` with
+    its target :math:`j`, and :math:`\sigma` gives each target a prediction of its own (or each
+    prediction a target, if there are fewer). The matching of N. Carion, F. Massa, G. Synnaeve, N.
+    Usunier, A. Kirillov, S. Zagoruyko, "End-to-End Object Detection with Transformers" (DETR), ECCV
+    2020, after H. W. Kuhn, "The Hungarian Method for the Assignment Problem", 1955; computed by
+    :func:`scipy.optimize.linear_sum_assignment` on the CPU.
+
     Args:
         cost: :math:`(B, N, M)`, what it costs to match each of :math:`N` predictions with each of
             :math:`M` targets; or :math:`B` matrices of sizes of their own, as a list or tuple.
@@ -71,7 +70,7 @@ def set_matching_loss(
             integers.
         ArgumentError: a wrong shape, sizes out of range, tensors on several devices, NaN or
             negative infinity among the costs, or so many infinities that no assignment is left.
-        DependencyError: SciPy is not installed (``pip install 'jitops[scipy]'``).
+        DependencyError: SciPy is not installed (the extra ``scipy``).
 
     Gradients:
         For ``cost``, of any order: 1 (or ``1/P``) at each pair, 0 elsewhere, which is a subgradient
@@ -180,7 +179,8 @@ def _counts(sizes: Sequence[int] | Tensor) -> list[int]:
         ):
             raise ArgumentTypeError(
                 f"sizes must be integers in one dimension, got {sizes.dtype} of shape "
-                f"{list(sizes.shape)}"
+                f"{list(sizes.shape)} (cost holds what each match costs: predictions and targets "
+                f"are compared before)"
             )
         return sizes.tolist()
     if not isinstance(sizes, Sequence):

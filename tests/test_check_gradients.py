@@ -422,6 +422,15 @@ def test_command_on_all_ops(capsys):
     assert lines[-1] == f"{len(lines) - 1} of {len(lines) - 1} ok"
 
 
+def test_command_without_scipy(capsys, monkeypatch):
+    """What needs it is named, all else is checked."""
+    monkeypatch.setitem(sys.modules, "scipy.optimize", None)
+    assert cli.main(["check", "set_matching_loss", "linear"]) == 1
+    *lines, last = capsys.readouterr().out.splitlines()
+    assert [line for line in lines if "not checked: set_matching_loss needs scipy" in line]
+    assert last == "2 of 5 ok, 3 not checked"
+
+
 def _samples():
     from ops._commands import _check
 
@@ -453,9 +462,13 @@ def test_command_on_functions_of_ones_own(tmp_path, monkeypatch, capsys):
         (["math:sin"], "--input must give the shape of each argument of math:sin"),
         (["nowhere:f", "--input", "3"], "TARGET must name a module, got 'nowhere'"),
         (["nowhere.py:f", "--input", "3"], "TARGET must name a file that exists"),
+        (["mine.py:Module", "--input", "3"], "got 'Module', a class"),
+        (["mine.py:right", "--input", "3"], "--input must be given once for each argument of"),
         (["math:nothing", "--input", "3"], "TARGET must name something in math, got 'nothing'"),
     ],
 )
-def test_command_with_bad_arguments(arguments, text, capsys):
+def test_command_with_bad_arguments(arguments, text, capsys, tmp_path, monkeypatch):
+    (tmp_path / "mine.py").write_text(f"{MINE}\nfrom torch.nn import Module\n")
+    monkeypatch.chdir(tmp_path)
     assert cli.main(["check", *arguments]) == 1
     assert text in capsys.readouterr().err

@@ -197,8 +197,10 @@ def test_clean_spares_what_is_in_use(full, capsys):
     assert said(capsys, "cache", "clean").endswith("1 left\n")
     command("build", OP, "--backend=cpp", JITOPS_CACHE_DIR=full)
     assert "0 entries" in said(capsys, "cache", "clean", "--unused-for=1")
-    assert "0 entries" in said(capsys, "cache", "clean", "other")
-    (gone,) = json.loads(said(capsys, "cache", "clean", "--json"))
+    assert "0 entries" in said(capsys, "cache", "clean", "lltm")
+    assert cli.main(["cache", "clean", "other"]) == 1
+    assert "NAME must be an op, an extension or its start" in capsys.readouterr().err
+    (gone,) = json.loads(said(capsys, "cache", "clean", OP, "--json"))
     assert gone["name"] == f"jitops_{OP}_cpp"
     assert len(entries(full)) == 1
     assert said(capsys, "cache", "clean", "--max-size=1K").endswith("1 left\n")

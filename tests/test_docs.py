@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from ops import cli
-from tests.helpers import ROOT, environment
+from tests.helpers import ROOT, environment, run
 
 ENGLISH, CHINESE = (ROOT / "docs" / f"write-your-own{suffix}.md" for suffix in ("", ".zh-CN"))
 LOADER = ROOT / "docs" / "loader.md"
@@ -53,6 +53,29 @@ def pairs():
     for (kind, command), (after, output) in zip(found, [*found[1:], ("", "")], strict=True):
         if kind == "sh" and after == "text":
             yield command.strip(), output
+
+
+@pytest.mark.cpp
+def test_the_compiled_example_in_graphs_and_reloaded(tmp_path):
+    """As in a notebook: under torch.compile, and after an edit."""
+    shutil.copy(EXAMPLES / "swiglu.py", tmp_path)
+    code = """
+    import importlib, pathlib, torch, ops, swiglu
+    x, y = torch.randn(2, 3, 4).requires_grad_()
+    with ops.use_backend("cpp"):
+        for edited in (False, True):
+            if edited:
+                file = pathlib.Path(swiglu.__file__)
+                text = file.read_text()
+                file.write_text(text.replace("gate[i] * s * value", "2 * gate[i] * s * value"))
+                importlib.reload(swiglu)
+            function = torch.compile(swiglu.swiglu, fullgraph=True, backend="aot_eager")
+            expected = swiglu.torch_path(x, y)
+            torch.testing.assert_close(function(x, y), expected * (2 if edited else 1))
+            mine, theirs = (torch.autograd.grad(z.sum(), x) for z in (function(x, y), expected))
+            torch.testing.assert_close(mine, theirs)
+    """
+    run(code, cwd=tmp_path, JITOPS_CACHE_DIR=tmp_path / "cache")
 
 
 @pytest.mark.cpp

@@ -43,6 +43,19 @@ def test_explain_builds_nothing(tmp_path):
     assert not (tmp_path / "cache").exists()
 
 
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ({"JITOPS_FORCE_CPU": "1"}, "not built yet, and with JITOPS_FORCE_CPU=1 no call needs it"),
+        ({"JITOPS_BUILD": "never"}, "not built yet, and JITOPS_BUILD=never: a call that needs it"),
+    ],
+)
+@pytest.mark.cpp
+def test_explain_says_what_a_call_would_do(tmp_path, setting, words):
+    out, _ = run("import ops; print(ops.explain())", JITOPS_CACHE_DIR=tmp_path, **setting)
+    assert words in out
+
+
 def test_explain_unknown_op():
     with pytest.raises(ops.ArgumentError, match="names must be among .* lltm, got 'x'"):
         ops.explain("x")
@@ -132,5 +145,6 @@ WITHOUT = """
 def test_a_missing_package_is_named_with_its_extra(package, op, call):
     out, _ = run(WITHOUT.format(package=package, call=call), JITOPS_FORCE_CPU="1")
     assert out.strip() == (
-        f"True {op} needs {package}, which is not installed: pip install 'jitops[scipy]'"
+        f"True {op} needs {package}, which is not installed: pip install {package}, "
+        f"or jitops with its extra [scipy]"
     )

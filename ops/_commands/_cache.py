@@ -33,7 +33,7 @@ def add_to(commands: Any) -> None:
     why.epilog += "is not known, so that only what has changed of this machine is told."
     _action(actions, "verify", _verify, "whether every library is what was built")
     clean = _action(actions, "clean", _clean, "delete entries that no process uses")
-    clean.add_argument("names", nargs="*", metavar="NAME", help="of extensions (default: all)")
+    clean.add_argument("names", nargs="*", metavar="NAME", help=f"{_names.HELP} (default: all)")
     clean.add_argument("--unused-for", type=_days, metavar="DAYS", help="only those")
     clean.add_argument("--max-size", metavar="SIZE", help="only until it is as small, as in 500M")
 
@@ -176,7 +176,14 @@ def _verify(options: argparse.Namespace) -> int:
 
 
 def _clean(options: argparse.Namespace) -> None:
-    root = _roots.writable_root()
+    among = _names.items()
+    for name in options.names:
+        if not (_names.matching(name, among) or _names.of_op(name) or _names.of_extension(name)):
+            raise _names.refuse(name)
+    named = [item for name in options.names for item in _names.matching(name, among)]
+    chosen = {item.entry.folder for item in (named if options.names else among)}
+    # Also what was built elsewhere while the configured folder could not be used.
+    roots = [root for root in _roots.readable_roots() if _roots.unusable(root) is None]
     if options.max_size is not None:
         try:
             limit = _config.size(options.max_size)
@@ -184,18 +191,16 @@ def _clean(options: argparse.Namespace) -> None:
             raise ArgumentError(
                 f"--max-size must be a size like 500M or 2G, got {options.max_size!r}"
             ) from None
-        gone = _inventory.evict(root, limit)
+        gone = [item for root in roots for item in _inventory.evict(root, limit)]
     else:
-        gone = _inventory.clean(root, lambda item: _unwanted(item, options))
+
+        def unwanted(item: Item) -> bool:
+            unused = options.unused_for is None or time.time() - item.used > options.unused_for
+            return unused and item.entry.folder in chosen
+
+        gone = [item for root in roots for item in _inventory.clean(root, unwanted)]
     if options.json:
         print(json.dumps([_facts(item) for item in gone], indent=1))
     else:
         total = sum(item.size for item in gone)
-        left = len(_inventory.items(root))
-        print(f"{len(gone)} entries deleted, {_size(total)}; {left} left")
-
-
-def _unwanted(item: Item, options: argparse.Namespace) -> bool:
-    if options.names and item.name not in options.names:
-        return False
-    return options.unused_for is None or time.time() - item.used > options.unused_for
+        print(f"{len(gone)} entries deleted, {_size(total)}; {len(_names.items())} left")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import importlib.util
+import inspect
 import json
 import os
 import sys
@@ -66,10 +67,16 @@ def add_to(commands: Any) -> None:
 
 def main(options: argparse.Namespace) -> int:
     """Check, print each report, and return 1 if anything is wrong."""
-    reports = []
+    reports, missing = [], []
     samples = list(_samples(options))
     for title, function, arguments in samples:
         torch.manual_seed(options.seed)
+        try:
+            function(*arguments)
+        except ops.DependencyError as error:
+            missing.append(title)
+            print(f"{title}: not checked: {error}", flush=True)
+            continue
         report = ops.check_gradients(
             function,
             *arguments,
@@ -81,8 +88,9 @@ def main(options: argparse.Namespace) -> int:
         print(report if long else report.summary(), flush=True)
         reports.append(report)
     failed = [report.function for report in reports if not report.ok]
-    if len(reports) > 1:
-        print(f"{len(reports) - len(failed)} of {len(reports)} ok")
+    if len(samples) > 1:
+        lacking = f", {len(missing)} not checked" if missing else ""
+        print(f"{len(reports) - len(failed)} of {len(samples)} ok{lacking}")
     if options.json:
         told = [report.to_dict() for report in reports]
         options.json.write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
@@ -90,7 +98,7 @@ def main(options: argparse.Namespace) -> int:
         for number, report in enumerate(reports):
             some = f"-{number}" if len(reports) > 1 else ""
             report.plot(options.plot.with_stem(options.plot.stem + some))
-    return 1 if failed else 0
+    return 1 if failed or missing else 0
 
 
 def _samples(options: argparse.Namespace) -> Iterator[Sample]:
@@ -112,7 +120,17 @@ def _samples(options: argparse.Namespace) -> Iterator[Sample]:
             inputs = tuple(torch.randn(shape) for shape in options.inputs)
             if options.positive:
                 inputs = tuple(tensor.exp() for tensor in inputs)
-            yield target, _function(target), inputs
+            function = _function(target)
+            try:
+                inspect.signature(function).bind(*inputs)
+            except ValueError:
+                pass  # a built-in function without a signature
+            except TypeError as error:
+                raise ops.ArgumentError(
+                    f"--input must be given once for each argument of {target}, got "
+                    f"{len(inputs)}: {error}"
+                ) from None
+            yield target, function, inputs
 
 
 def _function(target: str) -> Any:
@@ -137,6 +155,11 @@ def _function(target: str) -> Any:
         if not hasattr(value, name):
             raise ops.ArgumentError(f"TARGET must name something in {module_name}, got {path!r}")
         value = getattr(value, name)
+    if isinstance(value, type) or not callable(value):
+        raise ops.ArgumentError(
+            f"TARGET must name a function or a module object, got {path!r}, "
+            f"{'a class' if isinstance(value, type) else f'of {type(value).__name__}'}"
+        )
     return value
 
 

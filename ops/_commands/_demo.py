@@ -65,7 +65,8 @@ def main(steps: int, output: Path) -> None:
         from sklearn.datasets import load_digits
     except ImportError as error:
         raise ArgumentError(
-            f"the demo needs scikit-learn and matplotlib ({error}): pip install 'jitops[demo]'"
+            f"the demo needs scikit-learn and matplotlib ({error}): pip install scikit-learn "
+            f"matplotlib, or jitops with its extra [demo]"
         ) from error
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
     _say(

@@ -14,7 +14,11 @@ _DEBUG = ("-O0", "-g", "-fno-omit-frame-pointer", "-DJITOPS_DEBUG")
 _CUDA_DEBUG = ("-O0", "-g", "-lineinfo", "-DJITOPS_DEBUG")
 
 _RUNTIMES = {
-    "address": ("libasan", ""),
+    "address": (
+        "libasan",
+        ' and ASAN_OPTIONS="detect_leaks=0": what Python and torch leave to the end of the process '
+        "would be reported too",
+    ),
     "thread": ("libtsan", ""),
     "leak": (
         "liblsan",

@@ -6,6 +6,7 @@ Nothing is loaded from a folder that someone else could have written to.
 from __future__ import annotations
 
 import functools
+import hashlib
 import os
 import platform
 import stat
@@ -38,11 +39,23 @@ def configured_root() -> Path:
     home = os.path.expanduser("~/.cache")
     if not os.path.isabs(base):
         base = home
-    return Path(base) / "jitops" if os.path.isabs(base) else private_root()  # no home at all
+    return Path(base) / "jitops" if os.path.isabs(base) else _temporary()  # no home at all
 
 
 def private_root() -> Path:
-    """Where to go when the configured folder cannot be used: a temporary one of this user."""
+    """Where to go when the configured folder cannot be used: a temporary one of this user.
+
+    Another one for each configured folder: whoever names a fresh cache means one.
+    """
+    configured = configured_root()
+    temporary = _temporary()
+    if configured == temporary:
+        return temporary
+    of = hashlib.sha256(os.fsencode(configured)).hexdigest()[:8]
+    return temporary.with_name(f"{temporary.name}-{of}")
+
+
+def _temporary() -> Path:
     return Path(os.environ.get("TMPDIR") or "/tmp").absolute() / f"jitops-{os.getuid()}"
 
 
