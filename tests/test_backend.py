@@ -255,3 +255,19 @@ def test_reload(tmp_path, root):
     )
     first, told, edited, last = out.split()
     assert (told, edited, last) == ("True", "14.0", first)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "text"),
+    [
+        (("lltm",), ops.ArgumentError, "name must not be that of a built-in op, got 'lltm'"),
+        ((3,), ops.ArgumentTypeError, "name must be a string, got int"),
+        (("mine", "text"), ops.ArgumentTypeError, "cpp must be an Extension, .* got str"),
+    ],
+)
+def test_bad_ops(arguments, error, text):
+    with pytest.raises(error, match=text):
+        ops.Op(*arguments)
+    assert ops.explain("lltm")[0].op == "lltm"
+    with pytest.raises(ops.ArgumentError):
+        ops.explain("mine")
