@@ -27,7 +27,10 @@ LAYERS = (
     {"ops.jit._cache._store"},
     {f"ops.jit._cache.{name}" for name in ("_archive", "_inventory", "_notes")},
     {"ops.jit._cache._bundle"},
-    {f"ops.jit._compile{name}" for name in ("", "._causes", "._hardware", "._instantiate")},
+    {
+        f"ops.jit._compile{name}"
+        for name in ("", "._behind", "._causes", "._hardware", "._instantiate")
+    },
     {"ops.jit._compile._link_causes", "ops.jit._compile._output"},
     {"ops.jit._compile._diagnose"},
     {f"ops.jit._compile.{name}" for name in ("_failed", "_place", "_progress", "_toolchain")},
