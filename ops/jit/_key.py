@@ -20,14 +20,15 @@ from typing import Any
 import torch
 
 from ops._errors import ArgumentError
-from ops.jit import _flags
+from ops.jit import _flags, _shell
 from ops.jit._compile import _hardware, _toolchain
 from ops.jit._spec import Spec
 
-FORMAT = 3  # of the digest and the manifest: a change makes every entry a miss
+FORMAT = 4  # of the digest and the manifest: a change makes every entry a miss
 
 # Variables that change what the compilers do without any flag saying so.
 _ENVIRONMENT = ("CPATH", "C_INCLUDE_PATH", "CPLUS_INCLUDE_PATH", "LIBRARY_PATH", "GCC_EXEC_PREFIX")
+_FLAGS = ("extra_cflags", "extra_cuda_cflags", "extra_ldflags")
 _CUDA_ENVIRONMENT = ("CC", "NVCC_PREPEND_FLAGS", "NVCC_APPEND_FLAGS", "CUDA_INC_PATH")
 
 
@@ -51,6 +52,7 @@ def request(spec: Spec) -> dict[str, Any]:
         "cflags": spec.extra_cflags,
         "cuda_cflags": spec.extra_cuda_cflags,
         "ldflags": spec.extra_ldflags,
+        "expanded": [word for one in _FLAGS for word in _shell.expanded(getattr(spec, one))],
         "files": _files(spec),
         "cuda": spec.uses_cuda,
         "standalone": spec.is_standalone,
@@ -99,7 +101,7 @@ def _content(path: Path, argument: str = "sources") -> str:
 def _files(spec: Spec) -> list[list[str]]:
     """Files that flags name and that become part of the binary."""
     found = []
-    for argument in ("extra_cflags", "extra_cuda_cflags", "extra_ldflags"):
+    for argument in _FLAGS:
         for path in _flags.files(getattr(spec, argument)):
             found.append([path.name, _content(path, f"{argument}: files named in it")])
     return found

@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shlex
 import shutil
 import subprocess
 import sys
@@ -24,7 +23,7 @@ import torch
 
 from ops import _config
 from ops._errors import BuildError
-from ops.jit import _flags, _key
+from ops.jit import _flags, _key, _shell
 from ops.jit._cache import _staging, _store, _usage
 from ops.jit._compile import _build, _hardware, _instantiate, _progress, _toolchain
 from ops.jit._spec import Spec
@@ -201,6 +200,6 @@ def _command(staging: Path) -> list[str]:
         for line in (staging / "build.ninja").read_text().splitlines()
         if line.startswith(("cxx = ", "cflags = "))
     )
-    words = shlex.split(rules["cflags"])
+    words = _shell.split([rules["cflags"]])
     kept = [word for word in words if not word.startswith(("-DTORCH_EXTENSION_NAME", "-I"))]
-    return [*shlex.split(rules["cxx"]), "-x", "c++-header", *kept]
+    return [*_shell.split([rules["cxx"]]), "-x", "c++-header", *kept]

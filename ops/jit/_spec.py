@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ops._errors import ArgumentError, ArgumentTypeError
-from ops.jit import _flags
+from ops.jit import _flags, _shell
 
 CUDA_SUFFIXES = (".cu", ".cuh")
 RETIRE = "jitops_retire"  # the stem of a source that the loader adds, and its function's name
@@ -74,6 +74,14 @@ class Spec:
                         f"{argument} must be paths without {' '.join(odd)!r}, which ninja cannot "
                         f"pass on, got {str(path)!r}: rename it, or name a link to it"
                     )
+        for argument in ("extra_cflags", "extra_cuda_cflags", "extra_ldflags"):
+            if live := _shell.refused(getattr(self, argument)):
+                raise ArgumentError(
+                    f"{argument} must hold no {live!r} for the shell, which would run a program "
+                    f"or read the environment where the cache cannot see it: put there what it "
+                    f"stands for, or quote it if it is meant as it is (such as "
+                    f"\"'-Wl,-rpath,$$ORIGIN'\")"
+                )
         for field in ("is_python_module", "is_standalone", *_SWITCHES):
             value = getattr(self, field)
             if not isinstance(value, bool) and not (field == "with_cuda" and value is None):

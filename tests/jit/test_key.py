@@ -17,9 +17,10 @@ REQUEST_CHANGES = {
     "name": lambda s, m: s.update(name="other"),
     "sources": lambda s, m: s["sources"][0].write_text(ANSWER + "// changed\n"),
     "cflags": lambda s, m: s.update(extra_cflags=("-O2",)),
-    "ldflags": lambda s, m: s.update(extra_ldflags=("-lm",)),
+    "ldflags": lambda s, m: s.update(extra_ldflags=(*s["extra_ldflags"], "-lm")),
     "cuda_cflags": lambda s, m: s.update(extra_cuda_cflags=("-O2",)),
     "files": lambda s, m: s["sources"][0].with_suffix(".o").write_bytes(b"x"),
+    "expanded": lambda s, m: m.setenv("HOME", "/somewhere"),
     "cuda": lambda s, m: s.update(with_cuda=True),
     "error_handling": lambda s, m: s.update(with_pytorch_error_handling=False),
     "standalone": lambda s, m: s.update(is_standalone=True),
@@ -38,7 +39,7 @@ def test_every_part_of_the_request_counts(source, monkeypatch, field):
     fields = {
         "name": "answer",
         "sources": (source,),
-        "extra_ldflags": (str(source.with_suffix(".o")),),
+        "extra_ldflags": (str(source.with_suffix(".o")), "~/none"),
         "is_python_module": False,
     }
     before = _key.request(Spec(**fields))
