@@ -130,9 +130,10 @@ def request(spec: Spec) -> dict[str, Any] | None:
     if not all(map(_HARMLESS.fullmatch, flags)) or any(map(_REOPENS.search, spec.cpp_sources)):
         return None
     whole = _key.request(spec)
-    same = ("format", "cflags", "cuda", "cxx_arguments", "torch", "cxx11_abi", "environment")
+    same = ("format", "cflags", "cuda", "cxx_arguments", "torch", "cxx11_abi")
     return {
         **{name: whole[name] for name in same},
+        "environment": {k: v for k, v in whole["environment"].items() if k not in _key.LATER},
         "python": sys.version,
         "cxx": identity,
         "plugin": _instantiate.VERSION,

@@ -125,6 +125,13 @@ def test_folders_of_headers_in_the_environment(cache, monkeypatch, name):
     assert _precompiled.request(text("x", "int x;").spec) is None
 
 
+def test_what_only_linkers_read_makes_no_other_header(cache, monkeypatch):
+    asked = _precompiled.request(text("x", "int x;").spec)
+    for name in ("LD_RUN_PATH", "LIBRARY_PATH", "SOURCE_DATE_EPOCH"):
+        monkeypatch.setenv(name, "1")
+    assert _precompiled.request(text("x", "int x;").spec) == asked
+
+
 @pytest.mark.parametrize(
     "flags",
     [

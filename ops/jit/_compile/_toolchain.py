@@ -30,7 +30,7 @@ NO_NVCC = (
     "Install the CUDA toolkit, or set CUDA_HOME"
 )
 
-# Words that nvcc, or torch on its behalf, takes from the environment.
+# What nvcc, or torch on its behalf, takes from the environment: a command, and flags.
 NVCCS_VARIABLES = ("CC", "NVCC_PREPEND_FLAGS", "NVCC_APPEND_FLAGS")
 
 
