@@ -130,9 +130,17 @@ def files(flags: Sequence[str]) -> list[Path]:
 
     Not shared libraries, nor headers that an ``#include`` finds.
     """
+    return [path for path in all_files(flags) if not _linked.is_shared(path)]
+
+
+def all_files(flags: Sequence[str], searched: Sequence[Path] = ()) -> list[Path]:
+    """The same, and the shared libraries.
+
+    Args:
+        searched: folders of libraries beside those that are named.
+    """
     said = words(flags)
-    linked = _library_folders(said)
-    linked += map(Path, filter(None, os.environ.get("LIBRARY_PATH", "").split(os.pathsep)))
+    linked = [*_library_folders(said), *folders_in("LIBRARY_PATH"), *searched]
     found: dict[Path, None] = {}
     left = [path for word in reversed(said) for path in reversed(_named(word, linked))]
     while left:
@@ -140,7 +148,12 @@ def files(flags: Sequence[str]) -> list[Path]:
         if path not in found and _is_file(path):
             found[path] = None
             left += reversed(_linked.named_by(path, linked))
-    return [path for path in found if not _linked.is_shared(path)]
+    return list(found)
+
+
+def folders_in(variable: str) -> list[Path]:
+    """The folders that an environment variable lists; its empty places mean the current one."""
+    return [Path(one) for one in filter(None, os.environ.get(variable, "").split(os.pathsep))]
 
 
 def _named(word: str, linked: list[Path]) -> list[Path]:
