@@ -61,6 +61,12 @@ class Spec:
                 raise ArgumentError(f"sources must end in {', '.join(SUFFIXES)}, got {str(path)!r}")
             if objects.count(built) > 1:
                 raise ArgumentError(f"sources must have distinct names, got {path.stem!r} twice")
+            if path.name.startswith("-") or " " in path.name:
+                raise ArgumentError(
+                    f"sources must have names without blanks, and without '-' in front, since "
+                    f"their objects are linked by the same names, got {path.name!r}: rename it, or "
+                    f"name a link to it"
+                )
             if path.stem == RETIRE and not built[1]:
                 raise ArgumentError(
                     f"sources must not be called {RETIRE}, as is a file that the loader adds to "
@@ -156,7 +162,12 @@ def path(argument: str, value: Any, what: str = "a path") -> Path:
     """A path, made absolute."""
     if not isinstance(value, (str, os.PathLike)) or not isinstance(os.fspath(value), str):
         raise ArgumentTypeError(f"{argument} must be {what}, got {type(value).__name__}")
-    return Path(value).absolute()
+    try:
+        return Path(value).absolute()
+    except FileNotFoundError:
+        raise ArgumentError(
+            f"{argument} must be absolute, since the current folder is gone, got {str(value)!r}"
+        ) from None
 
 
 def bindings(
