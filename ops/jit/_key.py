@@ -82,6 +82,8 @@ def _here(*, cuda: bool, python: bool, native: bool) -> dict[str, Any]:
 
 
 def _native(flags: Sequence[str]) -> bool:
+    if not any(one in flag for flag in flags for one in ("native", "@")):
+        return False  # at once: nearly always
     return any("=native" in word for word in _flags.words(flags))
 
 

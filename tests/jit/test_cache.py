@@ -171,7 +171,9 @@ def ccache(folder):
     )
 
 
-@pytest.mark.parametrize("how", ["word", "masquerade", "masquerade by path", "both", "script"])
+@pytest.mark.parametrize(
+    "how", ["word", "masquerade", "masquerade by path", "both", "script", "folder"]
+)
 def test_a_compiler_behind_another_program_that_is_upgraded(
     cache, source, tmp_path, monkeypatch, how
 ):
@@ -180,10 +182,13 @@ def test_a_compiler_behind_another_program_that_is_upgraded(
     links.mkdir()
     (links / "c++").symlink_to(launcher)
     first = [links] if how in ("masquerade", "both") else []
-    monkeypatch.setenv("PATH", ":".join(map(str, [*first, real, os.environ["PATH"]])))
+    if how not in ("script", "folder"):
+        first.append(real)
+    monkeypatch.setenv("PATH", ":".join(map(str, [*first, os.environ["PATH"]])))
     named = {"word": f"{launcher} c++", "masquerade by path": links / "c++"}
     named |= {"both": f"{launcher} c++", "masquerade": "c++"}
     named["script"] = script(tmp_path / "wrapper", f"PATH={real}:$PATH", 'exec c++ -O1 "$@"')
+    named["folder"] = script(tmp_path / "other" / "c++", f'exec {real}/$(basename $0) "$@"')
     monkeypatch.setenv("CXX", str(named[how]))
     source.write_text('extern "C" int answer() { return GIVEN; }\n')
     for number in (1, 2):

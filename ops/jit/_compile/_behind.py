@@ -19,27 +19,35 @@ _VARIABLE = "CCACHE_COMPILER"  # what ccache runs instead
 _SEARCHED = ("CCACHE_PATH", "PATH")  # where ccache looks, and the others
 _SCRIPT = b"#!"
 _MOST = 1 << 16  # bytes of a script
-_SAID = re.compile(r"[^\s\"'`;|&()<>=${}]+")
+_SAID = re.compile(r"[^\s\"'`:;|&()<>=${}]+")
 _COMPILER = re.compile(r"(.*-)?(cc|c\+\+|gcc|g\+\+|clang|clang\+\+|icpx|icpc|nvcc)(-[\d.]+)?")
 
 
 def programs(command: Sequence[str]) -> tuple[Path, ...]:
-    """The file of each program that a command is known to run, in that order.
+    """The file of each program that a command is known to run, its own first; none if it is none.
 
     What a wrapper that is no script runs, and what a script finds by other means than naming a
-    compiler or a path, nobody can tell.
+    compiler, its path or its folder, nobody can tell.
     """
     found: dict[Path, None] = {}
-    left = [word for word in reversed(command) if not word.startswith("-")]
+    words = [word for word in command if not word.startswith("-")]
+    left = words[::-1]
     while left:
-        for path in _behind(left.pop()):
+        ahead = list(_behind(left.pop()))
+        if not ahead and not found:
+            return ()  # the command itself is not here
+        for path in ahead:
             if path in found:
                 continue
             found[path] = None
             if _LAUNCHER.match(path.name):
                 left += filter(None, [os.environ.get(_VARIABLE)])
             stat = path.stat()
-            left += _named_in(path, stat.st_size, stat.st_mtime_ns)
+            said = _named_in(path, stat.st_size, stat.st_mtime_ns)
+            # A folder goes before PATH, or before a name that the script makes of its own.
+            names = dict.fromkeys(os.path.basename(word) for word in (*words, *said))
+            folders = filter(os.path.isdir, said)
+            left += [*said, *(os.path.join(one, name) for one in folders for name in names)]
     return tuple(found)
 
 
@@ -63,7 +71,7 @@ def _behind(word: str) -> Iterator[Path]:
 
 @functools.lru_cache(maxsize=64)
 def _named_in(path: Path, size: int, modified: int) -> tuple[str, ...]:
-    """The compilers and the programs, by path, that a script names; none if it is no script."""
+    """The compilers and the paths that a script names; none if it is no script."""
     try:
         with path.open("rb") as file:
             if file.read(len(_SCRIPT)) != _SCRIPT:

@@ -71,8 +71,8 @@ def words_in(variable: str) -> list[str]:
 
 
 def _tool(words: list[str]) -> Tool | None:
-    found = shutil.which(words[0]) if words else None
-    return Tool(tuple(words), Path(found).resolve(), _behind.programs(words)) if found else None
+    found = _behind.programs(words)
+    return Tool(tuple(words), found[0], found) if found else None
 
 
 def cxx() -> Tool | None:
