@@ -58,6 +58,19 @@ def test_build(cache, tmp_path, capsys):
 
 
 @pytest.mark.cpp
+@pytest.mark.parametrize("file", ["nowhere/x.json", "folder", "file/x.json"])
+def test_nowhere_to_write_compile_commands_to_is_said_first(cache, tmp_path, capsys, file):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").touch()
+    file = tmp_path / file
+    assert cli.main(["build", OP, "--backend=cpp", f"--compile-commands={file}"]) == 1
+    said = capsys.readouterr()
+    assert "--compile-commands must be a file in a folder that can be written, got" in said.err
+    assert said.out == ""
+    assert entries(cache) == []
+
+
+@pytest.mark.cpp
 def test_build_for_other_machines(cache, capsys):
     levels = ["--cpu=baseline", "--cpu=x86-64-v3"]
     assert "2 of 2" in said(capsys, "build", OP, "--backend=cpp", *levels)

@@ -19,7 +19,7 @@ PUBLIC = sorted(path.stem for path in PACKAGE.glob("[a-z]*.py") if path.stem != 
 LAYERS = (
     {"ops._errors"},
     {"ops._config"},
-    {"ops.jit._linked", "ops.jit._written"},
+    {"ops.jit._linked", "ops.jit._shell", "ops.jit._written"},
     {"ops.jit._flags"},
     {"ops.jit._spec"},
     {"ops.jit._cache", *(f"ops.jit._cache.{name}" for name in ("_memory", "_roots", "_usage"))},
@@ -27,7 +27,10 @@ LAYERS = (
     {"ops.jit._cache._store"},
     {f"ops.jit._cache.{name}" for name in ("_archive", "_inventory", "_notes")},
     {"ops.jit._cache._bundle"},
-    {f"ops.jit._compile{name}" for name in ("", "._causes", "._hardware", "._instantiate")},
+    {
+        f"ops.jit._compile{name}"
+        for name in ("", "._behind", "._causes", "._hardware", "._instantiate")
+    },
     {"ops.jit._compile._link_causes", "ops.jit._compile._output"},
     {"ops.jit._compile._diagnose"},
     {f"ops.jit._compile.{name}" for name in ("_failed", "_place", "_progress", "_toolchain")},

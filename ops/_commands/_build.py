@@ -96,6 +96,11 @@ def selected(options: argparse.Namespace) -> list[Extension]:
 
 def main(options: argparse.Namespace) -> int:
     """Build them; status 1 if one failed."""
+    editors = options.compile_commands
+    if editors and (editors.is_dir() or not _can_be_written(editors.parent)):
+        raise ArgumentError(
+            f"--compile-commands must be a file in a folder that can be written, got {editors}"
+        )
     extensions = selected(options)
     told = os.environ.get("MAX_JOBS", "")
     jobs = options.jobs or (int(told) if told.isdecimal() else 0) or _hardware.jobs()
@@ -117,10 +122,14 @@ def main(options: argparse.Namespace) -> int:
         f"{len(entries)} of {len(extensions)} built or in the cache, "
         f"{time.perf_counter() - started:.1f} s"
     )
-    if options.compile_commands:
+    if editors:
         found = _compile_commands.read(sorted(entries, key=lambda entry: entry.folder))
-        options.compile_commands.write_text(json.dumps(found, indent=1) + "\n")
+        editors.write_text(json.dumps(found, indent=1) + "\n")
     return 1 if failed else 0
+
+
+def _can_be_written(folder: Path) -> bool:
+    return folder.is_dir() and os.access(folder, os.W_OK)
 
 
 def _timed(show: Any, extension: Extension, retry: bool) -> Entry:

@@ -7,6 +7,7 @@ identities of torch, nvcc and the compiler vouch for them.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 import re
@@ -23,6 +24,7 @@ from ops.jit._cache import _notes
 from ops.jit._compile import _hardware, _toolchain
 from ops.jit._spec import Spec
 
+_LEAD_TO_HEADERS = ("CPATH", "C_INCLUDE_PATH", "CPLUS_INCLUDE_PATH")
 _TOO_MANY = 10_000  # files beside the sources: looking at more takes longer than is worth it
 
 
@@ -76,44 +78,47 @@ def surroundings(spec: Spec) -> str:
     stamps: list[object] = [
         tool.stamp() if tool else None for tool in _tools(spec.uses_cuda).values()
     ]
-    stamps += [_time(place) for place in _installed_to(spec)]
+    stamps += [_state(place) for place in _installed_to(spec)]
     ninja = _toolchain.ninja_folder()
     seen: list[object] = [stamps, str(ninja), os.environ.get("PATH")]
     try:
         seen.append(architectures(spec))
     except ToolchainError as error:
         seen.append(str(error))
-    for root in spec.header_roots:
+    seen += [_state(path) for path in _named(spec)]
+    for root in (*spec.header_roots, *itertools.chain(*map(_flags.folders_in, _LEAD_TO_HEADERS))):
         for folder, _, names in os.walk(root):
             for name in names:
-                try:
-                    status = os.stat(os.path.join(folder, name))
-                except OSError:
-                    continue
-                seen.append([folder, name, status.st_size, status.st_mtime_ns])
+                seen.append(_state(Path(folder, name)))
             if len(seen) > _TOO_MANY:
                 return f"not looked at: {time.time()}"
     return hashlib.sha256(json.dumps(seen).encode()).hexdigest()
 
 
-def _time(path: Path) -> int | None:
+def _state(path: Path) -> tuple[str, int, int, int] | None:
     try:
-        return path.stat().st_mtime_ns
+        status = path.stat()
     except OSError:
         return None
+    return str(path), status.st_size, status.st_mtime_ns, status.st_ctime_ns
+
+
+def _named(spec: Spec) -> list[Path]:
+    """The files that flags name: also the libraries, which may lack what was undefined."""
+    flags = (*spec.extra_cflags, *spec.extra_cuda_cflags, *spec.extra_ldflags)
+    return _flags.all_files(flags, _folders_of_system_libraries())
+
+
+def _folders_of_system_libraries() -> list[Path]:
+    kind = sysconfig.get_config_var("MULTIARCH") or "none"
+    return [Path(one) for one in ("/usr/lib", "/usr/lib64", f"/usr/lib/{kind}", "/usr/local/lib")]
 
 
 def _installed_to(spec: Spec) -> list[Path]:
     """What changes when a package is installed that may have been missing."""
     kind = sysconfig.get_config_var("MULTIARCH") or "none"
     system = ["/usr/include", f"/usr/include/{kind}", "/usr/local/include", "/etc/ld.so.cache"]
-    system += [
-        "/usr/lib",
-        "/usr/lib64",
-        f"/usr/lib/{kind}",
-        "/usr/local/lib",
-        "/var/lib/dpkg/status",
-    ]
+    system += ["/var/lib/dpkg/status", *map(str, _folders_of_system_libraries())]
     ours = [Path(sys.prefix, name) for name in ("include", "lib", "conda-meta")]
     python = [Path(sysconfig.get_path(name)) for name in ("include", "purelib")]
     linked = _flags.library_folders(spec.extra_ldflags)

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import os
 import re
-import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from ops.jit import _linked
+from ops.jit import _linked, _shell
 
 # Options whose value may be the next word. Longer ones first where one begins with another.
 _FOLDERS = ("-isystem", "-iquote", "-idirafter", "-I")
@@ -37,14 +36,18 @@ _PASSES_LIST_ON = ("-Xcompiler", "--compiler-options", "--linker-options")
 _MOST = 10  # response files in response files
 
 
-def words(flags: Sequence[str], depth: int = 0) -> list[str]:
+def words(flags: Sequence[str]) -> list[str]:
     """The flags one by one, as the shell splits them; response files (``@file``) opened.
 
     An option and its value are one word: ``-I x`` as ``-Ix``, ``--script x`` as ``--script=x``, and
     ``--library-path x`` as ``-Lx``. What is passed on comes without its ``-Wl,`` and the like.
     """
+    return _words(_shell.split(flags), 0)
+
+
+def _words(said: Sequence[str], depth: int) -> list[str]:
     found: list[str] = []
-    for part in _parts(flags):
+    for part in _parts(said):
         last = found[-1] if found else ""
         if last in _JOINED:
             found[-1] += part
@@ -56,20 +59,15 @@ def words(flags: Sequence[str], depth: int = 0) -> list[str]:
     return [inner for word in found for inner in (word, *_opened(word, depth))]
 
 
-def _parts(flags: Sequence[str]) -> Iterator[str]:
+def _parts(said: Sequence[str]) -> Iterator[str]:
     listed = False
-    for flag in flags:
-        try:
-            said = shlex.split(flag)
-        except ValueError:
-            said = [flag]  # the shell will refuse it too
-        for word in said:
-            passed = re.match(r"-W[lpa],|(?:-Xcompiler|--compiler-options|--linker-options)=", word)
-            if passed or listed:
-                yield from word[passed.end() if passed else 0 :].split(",")
-            elif word not in (*_PASSES_ON, *_PASSES_LIST_ON):
-                yield word
-            listed = word in _PASSES_LIST_ON
+    for word in said:
+        passed = re.match(r"-W[lpa],|(?:-Xcompiler|--compiler-options|--linker-options)=", word)
+        if passed or listed:
+            yield from word[passed.end() if passed else 0 :].split(",")
+        elif word not in (*_PASSES_ON, *_PASSES_LIST_ON):
+            yield word
+        listed = word in _PASSES_LIST_ON
 
 
 def _name(word: str) -> str:
@@ -89,7 +87,7 @@ def _opened(word: str, depth: int) -> list[str]:
         text = file.read_text(errors="surrogateescape")
     except OSError:
         return []  # the compilers will say so
-    return words([text], depth + 1)
+    return _words(_shell.in_response(text), depth + 1)
 
 
 def _response(word: str) -> Path | None:
@@ -132,9 +130,17 @@ def files(flags: Sequence[str]) -> list[Path]:
 
     Not shared libraries, nor headers that an ``#include`` finds.
     """
+    return [path for path in all_files(flags) if not _linked.is_shared(path)]
+
+
+def all_files(flags: Sequence[str], searched: Sequence[Path] = ()) -> list[Path]:
+    """The same, and the shared libraries.
+
+    Args:
+        searched: folders of libraries beside those that are named.
+    """
     said = words(flags)
-    linked = _library_folders(said)
-    linked += map(Path, filter(None, os.environ.get("LIBRARY_PATH", "").split(os.pathsep)))
+    linked = [*_library_folders(said), *folders_in("LIBRARY_PATH"), *searched]
     found: dict[Path, None] = {}
     left = [path for word in reversed(said) for path in reversed(_named(word, linked))]
     while left:
@@ -142,7 +148,12 @@ def files(flags: Sequence[str]) -> list[Path]:
         if path not in found and _is_file(path):
             found[path] = None
             left += reversed(_linked.named_by(path, linked))
-    return [path for path in found if not _linked.is_shared(path)]
+    return list(found)
+
+
+def folders_in(variable: str) -> list[Path]:
+    """The folders that an environment variable lists; its empty places mean the current one."""
+    return [Path(one) for one in filter(None, os.environ.get(variable, "").split(os.pathsep))]
 
 
 def _named(word: str, linked: list[Path]) -> list[Path]:

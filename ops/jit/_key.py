@@ -14,21 +14,29 @@ import os
 import platform
 import sys
 import sysconfig
+from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from ops._errors import ArgumentError
-from ops.jit import _flags
+from ops.jit import _flags, _shell
 from ops.jit._compile import _hardware, _toolchain
 from ops.jit._spec import Spec
 
-FORMAT = 3  # of the digest and the manifest: a change makes every entry a miss
+FORMAT = 4  # of the digest and the manifest: a change makes every entry a miss
 
-# Variables that change what the compilers do without any flag saying so.
-_ENVIRONMENT = ("CPATH", "C_INCLUDE_PATH", "CPLUS_INCLUDE_PATH", "LIBRARY_PATH", "GCC_EXEC_PREFIX")
-_CUDA_ENVIRONMENT = ("CC", "NVCC_PREPEND_FLAGS", "NVCC_APPEND_FLAGS", "CUDA_INC_PATH")
+# Variables that change what the compilers do without any flag saying so: LATER is none of a
+# header's business. LD_LIBRARY_PATH, which linkers read too, changes nothing in what they write.
+LATER = ("LIBRARY_PATH", "LD_RUN_PATH", "LDEMULATION", "GNUTARGET", "SOURCE_DATE_EPOCH")
+_ENVIRONMENT = (
+    *("CPATH", "C_INCLUDE_PATH", "CPLUS_INCLUDE_PATH", "GCC_EXEC_PREFIX", "COMPILER_PATH"),
+    *("CCC_OVERRIDE_OPTIONS", "SDKROOT", "MACOSX_DEPLOYMENT_TARGET", *LATER),
+)
+_CUDA_ENVIRONMENT = (*_toolchain.NVCCS_VARIABLES, "NVCC_CCBIN", "CUDA_INC_PATH")
+_FLAGS = ("extra_cflags", "extra_cuda_cflags", "extra_ldflags")
 
 
 def request(spec: Spec) -> dict[str, Any]:
@@ -37,8 +45,7 @@ def request(spec: Spec) -> dict[str, Any]:
     Raises:
         ArgumentError: a source cannot be read.
     """
-    flags = (*spec.extra_cflags, *spec.extra_cuda_cflags)
-    native = any("=native" in flag for flag in flags)
+    flags = (*spec.extra_cflags, *spec.extra_cuda_cflags, *spec.extra_ldflags)
     return {
         "format": FORMAT,
         "name": spec.name,
@@ -51,15 +58,17 @@ def request(spec: Spec) -> dict[str, Any]:
         "cflags": spec.extra_cflags,
         "cuda_cflags": spec.extra_cuda_cflags,
         "ldflags": spec.extra_ldflags,
+        "expanded": [word for one in _FLAGS for word in _shell.expanded(getattr(spec, one))],
         "files": _files(spec),
         "cuda": spec.uses_cuda,
         "standalone": spec.is_standalone,
-        **_here(cuda=spec.uses_cuda, python=spec.is_python_module, native=native),
+        **_here(cuda=spec.uses_cuda, python=spec.is_python_module, native=_native(flags)),
     }
 
 
 def _here(*, cuda: bool, python: bool, native: bool) -> dict[str, Any]:
     """The part of a request that is of this machine."""
+    native = native or _native(_of_commands(cuda))
     names = (*_ENVIRONMENT, *(_CUDA_ENVIRONMENT if cuda else ()))
     return {
         "cxx_arguments": _toolchain.words_in("CXX")[1:],
@@ -70,6 +79,21 @@ def _here(*, cuda: bool, python: bool, native: bool) -> dict[str, Any]:
         "cpu": sorted(_hardware.cpu_features()) if native else [],
         "environment": {name: os.environ[name] for name in names if name in os.environ},
     }
+
+
+def _native(flags: Sequence[str]) -> bool:
+    if not any(one in flag for flag in flags for one in ("native", "@")):
+        return False  # at once: nearly always
+    return any("=native" in word for word in _flags.words(flags))
+
+
+def _of_commands(cuda: bool) -> list[str]:
+    """The flags that variables add to the compilers' commands."""
+    said = _toolchain.words_in("CXX")[1:]
+    if cuda:
+        command, *flags = _toolchain.NVCCS_VARIABLES
+        said += [*_toolchain.words_in(command)[1:], *chain(*map(_toolchain.words_in, flags))]
+    return _shell.quoted(said)
 
 
 def again(before: dict[str, Any]) -> dict[str, Any]:
@@ -99,7 +123,12 @@ def _content(path: Path, argument: str = "sources") -> str:
 def _files(spec: Spec) -> list[list[str]]:
     """Files that flags name and that become part of the binary."""
     found = []
-    for argument in ("extra_cflags", "extra_cuda_cflags", "extra_ldflags"):
+    for argument in _FLAGS:
         for path in _flags.files(getattr(spec, argument)):
             found.append([path.name, _content(path, f"{argument}: files named in it")])
+    for path in _flags.files(_of_commands(spec.uses_cuda)):
+        if not os.access(path, os.X_OK):  # a program counts by who it is
+            found.append(
+                [path.name, _content(path, "the compilers' variables: files named in them")]
+            )
     return found

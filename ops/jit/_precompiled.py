@@ -11,10 +11,10 @@ from __future__ import annotations
 import json
 import os
 import re
-import shlex
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -24,7 +24,7 @@ import torch
 
 from ops import _config
 from ops._errors import BuildError
-from ops.jit import _flags, _key
+from ops.jit import _flags, _key, _shell
 from ops.jit._cache import _staging, _store, _usage
 from ops.jit._compile import _build, _hardware, _instantiate, _progress, _toolchain
 from ops.jit._spec import Spec
@@ -35,6 +35,18 @@ _HEADER = "torch/extension.h"
 _NEEDS_MEMORY = 6 << 30  # beside what the machine is doing: the compiler takes three of them
 _NEEDS_DISK = 4 << 30  # the file takes one
 _NEEDS_CACHE = 3 << 29
+# The process that makes it. Not "python -m": the current folder or PYTHONPATH may have an "ops" of
+# its own, and this very one is to run, with all else found where it is found here.
+_PROCESS = """
+import sys
+sys.path[:] = sys.argv[2:]
+import importlib.util
+spec = importlib.util.spec_from_file_location("ops", sys.argv[1])
+module = sys.modules["ops"] = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(module)
+from ops.jit import _precompiler
+_precompiler.main()
+"""
 # Flags that read no file, all of which the header is precompiled with too.
 _HARMLESS = re.compile(
     r"-(O\w*|g[\w-]*|std=[\w+]+|[DU][^/]*|W[a-z][\w=+-]*|w|m[\w=.+-]+|pthread|pipe|pedantic|ansi"
@@ -131,9 +143,10 @@ def request(spec: Spec) -> dict[str, Any] | None:
     if not all(map(_HARMLESS.fullmatch, flags)) or any(map(_REOPENS.search, spec.cpp_sources)):
         return None
     whole = _key.request(spec)
-    same = ("format", "cflags", "cuda", "cxx_arguments", "torch", "cxx11_abi", "environment")
+    same = ("format", "cflags", "cuda", "cxx_arguments", "torch", "cxx11_abi")
     return {
         **{name: whole[name] for name in same},
+        "environment": {k: v for k, v in whole["environment"].items() if k not in _key.LATER},
         "python": sys.version,
         "cxx": identity,
         "plugin": _instantiate.VERSION,
@@ -157,7 +170,7 @@ def begin(spec: Spec, staging: Path, root: Path) -> None:
         or not _config.settings().pch
         or len(os.sched_getaffinity(0)) < 2
         or _hardware.memory_limit() < _NEEDS_MEMORY
-        or shutil.disk_usage(root).free < _NEEDS_DISK
+        or _free(root) < _NEEDS_DISK
         or _config.settings().cache_max_size < _NEEDS_CACHE
         or find(asked)
     ):
@@ -166,32 +179,37 @@ def begin(spec: Spec, staging: Path, root: Path) -> None:
         f"precompiling {_HEADER} in the background, for builds to come: a minute of one core, a "
         f"gigabyte of the cache (JITOPS_PCH=0: never)"
     )
-    job = {"asked": asked, "command": _command(staging), "root": str(root)}
-    # The shell ends at once: nobody has to wait for its child, and none is left a zombie.
-    subprocess.run(
-        [
-            "/bin/sh",
-            "-c",
-            '"$@" >/dev/null 2>&1 &',
-            "sh",
-            *("nice", "-n", "19", sys.executable, "-m", "ops.jit._precompiler", json.dumps(job)),
-        ],
-        env={
-            **os.environ,
-            "PYTHONPATH": os.pathsep.join(filter(None, [str(_place()), *_python_path()])),
-        },
-        stdin=subprocess.DEVNULL,
-        start_new_session=True,
-        check=False,
-    )
+    try:
+        _order({"asked": asked, "command": _command(staging), "root": str(root)})
+    except OSError as error:  # no reason to lose what has just been built
+        _progress.say(f"{_HEADER} is not precompiled: {error}")
 
 
-def _place() -> Path:
-    return Path(__file__).resolve().parents[2]
+def _free(root: Path) -> int:
+    try:
+        return shutil.disk_usage(root).free
+    except OSError:
+        return 0  # who knows: then none is made
 
 
-def _python_path() -> list[str]:
-    return os.environ.get("PYTHONPATH", "").split(os.pathsep)
+def _order(job: dict[str, Any]) -> None:
+    """Start the process: it is told its job by a file without a name, as long as it may be."""
+    # The shell ends at once: nobody has to wait for its child, and none is left a zombie. Left to
+    # itself, it would give the child no stdin.
+    script = 'exec 3<&0; "$@" <&3 3<&- >/dev/null 2>&1 &'
+    path = [one for one in sys.path if os.path.isabs(one)]  # not the current folder
+    package = Path(__file__).resolve().parents[1] / "__init__.py"
+    python = [sys.executable, "-c", _PROCESS, str(package), *path]
+    with tempfile.TemporaryFile("w+", encoding="utf-8") as told:
+        json.dump(job, told)
+        told.flush()
+        told.seek(0)
+        subprocess.run(
+            ["/bin/sh", "-c", script, "sh", "nice", "-n", "19", *python],
+            stdin=told,
+            start_new_session=True,
+            check=False,
+        )
 
 
 def _command(staging: Path) -> list[str]:
@@ -201,6 +219,6 @@ def _command(staging: Path) -> list[str]:
         for line in (staging / "build.ninja").read_text().splitlines()
         if line.startswith(("cxx = ", "cflags = "))
     )
-    words = shlex.split(rules["cflags"])
+    words = _shell.split([rules["cflags"]])
     kept = [word for word in words if not word.startswith(("-DTORCH_EXTENSION_NAME", "-I"))]
-    return [*shlex.split(rules["cxx"]), "-x", "c++-header", *kept]
+    return [*_shell.split([rules["cxx"]]), "-x", "c++-header", *kept]

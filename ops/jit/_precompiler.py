@@ -190,13 +190,15 @@ def _stands_trial(asked: dict[str, Any], folder: Path) -> bool:
     first = _precompiled.lay(inner, folder / _precompiled.FILE)
     built = _build.build(spec, inner, (), folder / "log", include_first=[first])
     words = [sys.executable, "-c", _TRY, str(built.library)]
+    # In a folder of ours: Python looks for modules in the current one first.
     tried = subprocess.run(words, check=False, cwd=inner, timeout=300)
     shutil.rmtree(inner)
     return tried.returncode == 0
 
 
-if __name__ == "__main__":
-    told = json.loads(sys.argv[1])
+def main() -> None:
+    """Make what stdin tells."""
+    told = json.load(sys.stdin)
     try:
         make(told["asked"], told["command"], Path(told["root"]))
     except (JitopsError, OSError, subprocess.SubprocessError) as error:

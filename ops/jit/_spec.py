@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ops._errors import ArgumentError, ArgumentTypeError
-from ops.jit import _flags
+from ops.jit import _flags, _shell
 
 CUDA_SUFFIXES = (".cu", ".cuh")
 RETIRE = "jitops_retire"  # the stem of a source that the loader adds, and its function's name
@@ -61,6 +61,12 @@ class Spec:
                 raise ArgumentError(f"sources must end in {', '.join(SUFFIXES)}, got {str(path)!r}")
             if objects.count(built) > 1:
                 raise ArgumentError(f"sources must have distinct names, got {path.stem!r} twice")
+            if path.name.startswith("-") or " " in path.name:
+                raise ArgumentError(
+                    f"sources must have names without blanks, and without '-' in front, since "
+                    f"their objects are linked by the same names, got {path.name!r}: rename it, or "
+                    f"name a link to it"
+                )
             if path.stem == RETIRE and not built[1]:
                 raise ArgumentError(
                     f"sources must not be called {RETIRE}, as is a file that the loader adds to "
@@ -74,6 +80,14 @@ class Spec:
                         f"{argument} must be paths without {' '.join(odd)!r}, which ninja cannot "
                         f"pass on, got {str(path)!r}: rename it, or name a link to it"
                     )
+        for argument in ("extra_cflags", "extra_cuda_cflags", "extra_ldflags"):
+            if live := _shell.refused(getattr(self, argument)):
+                raise ArgumentError(
+                    f"{argument} must hold no {live!r} for the shell, which would run a program "
+                    f"or read the environment where the cache cannot see it: put there what it "
+                    f"stands for, or quote it if it is meant as it is (such as "
+                    f"\"'-Wl,-rpath,$$ORIGIN'\")"
+                )
         for field in ("is_python_module", "is_standalone", *_SWITCHES):
             value = getattr(self, field)
             if not isinstance(value, bool) and not (field == "with_cuda" and value is None):
@@ -148,7 +162,12 @@ def path(argument: str, value: Any, what: str = "a path") -> Path:
     """A path, made absolute."""
     if not isinstance(value, (str, os.PathLike)) or not isinstance(os.fspath(value), str):
         raise ArgumentTypeError(f"{argument} must be {what}, got {type(value).__name__}")
-    return Path(value).absolute()
+    try:
+        return Path(value).absolute()
+    except FileNotFoundError:
+        raise ArgumentError(
+            f"{argument} must be absolute, since the current folder is gone, got {str(value)!r}"
+        ) from None
 
 
 def bindings(

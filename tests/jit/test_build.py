@@ -278,6 +278,14 @@ def test_compilers_with_arguments(cache, source, monkeypatch):
         (["x.txt"], r"sources must end in \.cpp"),
         (["jitops_retire.cpp"], "sources must not be called jitops_retire, as is a file that the"),
         (["b$.cpp"], r"sources must be paths without '\$', which ninja cannot pass on, got '.*b\$"),
+        (
+            ["a b.cpp"],
+            "sources must have names without blanks, .* got 'a b.cpp': rename it",
+        ),
+        (
+            ["-a.cpp"],
+            "sources must have names .* and without '-' in front, .* '-a.cpp'",
+        ),
         (["b:.cpp"], "sources must be paths without ':', which ninja"),
         (["b\n'.cpp"], r"""sources must be paths without "\\n '", which ninja .* name a link"""),
     ],
@@ -288,3 +296,22 @@ def test_unusable_sources(tmp_path, names, text):
         path.write_text(ANSWER)
     with pytest.raises(ops.ArgumentError, match=text):
         load("answer", paths)
+
+
+def test_a_link_to_a_file_of_an_odd_name(cache, source):
+    odd = source.rename(source.with_name("-an swer.cpp"))
+    source.symlink_to(odd)
+    assert answer(extension(source).load()) == 42
+
+
+@pytest.mark.parametrize(
+    ("argument", "value"),
+    [("sources", ["x.cpp"]), ("extra_include_paths", "x"), ("build_directory", "x")],
+)
+def test_a_current_folder_that_is_gone(cache, source, tmp_path, monkeypatch, argument, value):
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    arguments = {"sources": [source], argument: value}
+    with pytest.raises(ops.ArgumentError, match=f"{argument} must be absolute, since the current"):
+        load("answer", is_python_module=False, **arguments)

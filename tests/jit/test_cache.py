@@ -12,6 +12,7 @@ import torch
 
 from ops import _config
 from ops.jit import _library
+from ops.jit._compile import _toolchain
 from tests.helpers import run
 from tests.jit.support import ANSWER, COMPILER, answer, entries, extension, leftovers
 
@@ -139,6 +140,85 @@ def test_another_compiler_is_a_miss_and_a_moved_one_a_hit(cache, source, tmp_pat
     assert extension(source).load() != first
     monkeypatch.setenv("CXX", "/no/compiler/at/all")
     assert extension(source).find()  # one that is not there cannot disagree
+
+
+def script(path, *lines):
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("\n".join(["#!/bin/sh", *lines, ""]))
+    path.chmod(0o755)
+    return path
+
+
+def versions(path, version, answer):
+    """A compiler of that version, whose code gives that answer."""
+    script(
+        path,
+        f'case "$*" in *-v) echo "gcc version {version}" >&2; exit 0;; esac',
+        f'exec {COMPILER} -DGIVEN={answer} "$@"',
+    )
+
+
+def ccache(folder):
+    """What ccache does of it all: run the next program, or the next one of its own name."""
+    return script(
+        folder / "ccache",
+        'name=$(basename "$0")',
+        '[ "$name" = ccache ] && { name=$1; shift; }',
+        "for folder in $(echo $PATH | tr : ' '); do",
+        '  case $(readlink -f "$folder/$name") in */ccache) continue;; esac',
+        '  [ -x "$folder/$name" ] && exec "$folder/$name" "$@"',
+        "done",
+    )
+
+
+@pytest.mark.parametrize(
+    "how", ["word", "masquerade", "masquerade by path", "both", "script", "folder"]
+)
+def test_a_compiler_behind_another_program_that_is_upgraded(
+    cache, source, tmp_path, monkeypatch, how
+):
+    real, links = tmp_path / "real", tmp_path / "links"
+    launcher = ccache(tmp_path / "bin")
+    links.mkdir()
+    (links / "c++").symlink_to(launcher)
+    first = [links] if how in ("masquerade", "both") else []
+    if how not in ("script", "folder"):
+        first.append(real)
+    monkeypatch.setenv("PATH", ":".join(map(str, [*first, os.environ["PATH"]])))
+    named = {"word": f"{launcher} c++", "masquerade by path": links / "c++"}
+    named |= {"both": f"{launcher} c++", "masquerade": "c++"}
+    named["script"] = script(tmp_path / "wrapper", f"PATH={real}:$PATH", 'exec c++ -O1 "$@"')
+    named["folder"] = script(tmp_path / "other" / "c++", f'exec {real}/$(basename $0) "$@"')
+    monkeypatch.setenv("CXX", str(named[how]))
+    source.write_text('extern "C" int answer() { return GIVEN; }\n')
+    for number in (1, 2):
+        versions(real / "c++", f"12.{number}", number)
+        built = extension(source)
+        assert built.find() is None
+        assert answer(built.load()) == number
+        assert built.find()
+
+
+def test_two_compilers_by_turns_behind_one_program(cache, source, tmp_path, monkeypatch):
+    """Each is remembered: neither is asked again, and nothing is compiled again."""
+    launcher = ccache(tmp_path)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'real'}:{os.environ['PATH']}")
+    source.write_text('extern "C" int answer() { return GIVEN; }\n')
+    for number in (1, 2):
+        versions(tmp_path / "real" / f"g++-{number}", f"1{number}.0", number)
+    for turn, number in enumerate((1, 2, 1, 2)):
+        monkeypatch.setenv("CXX", f"{launcher} g++-{number}")
+        assert bool(extension(source).find()) is (turn > 1)
+        assert answer(extension(source).load()) == number
+    assert len(entries(cache)) == 2
+
+
+def test_what_ccache_is_told_to_run(tmp_path, monkeypatch):
+    monkeypatch.setenv("CXX", f"{ccache(tmp_path)} c++")
+    for number in (1, 2):
+        versions(tmp_path / f"other-{number}", "12", number)
+        monkeypatch.setenv("CCACHE_COMPILER", str(tmp_path / f"other-{number}"))
+        assert tmp_path / f"other-{number}" in _toolchain.cxx().programs
 
 
 # ---- damage --------------------------------------------------------------------------------------

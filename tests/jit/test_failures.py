@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import subprocess
 import time
 
 import pytest
 
 import ops
-from ops.jit import load_inline
+from ops.jit import Extension, Spec, load_inline
 from tests.helpers import run, start
 from tests.jit.support import COMPILER, answer, extension
 
@@ -86,6 +88,48 @@ def test_changed_inputs_try_again(cache, source, counting, monkeypatch, tmp_path
     assert counting() == 4
     source.write_text(good)
     assert answer(extension(source).load()) == 42
+
+
+@pytest.mark.parametrize("named", [["{0}/libfoo.so"], ["-L{0}", "-lfoo"], ["-L{0} -l:libfoo.so"]])
+def test_a_library_that_is_mended_in_place(cache, source, tmp_path, named):
+    """Written over with one of the same size and time: the folder is as it was."""
+    program, libraries = source.parent / "main.cpp", tmp_path / "libraries"
+    program.write_text('extern "C" int foo();\nint main() { return foo(); }\n')
+    libraries.mkdir()
+
+    def library(name, path):
+        (tmp_path / "part.cpp").write_text(f'extern "C" int {name}() {{ return 1; }}\n')
+        command = [COMPILER, "-shared", "-fPIC", tmp_path / "part.cpp", "-o", path]
+        subprocess.run(command, check=True)
+
+    library("bar", libraries / "libfoo.so")
+    library("foo", tmp_path / "good.so")
+    status = (libraries / "libfoo.so").stat()
+    spec = Spec(
+        name="linked",
+        sources=(program,),
+        extra_ldflags=tuple(flag.format(libraries) for flag in named),
+        is_python_module=False,
+        is_standalone=True,
+    )
+    for again in (False, True):
+        with pytest.raises(ops.BuildError, match="foo") as raised:
+            Extension(spec).build()
+        assert ("not tried again" in str(raised.value)) is again
+    shutil.copyfile(tmp_path / "good.so", libraries / "libfoo.so")
+    os.utime(libraries / "libfoo.so", ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert Extension(spec).build()
+
+
+def test_a_header_that_comes_where_a_variable_leads(cache, source, tmp_path, monkeypatch):
+    place = tmp_path / "place"
+    place.mkdir()
+    monkeypatch.setenv("CPLUS_INCLUDE_PATH", f":{place}")
+    source.write_text('#include "late.h"\nextern "C" int answer() { return LATE; }\n')
+    attempt(source)
+    assert "not tried again" in attempt(source)
+    (place / "late.h").write_text("#define LATE 3\n")
+    assert answer(extension(source).load()) == 3
 
 
 def test_retry(cache, source, counting, settings):

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
+
 import pytest
 
 import ops
 from ops.jit import Spec, _facts, _key
 from ops.jit._compile import _hardware
-from tests.jit.support import ANSWER
+from tests.jit.support import ANSWER, COMPILER, extension
 
 pytestmark = pytest.mark.cpp
 
@@ -17,9 +20,10 @@ REQUEST_CHANGES = {
     "name": lambda s, m: s.update(name="other"),
     "sources": lambda s, m: s["sources"][0].write_text(ANSWER + "// changed\n"),
     "cflags": lambda s, m: s.update(extra_cflags=("-O2",)),
-    "ldflags": lambda s, m: s.update(extra_ldflags=("-lm",)),
+    "ldflags": lambda s, m: s.update(extra_ldflags=(*s["extra_ldflags"], "-lm")),
     "cuda_cflags": lambda s, m: s.update(extra_cuda_cflags=("-O2",)),
     "files": lambda s, m: s["sources"][0].with_suffix(".o").write_bytes(b"x"),
+    "expanded": lambda s, m: m.setenv("HOME", "/somewhere"),
     "cuda": lambda s, m: s.update(with_cuda=True),
     "error_handling": lambda s, m: s.update(with_pytorch_error_handling=False),
     "standalone": lambda s, m: s.update(is_standalone=True),
@@ -38,7 +42,7 @@ def test_every_part_of_the_request_counts(source, monkeypatch, field):
     fields = {
         "name": "answer",
         "sources": (source,),
-        "extra_ldflags": (str(source.with_suffix(".o")),),
+        "extra_ldflags": (str(source.with_suffix(".o")), "~/none"),
         "is_python_module": False,
     }
     before = _key.request(Spec(**fields))
@@ -106,6 +110,55 @@ def test_instruction_set_counts_only_where_native(monkeypatch):
     before = _key.digest(_key.request(native))
     monkeypatch.setattr("ops.jit._compile._hardware.cpu_features", lambda: frozenset({"other"}))
     assert _key.digest(_key.request(native)) != before
+
+
+@pytest.mark.parametrize("where", ["CXX", "response", "CXX's response", "ldflags", "nvcc"])
+def test_the_instruction_set_counts_wherever_it_is_asked_for(tmp_path, monkeypatch, where):
+    response = tmp_path / "flags.txt"
+    response.write_text("-O2 -march=native")
+    if "CXX" in where:
+        monkeypatch.setenv("CXX", "g++ -march=native" if where == "CXX" else f"g++ @{response}")
+    monkeypatch.setenv("NVCC_APPEND_FLAGS", "-Xcompiler=-march=native")
+    flags = {"nvcc": {"with_cuda": True}, "response": {"extra_cflags": (f"@{response}",)}}
+    flags["ldflags"] = {"extra_ldflags": ("-flto", "-march=native")}
+    spec = Spec(name="x", cpp_sources=("a",), **flags.get(where, {}))
+    asked = _key.request(spec)
+    assert asked["cpu"] == sorted(_hardware.cpu_features())
+    assert _key.again(asked)["cpu"] == asked["cpu"]
+
+
+def test_files_that_the_compilers_command_names_count(tmp_path, monkeypatch):
+    response = tmp_path / "flags.txt"
+    response.write_text("-DX=1")
+    monkeypatch.setenv("CXX", f"{shutil.which('env')} {COMPILER} @{response}")
+    spec = Spec(name="x", cpp_sources=("a",))
+    before = _key.request(spec)
+    assert [name for name, _ in before["files"]] == ["flags.txt"]
+    response.write_text("-DX=2")
+    assert _key.digest(_key.request(spec)) != _key.digest(before)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("CPATH", "CPLUS_INCLUDE_PATH", "LIBRARY_PATH", "LD_RUN_PATH", "COMPILER_PATH"),
+        *("GNUTARGET", "LDEMULATION", "SOURCE_DATE_EPOCH", "NVCC_APPEND_FLAGS", "NVCC_CCBIN"),
+    ],
+)
+def test_variables_that_compilers_and_linkers_read(monkeypatch, name):
+    spec = Spec(name="x", cpp_sources=("a",), with_cuda=name.startswith("NVCC"))
+    monkeypatch.delenv(name, raising=False)
+    before = _key.digest(_key.request(spec))
+    monkeypatch.setenv(name, "1")
+    assert _key.digest(_key.request(spec)) != before
+
+
+def test_the_run_path_that_the_linker_reads(cache, source, monkeypatch):
+    first = extension(source).load()
+    monkeypatch.setenv("LD_RUN_PATH", "/somewhere/else")
+    second = extension(source).load()
+    said = [subprocess.check_output(["readelf", "-d", one], text=True) for one in (first, second)]
+    assert ["/somewhere/else" in one for one in said] == [False, True]
 
 
 def test_architectures_are_in_order_and_checked(monkeypatch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import time
@@ -11,10 +12,10 @@ import pytest
 import torch
 
 from ops._errors import BuildError
-from ops.jit import _precompiled, _precompiler, text
+from ops.jit import _precompiled, _precompiler, load_inline, text
 from ops.jit._cache import _inventory, _roots, _staging, _store
 from ops.jit._compile import _build, _instantiate, _toolchain
-from tests.helpers import run
+from tests.helpers import PACKAGE, run
 from tests.jit.support import leftovers
 
 pytestmark = pytest.mark.cpp
@@ -123,6 +124,13 @@ def test_folders_of_headers_in_the_environment(cache, monkeypatch, name):
     assert _precompiled.request(text("x", "int x;").spec)
     monkeypatch.setenv(name, "/somewhere")
     assert _precompiled.request(text("x", "int x;").spec) is None
+
+
+def test_what_only_linkers_read_makes_no_other_header(cache, monkeypatch):
+    asked = _precompiled.request(text("x", "int x;").spec)
+    for name in ("LD_RUN_PATH", "LIBRARY_PATH", "SOURCE_DATE_EPOCH"):
+        monkeypatch.setenv(name, "1")
+    assert _precompiled.request(text("x", "int x;").spec) == asked
 
 
 @pytest.mark.parametrize(
@@ -279,6 +287,62 @@ def test_overloads_in_a_header_of_the_users(made, tmp_path):
 
             _precompiled.serve(spec, staging, root, build)
         assert seen == [1, 0][:calls]
+
+
+ORDER = """
+    import os, sys
+    sys.path.insert(0, {package!r})
+    import ops.jit._precompiled as p
+    from pathlib import Path
+    from ops.jit import text
+    from ops.jit._cache import _roots
+    os.chdir({cwd!r})
+    p._NEEDS_MEMORY = p._NEEDS_DISK = 0
+    os.sched_getaffinity = lambda _: (0, 1)
+    flags = ["-DA=1"] * 40_000
+    Path({folder!r}, "build.ninja").write_text(
+        "cxx = {folder}/compiler\\ncflags = " + " ".join(flags) + "\\n"
+    )
+    p.begin(text("x", "int x;", extra_cflags=flags).spec, Path({folder!r}), _roots.writable_root())
+"""
+
+
+@pytest.mark.parametrize("how", ["current folder", "PYTHONPATH"])
+def test_the_process_is_of_this_package_and_is_told_all(cache, tmp_path, how):
+    """Where another has its name; and by however many flags."""
+    compiler = tmp_path / "compiler"
+    said = f'echo "$*" > {tmp_path}/said; mv {tmp_path}/said {tmp_path}/ran'
+    compiler.write_text(f"#!/bin/sh\n{said}\n")
+    compiler.chmod(0o755)
+    foreign = tmp_path / "foreign"
+    (foreign / "ops").mkdir(parents=True)
+    here = how == "current folder"
+    for name in ("ops/__init__.py", *(["json.py", "importlib.py", "torch.py"] if here else [])):
+        (foreign / name).write_text(f"open({str(tmp_path / 'foreign has run')!r}, 'w')\n")
+    code = ORDER.format(
+        package=str(PACKAGE), folder=str(tmp_path), cwd=str(foreign if here else tmp_path)
+    )
+    run(code, JITOPS_CACHE_DIR=cache, PYTHONPATH=None if here else foreign)
+    deadline = time.time() + 60
+    while not (tmp_path / "ran").exists():
+        assert time.time() < deadline
+        time.sleep(0.1)
+    assert (tmp_path / "ran").read_text().count("-DA=1") == 40_000
+    assert not (tmp_path / "foreign has run").exists()
+
+
+def test_what_cannot_be_ordered_costs_no_build(cache, monkeypatch, capfd, settings):
+    settings(PROGRESS="1", CACHE_DIR=str(cache))
+    monkeypatch.setattr(_precompiled, "_NEEDS_MEMORY", 0)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: (0, 1))
+
+    def fails(job):
+        raise OSError(errno.E2BIG, os.strerror(errno.E2BIG))
+
+    monkeypatch.setattr(_precompiled, "_order", fails)
+    module = load_inline("answer", "int answer() { return 42; }", functions="answer")
+    assert module.answer() == 42
+    assert "is not precompiled: [Errno 7] Argument list too long" in capfd.readouterr().err
 
 
 def test_a_truncated_one_is_no_entry(made):

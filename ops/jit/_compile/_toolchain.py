@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 
 from ops._errors import ToolchainError
-from ops.jit._compile import _hardware
+from ops.jit._compile import _behind, _hardware
 
 NO_COMPILER = (
     "no C++ compiler found: neither $CXX nor c++, g++ or clang++ on PATH. "
@@ -30,7 +30,7 @@ NO_NVCC = (
     "Install the CUDA toolkit, or set CUDA_HOME"
 )
 
-# Words that nvcc, or torch on its behalf, takes from the environment.
+# What nvcc, or torch on its behalf, takes from the environment: a command, and flags.
 NVCCS_VARIABLES = ("CC", "NVCC_PREPEND_FLAGS", "NVCC_APPEND_FLAGS")
 
 
@@ -39,15 +39,19 @@ NVCCS_VARIABLES = ("CC", "NVCC_PREPEND_FLAGS", "NVCC_APPEND_FLAGS")
 
 @dataclass(frozen=True)
 class Tool:
-    """A compiler: the command that runs it, and the file behind it."""
+    """A compiler: the command that runs it, its program, and all programs that this is to run."""
 
     command: tuple[str, ...]
     path: Path
+    programs: tuple[Path, ...]
 
     def stamp(self) -> str:
-        """Changes when the file does; costs one ``stat``."""
-        stat = self.path.stat()
-        return f"{self.path}:{stat.st_size}:{stat.st_mtime_ns}"
+        """Changes when the command or one of the files does; costs a ``stat`` each."""
+        stamps = [shlex.join(self.command)]
+        for path in self.programs:
+            stat = path.stat()
+            stamps.append(f"{path}:{stat.st_size}:{stat.st_mtime_ns}")
+        return "\n".join(stamps)
 
 
 def words_in(variable: str) -> list[str]:
@@ -67,8 +71,8 @@ def words_in(variable: str) -> list[str]:
 
 
 def _tool(words: list[str]) -> Tool | None:
-    found = shutil.which(words[0]) if words else None
-    return Tool(tuple(words), Path(found).resolve()) if found else None
+    found = _behind.programs(words)
+    return Tool(tuple(words), found[0], found) if found else None
 
 
 def cxx() -> Tool | None:
