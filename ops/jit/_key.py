@@ -24,7 +24,7 @@ from ops.jit import _flags
 from ops.jit._compile import _hardware, _toolchain
 from ops.jit._spec import Spec
 
-FORMAT = 3  # of the digest and the manifest: a change makes every entry a miss
+FORMAT = 4  # of the digest and the manifest: a change makes every entry a miss
 
 # Variables that change what the compilers do without any flag saying so.
 _ENVIRONMENT = ("CPATH", "C_INCLUDE_PATH", "CPLUS_INCLUDE_PATH", "LIBRARY_PATH", "GCC_EXEC_PREFIX")

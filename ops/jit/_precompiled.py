@@ -77,7 +77,7 @@ def serve(
                 raise
             _progress.say(f"{spec.name}: trying once more without the precompiled header")
         else:
-            if whole.result() and not any(map(_reopens, built.headers)):
+            if whole.result() and not any(map(_reopens, built.read.own)):
                 return built
     if not whole.result():
         _staging.discard(root, entry.folder)  # to be made anew
