@@ -273,15 +273,22 @@ def test_a_name_that_no_list_can_hold(cache, tmp_path, monkeypatch):
     assert entries(cache) == []
 
 
-def test_nvccs_lists(tmp_path):
-    """It escapes but spaces."""
-    for name in ("a b.h", "a#b.h", "a$$b.h"):
-        put(tmp_path / name, 1)
-    (tmp_path / "x.cuda.o.d").write_text(
-        "x.cuda.o : x.cu \\\n    a\\ b.h \\\n    a#b.h \\\n    a$$b.h \\\n\na\\ b.h:\n"
+def test_nvccs_lists(cache, tmp_path):
+    """It escapes nothing but spaces, and lists what #line says."""
+    folder = tmp_path / "build"
+    folder.mkdir()
+    headers = [tmp_path / name for name in ("a b.h", "a#b.h", "a$$b.h")]
+    for header in headers:
+        put(header, 1)
+    (folder / "x.cuda.o").touch()
+    listed = [str(header).replace(" ", "\\ ") for header in headers]
+    (folder / "x.cuda.o.d").write_text(
+        f"x.cuda.o : cu[0].cu \\\n    {' '.join(listed)} \\\n\n{listed[0]}:\n"
     )
-    named = _headers._named(tmp_path)
-    assert {last for _, last in named} == {"x.cu", "a b.h", "a#b.h", "a$$b.h"}
+    assert _headers.read_by(inline("").spec, folder).own == sorted(headers)
+    (folder / "x.cuda.o.d").write_text(f"x.cuda.o : {tmp_path}/gone.h\n")
+    with pytest.raises(ops.BuildError, match=r"but as '.*/gone\.h'"):
+        _headers.read_by(inline("").spec, folder)
 
 
 def test_a_list_that_is_written_elsewhere(cache, tmp_path):

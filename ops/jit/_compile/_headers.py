@@ -50,15 +50,17 @@ def read_by(spec: Spec, folder: Path) -> Read:
         if not file.with_name(f"{file.name}.d").is_file():
             raise BuildError(
                 f"{spec.name}: the compiler did not say which headers it read for {file.name}: "
-                f"flags must not have the list written elsewhere (-MF)"
+                f"flags must not have the list written elsewhere (-MF)",
+                passing=False,
             )
-    for names in sorted(_named(folder)):
-        paths = [Path(os.path.join(folder, name)) for name in names]
-        path = next(filter(Path.is_file, paths), None)
-        if path is None:
+    for name, by_nvcc in sorted(_named(folder)):
+        path = folder / name
+        if not path.is_file():
+            if by_nvcc and path.is_relative_to(folder):
+                continue  # it lists the names in #line too
             raise BuildError(
                 f"{spec.name}: the compiler read a header whose name it does not pass on, but as "
-                f"{str(paths[0])!r}: a header's path must be of ordinary characters",
+                f"{str(path)!r}: a header's path must be of ordinary characters",
                 passing=False,
             )
         parent = real(path.parent)
@@ -98,23 +100,26 @@ def _read_by_assembly(spec: Spec, headers: list[Path]) -> Iterator[Path]:
                 yield folder / name
 
 
-def _named(folder: Path) -> set[tuple[str, ...]]:
-    """The files in the lists that the compilers have left, each with the names it may have.
+def _named(folder: Path) -> set[tuple[str, bool]]:
+    """The files in the lists that the compilers have left, each with whether nvcc names it.
 
     Ninja's own reading of them knows no quotes and folds ``link/..``.
     """
-    found: set[tuple[str, ...]] = set()
+    found = set()
     for path in folder.glob("*.d"):
+        by_nvcc = path.name.endswith(".cuda.o.d")
         text = os.fsdecode(path.read_bytes()).replace("\\\n", " ")
         for line in text.split("\n"):
             for word in _WORD.findall(re.split(r":(?:[ \t]|$)", line, maxsplit=1)[-1]):
-                found.add((_unquoted(word).replace("$$", "$"), _unquoted(word)))  # g++, nvcc
+                found.add((_unquoted(word, by_nvcc), by_nvcc))
     return found
 
 
-def _unquoted(word: str) -> str:
+def _unquoted(word: str, by_nvcc: bool) -> str:
+    if by_nvcc:
+        return word.replace("\\ ", " ")
     spaced = re.sub(r"(\\*)\\([ \t])", lambda m: m[1][len(m[1]) // 2 :] + m[2], word)
-    return spaced.replace("\\#", "#")
+    return spaced.replace("\\#", "#").replace("$$", "$")
 
 
 def _vouchers() -> list[Path]:
