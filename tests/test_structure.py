@@ -19,7 +19,7 @@ PUBLIC = sorted(path.stem for path in PACKAGE.glob("[a-z]*.py") if path.stem != 
 LAYERS = (
     {"ops._errors"},
     {"ops._config"},
-    {"ops.jit._linked", "ops.jit._shell", "ops.jit._written"},
+    {"ops.jit._linked", "ops.jit._mentioned", "ops.jit._shell", "ops.jit._written"},
     {"ops.jit._flags"},
     {"ops.jit._spec"},
     {"ops.jit._cache", *(f"ops.jit._cache.{name}" for name in ("_memory", "_roots", "_usage"))},

@@ -21,15 +21,14 @@ from typing import Any
 from ops._errors import ToolchainError
 from ops.jit import _flags, _included, _key
 from ops.jit._cache import _notes
-from ops.jit._compile import _hardware, _toolchain
+from ops.jit._compile import _hardware, _headers, _toolchain
 from ops.jit._spec import Spec
 
-_LEAD_TO_HEADERS = ("CPATH", "C_INCLUDE_PATH", "CPLUS_INCLUDE_PATH")
 _TOO_MANY = 10_000  # files beside the sources: looking at more takes longer than is worth it
 
 
-def of(spec: Spec, headers: list[Path]) -> dict[str, Any]:
-    """For the manifest of what has just been built from these headers."""
+def of(spec: Spec, read: _headers.Read) -> dict[str, Any]:
+    """For the manifest of what has just been built, having read these headers."""
     compilers = {}
     for name, tool in _tools(spec.uses_cuda).items():
         if tool is not None:
@@ -37,7 +36,7 @@ def of(spec: Spec, headers: list[Path]) -> dict[str, Any]:
             compilers[name] = {"version": version, "identity": identity}
     return {
         "compilers": compilers,
-        **_included.facts(spec, headers),
+        **_included.facts(spec, read.own, read.vouched),
         "libc": _libc(),
         "architectures": architectures(spec),
     }
@@ -54,13 +53,26 @@ def architectures(spec: Spec) -> tuple[str, ...]:
     return _hardware.cuda_architectures()
 
 
-def changed_meanwhile(spec: Spec, digest: str, headers: list[Path], since: float) -> str | None:
-    """What was edited while the compilers were at it: nobody knows which version they read."""
+def changed_meanwhile(spec: Spec, digest: str, facts: dict[str, Any], since: float) -> str | None:
+    """What was edited while the compilers were at it: nobody knows which version they read.
+
+    Args:
+        facts: what :func:`of` has made of it all, in the meantime too.
+    """
     if _key.digest(_key.request(spec)) != digest:
         return "a source"
-    now = time.time()  # a clock ahead of ours, on a network file system, is no edit
-    edited = (path for path in headers if path.is_file() and since < path.stat().st_mtime <= now)
-    return next(map(str, edited), None)
+    now = time.time()
+    for _, name, content in facts["headers"]:
+        if content == _included.MISSING:
+            return str(name)
+    for path in _included.files(spec, facts):
+        if path.is_file():
+            status = path.stat()
+            # What is moved here keeps the time of its last edit. A clock ahead of ours, on a
+            # network file system, is no edit.
+            if any(since < when <= now for when in (status.st_mtime, status.st_ctime)):
+                return str(path)
+    return None
 
 
 def remember_compilers(spec: Spec, root: Path) -> None:
@@ -86,7 +98,8 @@ def surroundings(spec: Spec) -> str:
     except ToolchainError as error:
         seen.append(str(error))
     seen += [_state(path) for path in _named(spec)]
-    for root in (*spec.header_roots, *itertools.chain(*map(_flags.folders_in, _LEAD_TO_HEADERS))):
+    led_to = itertools.chain(*map(_flags.folders_in, _flags.LEAD_TO_HEADERS))
+    for root in (*spec.header_roots, *led_to):
         for folder, _, names in os.walk(root):
             for name in names:
                 seen.append(_state(Path(folder, name)))

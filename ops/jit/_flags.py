@@ -10,15 +10,26 @@ from pathlib import Path
 from ops.jit import _linked, _shell
 
 # Options whose value may be the next word. Longer ones first where one begins with another.
-_FOLDERS = ("-isystem", "-iquote", "-idirafter", "-I")
-_JOINED = (*_FOLDERS, "-include-pch", "-include", "-imacros", "-L", "-l", "-T", "-R")
-_LONG = ("include-directory", "system-include", "include", "pre-include", "imacros")
+_PREFIX, _PREFIXED = "-iprefix", ("-iwithprefixbefore", "-iwithprefix")
+_FOLDERS = ("-isystem", "-iquote", "-idirafter", "-cxx-isystem", *_PREFIXED, "-I")
+_INCLUDED = ("-include-pch", "-include", "-imacros")
+_JOINED = (*_FOLDERS, _PREFIX, *_INCLUDED, "-L", "-l", "-T", "-R", "-D")
+_LONG_FOLDERS = {
+    "include-directory": "-I",
+    "include-directory-after": "-I",
+    "system-include": "-isystem",
+    "include-prefix": _PREFIX,
+    "include-with-prefix": "-iwithprefix",
+    "include-with-prefix-after": "-iwithprefix",
+    "include-with-prefix-before": "-iwithprefixbefore",
+}
+_LONG_FILES = ("include", "pre-include", "imacros")
 _SCRIPTS = (
     *("script", "default-script", "version-script", "dynamic-list", "retain-symbols-file"),
     *("just-symbols", "symbol-ordering-file", "section-ordering-file", "mri-script"),
     *("export-dynamic-symbol-list", "remap-inputs-file"),
 )
-_LIBRARIES = {"library-path": "-L", "library-directory": "-L", "library": "-l"}
+_SHORT = {"library-path": "-L", "library-directory": "-L", "library": "-l", **_LONG_FOLDERS}
 _RESPONSES = ("options-file", "optf")
 # Options that are given their value behind "=" only, and read a file.
 _FILES = (
@@ -30,10 +41,13 @@ _WRITTEN = (
     *("o", "output", "output-file", "Map", "MF", "MT", "MQ", "MJ", "aux-info", "dumpbase"),
     *("dependency-file", "dependency-output", "out-implib", "serialize-diagnostics", "soname"),
 )
-_WITH_VALUE = (*_LONG, *_SCRIPTS, *_RESPONSES, *_LIBRARIES, *_WRITTEN, "specs")
+_WITH_VALUE = (*_LONG_FILES, *_SCRIPTS, *_RESPONSES, *_SHORT, *_WRITTEN, "specs")
 _PASSES_ON = ("-Xlinker", "-Xpreprocessor", "-Xassembler", "-Xclang")
 _PASSES_LIST_ON = ("-Xcompiler", "--compiler-options", "--linker-options")
 _MOST = 10  # response files in response files
+# Variables that lead to headers, and those with words of compilers in them.
+LEAD_TO_HEADERS = ("CPATH", "C_INCLUDE_PATH", "CPLUS_INCLUDE_PATH")
+_COMMANDS = ("CXX", "NVCC_PREPEND_FLAGS", "NVCC_APPEND_FLAGS")
 
 
 def words(flags: Sequence[str]) -> list[str]:
@@ -76,7 +90,7 @@ def _name(word: str) -> str:
 
 def _short(word: str) -> str:
     name, _, value = _name(word).partition("=")
-    return _LIBRARIES[name] + value if name in _LIBRARIES and word.startswith("-") else word
+    return _SHORT[name] + value if name in _SHORT and word.startswith("-") else word
 
 
 def _opened(word: str, depth: int) -> list[str]:
@@ -103,17 +117,40 @@ def _is_file(path: Path) -> bool:
 
 def folders(flags: Sequence[str]) -> list[Path]:
     """The folders of headers that flags name."""
-    found = []
+    found, prefix = [], ""
     for word in words(flags):
+        if word.startswith(_PREFIX):
+            prefix = word[len(_PREFIX) :]
         option = next((one for one in _FOLDERS if word.startswith(one)), "")
-        name, _, value = _name(word).partition("=")
-        if option:
-            value = word[len(option) :]
-        elif name not in _LONG[:2]:
-            continue
-        if value.startswith("/"):
+        value = (prefix if option in _PREFIXED else "") + _without_root(word[len(option) :])
+        if option and value.startswith("/"):
             found.append(Path(value))
     return found
+
+
+def folders_of_environment() -> list[Path]:
+    """The folders of headers that variables lead to."""
+    named = ":".join(os.environ.get(name, "") for name in LEAD_TO_HEADERS).split(os.pathsep)
+    commands = [os.environ.get(name, "") for name in _COMMANDS]
+    return [*(Path(name) for name in named if name.startswith("/")), *folders(commands)]
+
+
+def _without_root(folder: str) -> str:
+    """A folder that is named below the root of the system, which is ``/`` here."""
+    return folder.removeprefix("=").removeprefix("$SYSROOT")
+
+
+def as_text(flags: Sequence[str]) -> str:
+    """What flags define and include, as C++ text would."""
+    lines = []
+    for word in words(flags):
+        name, _, value = _name(word).partition("=")
+        option = next((one for one in _INCLUDED if word.startswith(one)), "")
+        if word.startswith("-D"):
+            lines.append(f"#define {name[1:]} {value}")
+        elif option or (value and name in _LONG_FILES):
+            lines.append(f'#include "{word[len(option) :] if option else value}"')
+    return "".join(f"{line}\n" for line in lines)
 
 
 def library_folders(flags: Sequence[str]) -> list[Path]:
@@ -122,7 +159,8 @@ def library_folders(flags: Sequence[str]) -> list[Path]:
 
 
 def _library_folders(said: Sequence[str]) -> list[Path]:
-    return [Path(word[2:]) for word in said if word.startswith("-L") and word[2:]]
+    found = [_without_root(word[2:]) for word in said if word.startswith("-L")]
+    return [Path(folder) for folder in found if folder]
 
 
 def files(flags: Sequence[str]) -> list[Path]:
@@ -163,11 +201,11 @@ def _named(word: str, linked: list[Path]) -> list[Path]:
     name, _, value = _name(word).partition("=")
     if not word.startswith("-"):
         return [Path(word)]  # to be linked, by whatever name
-    if value and name in (*_FILES, *_LONG[2:]):
+    if value and name in (*_FILES, *_LONG_FILES):
         return [Path(value)]
     if value and name in _SCRIPTS:
         return [Path(value), *(folder / value for folder in linked)]
-    for option in ("-include-pch", "-include", "-imacros"):
+    for option in _INCLUDED:
         if word.startswith(option):
             return [Path(word[len(option) :])]
     if word.startswith("-l"):

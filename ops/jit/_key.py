@@ -26,14 +26,14 @@ from ops.jit import _flags, _shell
 from ops.jit._compile import _hardware, _toolchain
 from ops.jit._spec import Spec
 
-FORMAT = 4  # of the digest and the manifest: a change makes every entry a miss
+FORMAT = 5  # of the digest and the manifest: a change makes every entry a miss
 
 # Variables that change what the compilers do without any flag saying so: LATER is none of a
 # header's business. LD_LIBRARY_PATH, which linkers read too, changes nothing in what they write.
 LATER = ("LIBRARY_PATH", "LD_RUN_PATH", "LDEMULATION", "GNUTARGET", "SOURCE_DATE_EPOCH")
 _ENVIRONMENT = (
-    *("CPATH", "C_INCLUDE_PATH", "CPLUS_INCLUDE_PATH", "GCC_EXEC_PREFIX", "COMPILER_PATH"),
-    *("CCC_OVERRIDE_OPTIONS", "SDKROOT", "MACOSX_DEPLOYMENT_TARGET", *LATER),
+    *(*_flags.LEAD_TO_HEADERS, "GCC_EXEC_PREFIX", "COMPILER_PATH", "CCC_OVERRIDE_OPTIONS"),
+    *("SDKROOT", "MACOSX_DEPLOYMENT_TARGET", *LATER),
 )
 _CUDA_ENVIRONMENT = (*_toolchain.NVCCS_VARIABLES, "NVCC_CCBIN", "CUDA_INC_PATH")
 _FLAGS = ("extra_cflags", "extra_cuda_cflags", "extra_ldflags")

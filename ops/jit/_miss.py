@@ -88,7 +88,8 @@ def _build_here(
             echo=verbose,
         )
         built = _precompiled.serve(spec, folder, root, lambda first: build(include_first=first))
-        changed = _facts.changed_meanwhile(spec, digest, built.headers, started)
+        facts = _facts.of(spec, built.read)
+        changed = _facts.changed_meanwhile(spec, digest, facts, started)
         if changed:
             raise BuildError(
                 f"{spec.name}: {changed} changed while it was being compiled, so that the "
@@ -102,7 +103,6 @@ def _build_here(
             "seconds": round(built.seconds, 3),
             "built": time.time(),
         }
-        facts = _facts.of(spec, built.headers)
         _precompiled.begin(spec, folder, root)
         return _store.publish(root, folder, built.library, facts, about, keep=_KEPT)
 

@@ -52,7 +52,7 @@ _HARMLESS = re.compile(
     r"-(O\w*|g[\w-]*|std=[\w+]+|[DU][^/]*|W[a-z][\w=+-]*|w|m[\w=.+-]+|pthread|pipe|pedantic|ansi"
     r"|f(?!plugin|profile|auto-profile|module|pch|preprocessed|directives)[\w=,.+-]+)"
 )
-_FINDS_HEADERS = ("CPATH", "C_INCLUDE_PATH", "CPLUS_INCLUDE_PATH", "GCC_EXEC_PREFIX")
+_FINDS_HEADERS = (*_flags.LEAD_TO_HEADERS, "GCC_EXEC_PREFIX", "COMPILER_PATH")
 # Overloads in these namespaces would be found by templates that are instantiated at the end of the
 # file, and are not by those that the header holds.
 _REOPENS = re.compile(
@@ -89,7 +89,7 @@ def serve(
                 raise
             _progress.say(f"{spec.name}: trying once more without the precompiled header")
         else:
-            if whole.result() and not any(map(_reopens, built.headers)):
+            if whole.result() and not any(map(_reopens, built.read.own)):
                 return built
     if not whole.result():
         _staging.discard(root, entry.folder)  # to be made anew

@@ -125,6 +125,7 @@ class Spec:
             *_flags.folders(self.extra_cflags),
             *_flags.folders(self.extra_cuda_cflags),
             *(path.parent for path in self.sources),
+            *_flags.folders_of_environment(),
         ]
         return tuple(dict.fromkeys(folders))
 

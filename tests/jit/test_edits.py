@@ -66,7 +66,7 @@ def test_folders_of_headers_in_flags(cache, source, tmp_path):
 
 
 def test_only_the_toolchains_own_headers_go_unrecorded():
-    vouched = _headers._vouched()
+    vouched = _headers._vouchers()
     inside = lambda path: any(path.resolve().is_relative_to(place) for place in vouched)  # noqa: E731
     assert inside(Path("/usr/include/stdio.h"))
     assert inside(Path(torch.__file__).parent / "include" / "torch" / "all.h")

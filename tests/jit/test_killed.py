@@ -29,7 +29,7 @@ STAGES = {
     "the private folder is named": "ops.jit._cache._staging.Path.rename",
     "torch writes its files": "ops.jit._compile._build._call",
     "ninja is run": "ops.jit._compile._ninja.run",
-    "ninja is asked for the headers": "ops.jit._compile._ninja.dependencies",
+    "the lists of headers are read": "ops.jit._compile._headers.read_by",
     "the headers are hashed": "ops.jit._facts.of",
     "the editors' file is written": "ops.jit._compile_commands.write",
     "the entry is prepared": "ops.jit._cache._store.publish",

@@ -14,7 +14,7 @@ import torch
 from ops._errors import BuildError
 from ops.jit import _precompiled, _precompiler, load_inline, text
 from ops.jit._cache import _inventory, _roots, _staging, _store
-from ops.jit._compile import _build, _instantiate, _toolchain
+from ops.jit._compile import _build, _headers, _instantiate, _toolchain
 from tests.helpers import PACKAGE, run
 from tests.jit.support import leftovers
 
@@ -283,7 +283,7 @@ def test_overloads_in_a_header_of_the_users(made, tmp_path):
 
             def build(first):
                 seen.append(len(first))
-                return _build.Built(tmp_path / "x.so", [mine], 0.0, [])
+                return _build.Built(tmp_path / "x.so", _headers.Read([mine], []), 0.0, [])
 
             _precompiled.serve(spec, staging, root, build)
         assert seen == [1, 0][:calls]
@@ -363,7 +363,7 @@ def test_without_precompiled_headers_none_is_used(made, settings):
 
             def build(first):
                 seen.append(first)
-                return _build.Built(staging / "x.so", [], 0.0, [])
+                return _build.Built(staging / "x.so", _headers.Read([], []), 0.0, [])
 
             _precompiled.serve(spec, staging, root, build)
         assert len(seen.pop()) == taken

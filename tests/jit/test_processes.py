@@ -15,6 +15,7 @@ import ops
 from ops import _config
 from ops.jit import _facts, _key
 from ops.jit._cache import _roots, _staging, _store
+from ops.jit._compile import _headers
 from tests.helpers import run, start
 from tests.jit.support import ANSWER, COMPILER, answer, entries, extension, leftovers
 
@@ -131,7 +132,9 @@ def test_no_locks_on_this_file_system(cache, source, monkeypatch):
 def test_the_loser_of_a_race_uses_the_winners_entry(cache, source, tmp_path):
     library = extension(source).load()
     manifest = json.loads((library.parent / "manifest.json").read_text())
-    facts = _facts.of(extension(source).spec, [source.parent / "include" / "answer.h"])
+    facts = _facts.of(
+        extension(source).spec, _headers.Read([source.parent / "include" / "answer.h"], [])
+    )
     with _staging.staging(cache, _store.stem("answer", manifest["digest"])) as folder:
         mine = folder / library.name
         mine.write_bytes(library.read_bytes() + b"x")

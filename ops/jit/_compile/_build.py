@@ -45,13 +45,13 @@ class Built:
 
     Attributes:
         library: in the folder given.
-        headers: that were really read, but for those of torch, CUDA and the system.
+        read: the headers, and the like, that went into it.
         seconds: it took.
         commands: one for each source, as in ``compile_commands.json``.
     """
 
     library: Path
-    headers: list[Path]
+    read: _headers.Read
     seconds: float
     commands: list[dict[str, Any]]
 
@@ -98,7 +98,9 @@ def _build(
     include_first = [place / path.relative_to(folder) for path in include_first]
 
     def run(command: list[str], cwd: str) -> None:
-        _ninja.see_all_headers(Path(cwd))
+        # g++ names a header that -isystem finds through a link as what the link leads to now.
+        as_found = "-fno-canonical-system-headers" if _is_gcc() else ""
+        _ninja.see_all_headers(Path(cwd), as_found)
         _patiently(lambda words: _ninja.run(words, cwd, environ, echo), command, spec.name)
 
     try:
@@ -121,7 +123,7 @@ def _build(
         raise BuildError(f"{spec.name}: the build left no {library.name} in {folder}")
     return Built(
         library=library,
-        headers=_headers.read_by(spec, folder),
+        read=_headers.read_by(spec, folder),
         seconds=time.perf_counter() - started,
         commands=[
             {key: value.replace(str(place), str(folder)) for key, value in one.items()}
@@ -195,11 +197,14 @@ def _call(
 
 def _in_memory(spec: Spec) -> list[str]:
     """Less garbage collection over torch's header: a third of the time, for half a gigabyte."""
-    compiler = _toolchain.cxx()
-    gcc = compiler is not None and _toolchain.identity(compiler)[0].startswith("gcc version")
-    if not gcc or spec.no_implicit_headers or _hardware.memory_limit() < 8 << 30:
+    if not _is_gcc() or spec.no_implicit_headers or _hardware.memory_limit() < 8 << 30:
         return []
     return ["--param=ggc-min-expand=500", "--param=ggc-min-heapsize=4000000"]
+
+
+def _is_gcc() -> bool:
+    compiler = _toolchain.cxx()
+    return compiler is not None and _toolchain.identity(compiler)[0].startswith("gcc version")
 
 
 def _quotable(functions: tuple[tuple[str, str], ...] | None) -> dict[str, str] | None:

@@ -73,28 +73,24 @@ def _echo(text: str) -> None:
         sys.stdout.flush()
 
 
-def see_all_headers(folder: Path) -> None:
-    """Torch has g++ name the headers but for those found by ``-isystem`` and its kin: these too."""
+def see_all_headers(folder: Path, more: str) -> None:
+    """Torch has g++ name the headers but for those found by ``-isystem`` and its kin: these too.
+
+    The lists are left to be read by whoever asks: ninja would take them away.
+
+    Args:
+        more: a flag for the compiler.
+    """
     script = folder / "build.ninja"
-    script.write_text(script.read_text().replace(" -MMD -MF ", " -MD -MF "))
+    lines = script.read_text().replace(" -MMD -MF ", f" {more} -MD -MF ").splitlines(keepends=True)
+    theirs = ("depfile = $out.d", "deps = gcc")
+    script.write_text("".join(line for line in lines if line.strip() not in theirs))
 
 
 def commands(folder: Path) -> list[dict[str, Any]]:
     """What compiled each source, in the form of ``compile_commands.json``."""
     found = json.loads(_ask(folder, "compdb") or "[]")
     return [entry for entry in found if entry.get("output", "").endswith(".o")]
-
-
-def dependencies(folder: Path) -> dict[str, list[str]]:
-    """The files that went into each object, as the compilers named them."""
-    found: dict[str, list[str]] = {}
-    current: list[str] = []
-    for line in _ask(folder, "deps").splitlines():
-        if line.startswith("    "):
-            current.append(line[4:])
-        elif ":" in line:
-            current = found.setdefault(line.partition(":")[0], [])
-    return found
 
 
 def _ask(folder: Path, tool: str) -> str:

@@ -34,6 +34,7 @@ def environ(folder: Path) -> dict[str, str]:
         raise ToolchainError(_toolchain.NO_COMPILER)
     found = _toolchain.environ()
     found.pop("NINJA_STATUS", None)  # how a terminal wants its progress is no matter of ours
+    found.pop("TORCH_EXTENSION_SKIP_NVCC_GEN_DEPENDENCIES", None)  # we would learn of no header
     if "LC_ALL" in found:  # it would have the last word on messages
         found["LC_CTYPE"] = found.pop("LC_ALL")
     return {

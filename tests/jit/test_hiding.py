@@ -1,0 +1,390 @@
+"""Headers that come where the compiler would find them first; names that are hard to follow."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+import ops
+from ops.jit import Extension, _flags, _included, _mentioned, text
+from ops.jit._compile import _headers, _ninja, _seen
+from tests.jit.support import COMPILER, answer, entries, extension
+
+pytestmark = pytest.mark.cpp
+
+PLAIN = {"is_python_module": False, "no_implicit_headers": True}
+VALUE = 'extern "C" int answer() { return VALUE; }\n'
+
+
+def inline(before, **changes):
+    """Text that answers what VALUE is."""
+    return text("answer", before + VALUE, **{**PLAIN, **changes})
+
+
+def changes(built, before, after, change):
+    """What it answers before and after a change; each is found again."""
+    assert answer(built.load()) == before
+    assert built.find()
+    change()
+    assert built.find() is None
+    assert answer(built.load()) == after
+    assert built.find()
+
+
+def put(path, value):
+    """A header that says what VALUE is."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"#define VALUE {value}\n")
+
+
+# ---- asked for -----------------------------------------------------------------------------------
+
+ASKS = {
+    "text": '#if __has_include("late.h")',
+    "an angle": "#if __has_include( <late.h> )",
+    "the next": "#if defined X || __has_include_next(/* so */ <late.h>)",
+    "a macro": '#define LATE "late.h"\n#if __has_include(LATE)',
+    "a line that goes on": "#if __has_\\\ninclude(<late.h>)",
+}
+
+
+@pytest.mark.parametrize("asked", ASKS.values(), ids=ASKS)
+@pytest.mark.filterwarnings("ignore")
+def test_what_text_asks_for(cache, tmp_path, asked):
+    built = inline(
+        f"{asked}\n#define VALUE 2\n#else\n#define VALUE 1\n#endif\n",
+        extra_include_paths=[tmp_path / "a"],
+    )
+    changes(built, 1, 2, lambda: put(tmp_path / "a" / "late.h", 0))
+
+
+def test_what_flags_ask_for(cache, tmp_path):
+    """A macro among the flags names the header, which a file that they include asks for."""
+    given = tmp_path / "given.h"
+    given.write_text("#if __has_include(LATE)\n#define VALUE 2\n#else\n#define VALUE 1\n#endif\n")
+    flags = ["-D", "'LATE=<late.h>'", "-include", str(given)]
+    built = inline("", extra_cflags=flags, extra_include_paths=[tmp_path / "a"])
+    changes(built, 1, 2, lambda: put(tmp_path / "a" / "late.h", 0))
+
+
+def test_what_stands_in_text():
+    content = _mentioned.text(
+        b'#include <a/b.h>\n# include_next "c.h"\r\n%:include <d>\n#include M\n'
+        b'#define M "m.h"\n#define N(x) <n.h>\n#embed <e.bin>\n#inc\\\nlude /* f */ "f.h"\n'
+    )
+    found = _mentioned.headers(content)
+    angled, quoted = {("a/b.h", False), ("d", False), ("e.bin", False)}, {("c.h", True)}
+    assert found == angled | quoted | {("f.h", True)}
+    assert _mentioned.computes(content)
+    assert not _mentioned.computes(b"#include <a.h>\n#if __has_include(<b.h>)")
+    assert _mentioned.defined(content, quoted=True) == {"m.h", "n.h"}
+    assert _mentioned.defined(content, quoted=False) == {"n.h"}
+
+
+# ---- hidden --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("deep", [False, True])
+def test_a_new_header_that_hides_one_of_the_system(cache, tmp_path, deep):
+    """In a new folder, and in one that was there."""
+    if deep:
+        put(tmp_path / "a" / "linux" / "other.h", 3)
+    built = inline(
+        "#include <linux/version.h>\n#ifndef VALUE\n#define VALUE 1\n#endif\n",
+        extra_include_paths=[tmp_path / "a"],
+    )
+    changes(built, 1, 2, lambda: put(tmp_path / "a" / "linux" / "version.h", 2))
+
+
+def test_a_new_header_that_hides_one_of_torch(cache, tmp_path):
+    built = inline(
+        "#include <torch/headeronly/macros/Macros.h>\n#ifndef VALUE\n#define VALUE 1\n#endif\n",
+        extra_include_paths=[tmp_path / "a"],
+    )
+    name = "torch/headeronly/macros/Macros.h"
+    changes(built, 1, 2, lambda: put(tmp_path / "a" / name, 2))
+
+
+def test_a_header_that_nothing_asks_for_hides_none(cache, tmp_path):
+    built = inline("#include <linux/version.h>\n#define VALUE 1\n", extra_include_paths=[tmp_path])
+    library = built.load()
+    put(tmp_path / "other.h", 2)
+    (tmp_path / "folder").mkdir()
+    assert built.find() == library
+
+
+def test_names_are_few(cache, tmp_path):
+    """However many headers torch has."""
+    built = inline(
+        "#include <torch/csrc/stable/tensor.h>\n#define VALUE 1\n", extra_include_paths=[tmp_path]
+    )
+    built.load()
+    (entry,) = entries(cache)
+    manifest = json.loads((entry / "manifest.json").read_text())
+    assert manifest["names"]["torch"] == manifest["names"]["vector"] == {}
+    assert manifest["searched"] == [[-1, "/usr/local/include", []], [0, "", []]]
+    assert (entry / "manifest.json").stat().st_size < 6000
+
+
+def test_a_folder_of_everybodys(cache, tmp_path, monkeypatch):
+    """/usr/local/include, which comes before /usr/include; in a bundle another machine's."""
+    monkeypatch.setattr(_included, "_EVERYBODYS", tmp_path)
+    built = inline("#include <linux/version.h>\n#define VALUE 1\n")
+    library = built.load()
+    put(tmp_path / "linux" / "version.h", 2)
+    assert built.find() is None
+    manifest = json.loads((library.parent / "manifest.json").read_text())
+    assert list(_included.differences(built.spec, manifest))
+    assert not list(_included.differences(built.spec, {**manifest, "imported": True}))
+
+
+@pytest.mark.parametrize("torchs", [True, False])
+def test_torchs_own_folder_among_the_users(cache, tmp_path, torchs):
+    """It is vouched for, however it is named: its headers are not the extension's."""
+    folder = Path(torch.__file__).parent / "include" if torchs else Path("/usr/include")
+    built = inline(
+        "#include <torch/headeronly/macros/Macros.h>\n#include <linux/version.h>\n"
+        "#define VALUE 1\n",
+        extra_include_paths=[folder],
+    )
+    manifest = json.loads((built.load().parent / "manifest.json").read_text())
+    assert manifest["headers"] == []
+    assert [number for number, _, _ in manifest["searched"]] == [-1]
+
+
+FOLDERS = {
+    "a variable": ({"CPLUS_INCLUDE_PATH": "{0}:{1}"}, []),
+    "variables": ({"CPATH": "{0}", "CPLUS_INCLUDE_PATH": "{1}"}, []),
+    "the compiler's words": ({"CXX": f"{COMPILER} -I{{0}} -I{{1}}"}, []),
+    "after": ({}, ["--include-directory-after={0}", "--include-directory-after", "{1}"]),
+    "with a prefix": ({}, ["-iprefix", "{2}/", "-iwithprefix", "a", "-iwithprefix", "b"]),
+    "before": ({}, ["-iprefix {2}/ -iwithprefixbefore a -iwithprefixbefore b"]),
+    "long": ({}, ["--include-prefix={2}/", "--include-with-prefix=a",
+                  "--include-with-prefix-before", "a", "--include-with-prefix-after=b"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("variables", "flags"), FOLDERS.values(), ids=FOLDERS)
+def test_folders_of_headers_however_they_come(cache, tmp_path, monkeypatch, variables, flags):
+    early, late = tmp_path / "a", tmp_path / "b"
+    early.mkdir()
+    put(late / "v.h", 1)
+    places = early, late, tmp_path
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value.format(*places))
+    built = inline('#include "v.h"\n', extra_cflags=[flag.format(*places) for flag in flags])
+    changes(built, 1, 2, lambda: put(early / "v.h", 2))
+    changes(built, 2, 3, lambda: put(early / "v.h", 3))
+
+
+def test_folders_below_the_systems_root():
+    flags = [
+        "-I=/a",
+        "-I'$SYSROOT/c'",
+        "-isystem",
+        "=/b",
+        "-iprefix",
+        "/d",
+        "-iwithprefix",
+        "/e",
+        "-iprefix/",
+    ]
+    assert _flags.folders(flags) == [Path(f"/{name}") for name in ("a", "c", "b", "d/e")]
+    assert _flags.library_folders(["-L=/a", "-Wl,-L=/b"]) == [Path("/a"), Path("/b")]
+
+
+@pytest.mark.parametrize("absolute", [True, False])
+def test_beside_a_header_that_was_read(cache, source, tmp_path, absolute):
+    """Its folder, which nothing names, is where headers in quotes are looked for first."""
+    root, other = source.parent / "include", source.parent / "other"
+    other.mkdir()
+    (other / "c.h").write_text('#include "d.h"\n')
+    put(root / "d.h", 1)
+    if absolute:
+        built = inline(f'#include "{other}/c.h"\n', extra_include_paths=[root])
+    else:
+        (root / "answer.cpp").write_text(f'#include "../other/c.h"\n{VALUE}')
+        spec = extension(root / "answer.cpp").spec
+        built = Extension(dataclasses.replace(spec, extra_include_paths=(root,)))
+    changes(built, 1, 2, lambda: put(other / "d.h", 2))
+
+
+# ---- links, and names that are hard to follow ----------------------------------------------------
+
+
+def linked(tmp_path):
+    """A folder, and a link to it that lies elsewhere."""
+    real = tmp_path / "deep" / "real" / "in"
+    real.mkdir(parents=True)
+    (tmp_path / "link").symlink_to(real)
+    return real, tmp_path / "link"
+
+
+@pytest.mark.parametrize("decoy", [False, True])
+@pytest.mark.parametrize("kind", ["source", "include"])
+def test_up_from_a_link(cache, tmp_path, kind, decoy):
+    """Where ``link/..`` is not what it looks like, and another file may be there."""
+    real, link = linked(tmp_path)
+    if decoy:
+        put(tmp_path / "x.h", 99)
+    if kind == "source":
+        (real / "answer.cpp").write_text(f'#include "../x.h"\n{VALUE}')
+        spec = extension(link / "answer.cpp").spec
+        built = Extension(dataclasses.replace(spec, extra_include_paths=()))
+    else:
+        (real / "a.h").write_text('#include "../x.h"\n')
+        built = inline('#include "a.h"\n', extra_include_paths=[link])
+    put(real.parent / "x.h", 1)
+    changes(built, 1, 2, lambda: put(real.parent / "x.h", 2))
+
+
+@pytest.mark.parametrize("flag", ["-I", "-isystem"])
+def test_a_link_that_leads_elsewhere_now(cache, tmp_path, flag):
+    link = tmp_path / "a-link-with-a-name-longer-than-what-it-leads-to"
+    for number in (1, 2):
+        put(tmp_path / str(number) / "v.h", number)
+        link.unlink(missing_ok=True)
+        link.symlink_to(tmp_path / str(number))
+        built = inline('#include "v.h"\n', extra_cflags=[f"{flag}{link}"])
+        assert built.find() is None
+        assert answer(built.load()) == number
+
+
+@pytest.mark.parametrize("name", ["v;b.h", "v'b.h", "v b.h", "v$b.h", "v#b.h", "v\tb.h", "v\\b.h",
+                                  "v:b.h", "v&b.h", "v\u00a0b.h", "v\u2028b.h"])  # fmt: skip
+def test_names_of_headers(cache, tmp_path, name):
+    """Beside a file of what ninja takes for the name."""
+    put(tmp_path / "v", 99)
+    put(tmp_path / name, 1)
+    built = inline(f'#include "{name}"\n', extra_include_paths=[tmp_path])
+    changes(built, 1, 2, lambda: put(tmp_path / name, 2))
+
+
+def test_a_name_that_no_list_can_hold(cache, tmp_path, monkeypatch):
+    put(tmp_path / "a\nb" / "v.h", 1)
+    monkeypatch.setenv("CPLUS_INCLUDE_PATH", str(tmp_path / "a\nb"))
+    with pytest.raises(ops.BuildError, match="whose name it does not pass on, but as "):
+        inline('#include "v.h"\n').load()
+    assert entries(cache) == []
+
+
+def test_nvccs_lists(cache, tmp_path):
+    """It escapes nothing but spaces, and lists what #line says."""
+    folder = tmp_path / "build"
+    folder.mkdir()
+    headers = [tmp_path / name for name in ("a b.h", "a#b.h", "a$$b.h")]
+    for header in headers:
+        put(header, 1)
+    (folder / "x.cuda.o").touch()
+    listed = [str(header).replace(" ", "\\ ") for header in headers]
+    (folder / "x.cuda.o.d").write_text(
+        f"x.cuda.o : cu[0].cu \\\n    {' '.join(listed)} \\\n\n{listed[0]}:\n"
+    )
+    assert _headers.read_by(inline("").spec, folder).own == sorted(headers)
+    (folder / "x.cuda.o.d").write_text(f"x.cuda.o : {tmp_path}/gone.h\n")
+    with pytest.raises(ops.BuildError, match=r"but as '.*/gone\.h'"):
+        _headers.read_by(inline("").spec, folder)
+
+
+def test_a_list_that_is_written_elsewhere(cache, tmp_path):
+    put(tmp_path / "v.h", 1)
+    flags = ["-MF", str(tmp_path / "list")]
+    built = inline('#include "v.h"\n', extra_cflags=flags, extra_include_paths=[tmp_path])
+    with pytest.raises(ops.BuildError, match="did not say which headers it read for main.o"):
+        built.load()
+    assert entries(cache) == []
+
+
+def test_no_compiler_is_spared_its_list(monkeypatch, tmp_path):
+    monkeypatch.setenv("TORCH_EXTENSION_SKIP_NVCC_GEN_DEPENDENCIES", "1")
+    assert not any("DEPENDENCIES" in name for name in _seen.environ(tmp_path))
+    (tmp_path / "build.ninja").write_text(
+        "rule a\n  command = c -MMD -MF $out.d\n  depfile = $out.d\n  deps = gcc\nrule b\n"
+    )
+    _ninja.see_all_headers(tmp_path, "-more")
+    assert (tmp_path / "build.ninja").read_text() == (
+        "rule a\n  command = c -more -MD -MF $out.d\nrule b\n"
+    )
+
+
+# ---- while it was being compiled -----------------------------------------------------------------
+
+
+def meanwhile(tmp_path, monkeypatch, command):
+    """A compiler after which a command of the shell is run."""
+    script = tmp_path / "my-g++"
+    script.write_text(
+        f'#!/bin/sh\n{COMPILER} "$@" || exit\ncase "$*" in *" -c "*) {command};; esac\n'
+    )
+    script.chmod(0o755)
+    monkeypatch.setenv("CXX", str(script))
+
+
+def moved(tmp_path):
+    put(tmp_path / "new.h", 2)
+    os.utime(tmp_path / "new.h", (10**9, 10**9))
+    return f"[ ! -f {tmp_path}/new.h ] || mv {tmp_path}/new.h"
+
+
+@pytest.mark.parametrize("where", ["b", "a"])
+def test_an_old_file_that_is_moved_here_during_the_build(cache, tmp_path, monkeypatch, where):
+    """In the header's place, and where it hides it."""
+    (tmp_path / "a").mkdir()
+    put(tmp_path / "b" / "v.h", 1)
+    meanwhile(tmp_path, monkeypatch, f"{moved(tmp_path)} {tmp_path}/{where}/v.h")
+    built = inline('#include "v.h"\n', extra_include_paths=[tmp_path / "a", tmp_path / "b"])
+    with pytest.raises(ops.BuildError, match="v.h changed while it was being compiled"):
+        built.load()
+    assert answer(built.load()) == 2
+
+
+def test_a_header_that_goes_before_it_is_hashed(cache, tmp_path, monkeypatch):
+    put(tmp_path / "v.h", 1)
+    hashing = _included._hash
+    monkeypatch.setattr(_included, "_hash", lambda path: (path.unlink(), hashing(path))[1])
+    with pytest.raises(ops.BuildError, match="v.h changed while it was being compiled"):
+        inline('#include "v.h"\n', extra_include_paths=[tmp_path]).load()
+
+
+# ---- assembly ------------------------------------------------------------------------------------
+
+STRING = "#define S(x) #x\n#define STRING(x) S(x)\n"
+READS = {
+    "absolute": ("", r'".incbin \"{0}/blob\""', []),
+    "raw": ("", 'R"(.incbin "{0}/blob")"', []),
+    "in a folder of headers": ("", r'".incbin \"blob\", 0, 1"', ["-I{0}"]),
+    "by a macro": ('#define BLOB "{0}/blob"\n', r'".incbin \"" BLOB "\""', []),
+    "by a flag": ("", r'".incbin \"" BLOB "\""', ["""-DBLOB='"{0}/blob"'"""]),
+    "made a string": (STRING, r'".incbin \"" STRING(BLOB) "\""', ["-DBLOB={0}/blob"]),
+    "assembly": ("", r'".include \"{0}/included\""', []),
+    "in a header": ('#include "{0}/reads.h"\n', "READS", []),
+}
+
+
+@pytest.mark.parametrize(("before", "reads", "flags"), READS.values(), ids=READS)
+def test_files_that_assembly_reads(cache, tmp_path, before, reads, flags):
+    def write(number):
+        (tmp_path / "blob").write_bytes(bytes([number]))
+        (tmp_path / "included").write_text(f".byte {number}\n")
+
+    before, reads, inner, *flags = (
+        one.replace("{0}", str(tmp_path)) for one in (before, reads, READS["raw"][1], *flags)
+    )
+    (tmp_path / "reads.h").write_text(f"#define READS {inner}\n")
+    before += (
+        rf'asm(".section .rodata\nblob:\n" {reads} "\n.previous\n");'
+        '\nextern "C" const char blob[] __attribute__((visibility("hidden")));\n'
+        "#define VALUE blob[0]\n"
+    )
+    write(1)
+    changes(inline(before, extra_cflags=flags), 1, 2, lambda: write(2))
+
+
+def test_an_archive_below_the_systems_root(tmp_path):
+    (tmp_path / "libx.a").touch()
+    assert _flags.files([f"-L={tmp_path}", "-lx"]) == [tmp_path / "libx.a"]
