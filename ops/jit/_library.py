@@ -99,13 +99,13 @@ def _load(spec: Spec, entry: Entry, retired: Loaded | None) -> ModuleType | Path
             raise
         for loaded in (*older, *([retired] if retired else [])):
             loaded.close()
-        _loaded[entry.folder] = Loaded(spec.name, result, ctypes.PyDLL(path), file)
+        _loaded[entry.folder] = Loaded(spec.name, result, ctypes.CDLL(path), file)
         return result
 
 
 _ANEW = """
 import ctypes, importlib.machinery, importlib.util, torch
-older = [ctypes.PyDLL(path) for path in {older!r}]
+older = [ctypes.CDLL(path) for path in {older!r}]
 at("the older version's destructors")
 for library in older:
     library.jitops_retire()

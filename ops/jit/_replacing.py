@@ -22,7 +22,6 @@ from ops.jit._cache import _memory
 
 # Symbols that whatever registers with torch needs: by torch's macros, or those of the stable ABI.
 _REGISTERS = (b"N5torch7LibraryC", b"torch_library_init_")
-_IN_FLIGHT = 10_000  # microseconds
 
 
 @dataclass
@@ -32,7 +31,7 @@ class Loaded:
     Attributes:
         name: of the extension.
         result: what the caller has got.
-        library: to find ``jitops_retire`` in, which is called with Python's lock held.
+        library: to find ``jitops_retire`` in.
         file: open, so that it can be read whatever has become of its name; ``None`` once nobody
             will read it again.
         retired: whether what it had registered with torch was withdrawn.
@@ -40,7 +39,7 @@ class Loaded:
 
     name: str
     result: ModuleType | Path
-    library: ctypes.PyDLL
+    library: ctypes.CDLL
     file: int | None
     retired: bool = False
 
@@ -102,9 +101,6 @@ def withdraw(loaded: Loaded) -> None:
             _keep(namespace, operator)
             # Looked up anew, with the schema of what replaces it.
             vars(getattr(torch.ops, namespace)).pop(operator.partition(".")[0], None)
-    # A call from another thread gives Python's lock back while it is in a kernel, and needs the
-    # schema after that. With the lock held none begins, and those that are short end.
-    ctypes.PyDLL(None).usleep(_IN_FLIGHT)
     retire: Any = loaded.library.jitops_retire
     retire()
     loaded.retired = True
@@ -114,7 +110,7 @@ def put_back(loaded: Loaded) -> None:
     """Have a library that was withdrawn register again."""
     # Under another name: the dynamic linker would not initialise one file twice.
     with _memory.anonymous(f"{loaded.name}.so", loaded.content) as path:
-        loaded.library = ctypes.PyDLL(path)
+        loaded.library = ctypes.CDLL(path)
     loaded.retired = False
 
 

@@ -85,13 +85,19 @@ class InPlace(Entry):
         return self.bundle.content(place) if place in self.bundle.files else None
 
 
+def _distrust(bundle: Path, name: str) -> str | None:
+    """As for a cache: of a bundle that is unpacked, a file and the folders that it lies in."""
+    places = (bundle / name, *(bundle / parent for parent in PurePosixPath(name).parents))
+    return next((reason for place in places if (reason := _roots.distrust(place))), None)
+
+
 @functools.lru_cache(maxsize=1)
 def _in_force(path: Path) -> Bundle:
     if not path.exists():
         raise BundleError(f"JITOPS_BUNDLE is {path}, which is not there")
-    if (reason := _roots.writable_by_others(path)) is not None:
+    if (reason := _roots.distrust(path)) is not None:
         raise BundleError(f"JITOPS_BUNDLE is refused: {reason}")
-    return _archive.read(path)
+    return _archive.read(path, distrust=_distrust)
 
 
 # An open archive has one place in its file, which parent and child would move for each other.
