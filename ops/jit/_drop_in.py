@@ -37,6 +37,7 @@ def load(
 
     Args:
         name: a C identifier; the module's name, and ``TORCH_EXTENSION_NAME`` in the sources.
+            Of what is no module, any name that files can have of letters, digits and ``_.+-``.
         sources: ``.cpp`` and ``.cu`` files. One that has changed since is built anew, and takes the
             place of what was loaded.
         extra_cflags, extra_cuda_cflags, extra_ldflags: flags, as the shell would split them.
