@@ -32,6 +32,7 @@ def files(
 
     Args:
         name: a C identifier; the module's name, and ``TORCH_EXTENSION_NAME`` in the sources.
+            Of what is no module, any name that files can have of letters, digits and ``_.+-``.
         sources: ``.cpp`` and ``.cu`` files.
         extra_cflags: flags for the C++ compiler.
         extra_cuda_cflags: flags for nvcc. Without an architecture among them,

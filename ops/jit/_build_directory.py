@@ -34,6 +34,13 @@ def made(folder: Path, spec: Spec) -> Path:
     names = [spec.name] if spec.is_standalone else []
     if spec.inline:
         names += ["main.cpp", *(["cuda.cu"] if spec.cuda_sources else [])]
+    record = folder / _written.RECORD
+    try:
+        foreign = _written.is_foreign(record)
+    except OSError as error:
+        raise _not_ours(record, f", which cannot be read: {error}") from error
+    if foreign:
+        raise _not_ours(record)
     for name in names:
         _refuse(folder / name, spec)
     for name in (_compile_commands.NAME, f"{spec.name}.so"):
@@ -87,7 +94,7 @@ def _refuse(path: Path, spec: Spec) -> None:
         raise _not_ours(path, f", {found}")
     try:
         content = _written.read(path)
-        ours = not content or _written.is_ours(path, content)
+        ours = _written.is_ours(path, content)
     except OSError as error:
         raise _not_ours(path, f", which cannot be read: {error}") from error
     if not ours and content != _torchs(path.name, spec):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from types import ModuleType
 
 from ops._errors import ArgumentError
@@ -38,6 +37,7 @@ def load(
 
     Args:
         name: a C identifier; the module's name, and ``TORCH_EXTENSION_NAME`` in the sources.
+            Of what is no module, any name that files can have of letters, digits and ``_.+-``.
         sources: ``.cpp`` and ``.cu`` files. One that has changed since is built anew, and takes the
             place of what was loaded.
         extra_cflags, extra_cuda_cflags, extra_ldflags: flags, as the shell would split them.
@@ -45,7 +45,8 @@ def load(
         extra_include_paths: folders of headers; a header below them that changes means a rebuild.
         build_directory: also put there, in the end: the library, ``compile_commands.json``, and the
             sources of text (``main.cpp``, ``cuda.cu``), which are written over files of those names
-            only if the loader wrote them. What is loaded is in the cache.
+            only if the loader wrote them. What is loaded is in the cache: the copy of a library is
+            for other processes.
         verbose: say what is done, and pass on what the compilers say.
         with_cuda: whether to compile and link with CUDA; ``None``: if there are CUDA sources.
         is_python_module: ``False`` for a library that registers operators with torch.
@@ -53,7 +54,8 @@ def load(
         keep_intermediates: of no effect, as in torch without ROCm.
 
     Returns:
-        The module; the path of the library or program if it is no module.
+        The module; if it is none, the path of the program, or of the library that was loaded, so
+        that to load it again does nothing.
 
     Raises:
         ArgumentError, ArgumentTypeError: an argument is unusable, or cannot be honoured.
@@ -142,7 +144,9 @@ def _load(spec: Spec, build_directory: Paths | None, verbose: bool) -> ModuleTyp
     if build_directory is not None:
         folder = _build_directory.made(_spec.path("build_directory", build_directory), spec)
     loaded, entry = Extension(spec).load_entry(verbose=verbose)
-    library = loaded if isinstance(loaded, Path) else None
     if folder:
-        library = _build_directory.put(spec, entry, folder)
-    return loaded if isinstance(loaded, ModuleType) else str(library)
+        copy = _build_directory.put(spec, entry, folder)
+        # A library's copy is another file than what is loaded, and would register its operators a
+        # second time, which ends the process.
+        loaded = copy if spec.is_standalone else loaded
+    return loaded if isinstance(loaded, ModuleType) else str(loaded)

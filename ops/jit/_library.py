@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import importlib.machinery
 import importlib.util
@@ -28,6 +29,8 @@ class Vanished(Exception):  # noqa: N818 - no error: it is looked for again
 
 # By the entry's folder: a library is initialised once.
 _loaded: dict[Path, Loaded] = {}
+# By the extension's name: the folder of the entry that was loaded last, which may not be deleted.
+_in_force: dict[str, Path] = {}
 _loading = threading.RLock()
 # A thread that holds it is not there in a forked child, and would never give it back.
 os.register_at_fork(after_in_child=lambda: globals().update(_loading=threading.RLock()))
@@ -45,22 +48,46 @@ def load(spec: Spec, entry: Entry) -> ModuleType | Path:
     with _loading:
         present = _loaded.get(entry.folder)
         if present and not present.retired:
+            if not _usage.is_held(entry.folder):  # it was replaced, and is asked for again
+                _usage.hold(entry.folder)
+            _take_over(spec.name, entry.folder)
             return present.result
-        if spec.is_standalone:
-            return entry.library
-        _debug.check_runtime()
+        if not spec.is_standalone:
+            _debug.check_runtime()
         if not _usage.hold(entry.folder):
             raise Vanished
+        try:
+            result = entry.library if spec.is_standalone else _load(spec, entry, present)
+        except BaseException:
+            _usage.let_go(entry.folder)
+            raise
+        _take_over(spec.name, entry.folder)
+        return result
+
+
+def _take_over(name: str, folder: Path) -> None:
+    """Let go of the entry that was in force before: what is mapped stays if its file goes."""
+    before = _in_force.get(name, folder)
+    if before != folder:
+        _usage.let_go(before)
+    _in_force[name] = folder
+
+
+def _load(spec: Spec, entry: Entry, retired: Loaded | None) -> ModuleType | Path:
+    with contextlib.ExitStack() as stack:
         path = str(entry.library)
-        if present:  # the dynamic linker would not initialise one file twice
-            path = str(_memory.anonymous(entry.library.name, entry.library.read_bytes()))
+        if retired:  # the dynamic linker would not initialise one file twice
+            content = entry.library.read_bytes()
+            path = stack.enter_context(_memory.anonymous(entry.library.name, content))
         before = [loaded for loaded in _loaded.values() if loaded.name == spec.name]
         older = _replacing.in_the_way(before, entry.library)
         if before:
             from ops.jit import _trial  # a first load needs none of it
 
             problem = _trial.problem(
-                lambda at: _swap(older, spec, entry, path, at), deadly_only=not older
+                lambda at: _swap(older, spec, entry, path, at),
+                _anew(older, spec, path),
+                deadly_only=not older,
             )
             if problem is not None:
                 raise ImportError(problem)
@@ -70,8 +97,37 @@ def load(spec: Spec, entry: Entry) -> ModuleType | Path:
         except BaseException:
             os.close(file)
             raise
+        for loaded in (*older, *([retired] if retired else [])):
+            loaded.close()
         _loaded[entry.folder] = Loaded(spec.name, result, ctypes.CDLL(path), file)
         return result
+
+
+_ANEW = """
+import ctypes, importlib.machinery, importlib.util, torch
+older = [ctypes.CDLL(path) for path in {older!r}]
+at("the older version's destructors")
+for library in older:
+    library.jitops_retire()
+at("its initialisers")
+if {module!r}:
+    loader = importlib.machinery.ExtensionFileLoader({name!r}, {path!r})
+    spec = importlib.util.spec_from_file_location({name!r}, {path!r}, loader=loader)
+    loader.exec_module(importlib.util.module_from_spec(spec))
+else:
+    ctypes.CDLL({path!r})
+"""
+
+
+def _anew(older: list[Loaded], spec: Spec, path: str) -> str:
+    """What :func:`_swap` does, as text for a Python that has loaded nothing."""
+    mine = f"/proc/{os.getpid()}/"
+    return _ANEW.format(
+        older=[f"{mine}fd/{loaded.file}" for loaded in older],
+        module=spec.is_python_module,
+        name=spec.name,
+        path=path.replace("/proc/self/", mine, 1),
+    )
 
 
 def _swap(

@@ -32,20 +32,27 @@ class Loaded:
         name: of the extension.
         result: what the caller has got.
         library: to find ``jitops_retire`` in.
-        file: open, so that it can be read whatever has become of its name.
+        file: open, so that it can be read whatever has become of its name; ``None`` once nobody
+            will read it again.
         retired: whether what it had registered with torch was withdrawn.
     """
 
     name: str
     result: ModuleType | Path
     library: ctypes.CDLL
-    file: int
+    file: int | None
     retired: bool = False
 
     @property
     def content(self) -> bytes:
-        """Of the library."""
-        return os.pread(self.file, os.fstat(self.file).st_size, 0)
+        """Of the library; nothing once nobody needs it."""
+        return os.pread(self.file, os.fstat(self.file).st_size, 0) if self.file is not None else b""
+
+    def close(self) -> None:
+        """It registers nothing that could be withdrawn or put back."""
+        if self.file is not None:
+            os.close(self.file)
+            self.file = None
 
 
 def in_the_way(older: Iterable[Loaded], library: Path) -> list[Loaded]:
@@ -56,11 +63,14 @@ def in_the_way(older: Iterable[Loaded], library: Path) -> list[Loaded]:
     Raises:
         BuildError: one of them cannot be withdrawn.
     """
-    register = [
-        loaded
-        for loaded in older
-        if not loaded.retired and any(mark in loaded.content for mark in _REGISTERS)
-    ]
+    register = []
+    for loaded in older:
+        if not loaded.retired:
+            content = loaded.content
+            if any(mark in content for mark in _REGISTERS):
+                register.append(loaded)
+            else:
+                loaded.close()
     new = _namespaces(library.read_bytes()) if register else set()
     found = [one for one in register if not (its := _namespaces(one.content)) or its & new]
     for loaded in found:
@@ -99,10 +109,8 @@ def withdraw(loaded: Loaded) -> None:
 def put_back(loaded: Loaded) -> None:
     """Have a library that was withdrawn register again."""
     # Under another name: the dynamic linker would not initialise one file twice.
-    path = str(_memory.anonymous(f"{loaded.name}.so", loaded.content))
-    loaded.library = ctypes.CDLL(path)
-    before, loaded.file = loaded.file, os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    os.close(before)
+    with _memory.anonymous(f"{loaded.name}.so", loaded.content) as path:
+        loaded.library = ctypes.CDLL(path)
     loaded.retired = False
 
 

@@ -45,10 +45,7 @@ class Spec:
     def __post_init__(self) -> None:
         if not isinstance(self.name, str):
             raise ArgumentTypeError(f"name must be a string, got {type(self.name).__name__}")
-        if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]{0,199}", self.name):
-            raise ArgumentError(
-                f"name must be a C identifier of at most 200 characters, got {self.name!r}"
-            )
+        _check_name(self.name, self.is_python_module, self.is_standalone)
         if bool(self.sources) == bool(self.cpp_sources or self.cuda_sources):
             raise ArgumentError(
                 f"extension {self.name!r} must have either source files or source text"
@@ -133,6 +130,26 @@ class Spec:
 _SWITCHES = ("with_cuda", "with_pytorch_error_handling", "no_implicit_headers")
 
 
+# What an entry and its build hold beside the library or program.
+_TAKEN = ("used", "main.cpp", "cuda.cu", "build.ninja", "manifest.json", "compile_commands.json")
+
+
+def _check_name(name: str, is_python_module: object, is_standalone: object) -> None:
+    """It is part of file names; and of C++ where Python finds the module by it."""
+    if is_python_module:
+        if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]{0,199}", name):
+            raise ArgumentError(
+                f"name must be a C identifier of at most 200 characters, got {name!r}"
+            )
+    elif not re.fullmatch(r"\w[\w.+-]*", name) or len(os.fsencode(name)) > 200:
+        raise ArgumentError(
+            f"name must be of letters, digits and _ . + -, the first a letter, digit or _, and of "
+            f"at most 200 bytes, got {name!r}"
+        )
+    elif is_standalone and name in _TAKEN:
+        raise ArgumentError(f"name must not be that of a file of the build, got {name!r}")
+
+
 def texts(argument: str, value: str | Sequence[str] | None) -> tuple[str, ...]:
     """Source text given as one string, several, or none."""
     if value is None:
@@ -183,7 +200,7 @@ def bindings(
     else:
         found = tuple((name, name) for name in texts("functions", value))
     for name, _ in found:
-        if not re.fullmatch(r"[\w:<>,]+", name):
+        if not re.fullmatch(r"[\w:<>, ]+", name) or " " in re.sub(r"<.*>", "", name):
             raise ArgumentError(f"functions must be names of C++ functions, got {name!r}")
     return found
 

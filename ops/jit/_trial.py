@@ -1,29 +1,34 @@
-"""Whether a library would end the process that loads it: tried in a fork of the process first.
+"""Whether a library would end the process that loads it: tried in another process first.
 
 A C++ exception in a static initialiser (a schema that does not parse, say) gets past the dynamic
 linker as the end of the process, and nothing in the process can help that. Whoever edits and loads
 again would lose their session to a typing error.
+
+A fork of the process has all that the process has, but for its threads. What waits for one of them
+(a pool of OpenMP's or of torch's, a thread that a destructor joins) waits for ever, and that is not
+the library's fault. So what does not end there is tried once more in a new Python.
 """
 
 from __future__ import annotations
 
-import contextlib
 import faulthandler
 import os
 import resource
-import select
-import signal
 import sys
-import time
 import warnings
 from collections.abc import Callable
 from typing import NoReturn
 
 import torch
 
-_LONGEST = 60.0  # seconds; a lock that another thread held as we forked is never given back
+from ops.jit import _watched
+from ops.jit._compile import _progress
+from ops.jit._watched import Pipes, Seen
+
+_LONGEST = 60.0  # seconds in a new Python
+_FORKED = 20.0  # seconds in a fork, after which it is no verdict
+_ASLEEP = 5.0  # seconds of them that it may use no processor
 _MOST = 2000  # characters of what it prints that are passed on
-_KEPT = 1 << 16  # bytes of it that are looked at, and what a pipe holds
 _DIES_OF = ("terminate called", "terminating ")  # libstdc++, libc++
 # What the child says of how far it has got: a word before it ends, in a line of its own. An exit
 # status says nothing: an initialiser may end the process with any.
@@ -33,12 +38,13 @@ _RAISED = "raised"
 At = Callable[[str], None]
 
 
-def problem(load: Callable[[At], object], *, deadly_only: bool) -> str | None:
-    """What ``load`` dies of, does not come back from, or raises, in a fork of this process.
+def problem(load: Callable[[At], object], anew: str, *, deadly_only: bool) -> str | None:
+    """What ``load`` dies of, does not come back from, or raises, in a process of its own.
 
     Args:
-        load: what to try; it is given a function by which it says what comes next. What it writes
-            to stdout is dropped.
+        load: what to try in a fork of this process; it is given a function by which it says what
+            comes next. What it writes to stdout is dropped.
+        anew: Python text that does the same in a new process, where ``at`` is that function.
         deadly_only: an exception is no problem, only the end of the process is.
 
     Returns:
@@ -47,45 +53,48 @@ def problem(load: Callable[[At], object], *, deadly_only: bool) -> str | None:
     # Elsewhere, system libraries do not survive a fork; nor does CUDA, once initialised.
     if sys.platform != "linux" or torch.cuda.is_initialized():
         return None
-    with contextlib.ExitStack() as stack:
-        steps, printed = _pipe(stack), _pipe(stack)
+    seen = _in_fork(load)
+    if seen is not None and seen.how is None and seen.step not in (_LOADED, _RAISED):
+        _progress.say(
+            f"a trial in a fork of this process does not end in {seen.step}: trying it in a new one"
+        )
+        # What another process raises may be no problem in this one.
+        seen, deadly_only = _in_python(anew), True
+    if seen is None or seen.step == _LOADED or (seen.step == _RAISED and deadly_only):
+        return None
+    if seen.step == _RAISED:
+        return seen.text[-_MOST:]  # the error comes last
+    if seen.how is None:
+        return f"loading it would not end: {seen.step} had not ended after {_LONGEST:g} s"
+    said = " ".join(_telling(seen.text).split()) or "nothing said"
+    where = f" in {seen.step}" if seen.step else ""
+    return f"loading it would end the process: {seen.how}{where}: {said}"
+
+
+# ---- in a fork -----------------------------------------------------------------------------------
+
+
+def _in_fork(load: Callable[[At], object]) -> Seen | None:
+    with _watched.pipes() as ends:
         try:
-            with warnings.catch_warnings():  # Python 3.12 warns of threads: see _LONGEST
+            with warnings.catch_warnings():  # Python 3.12 warns of threads, which are said above
                 warnings.simplefilter("ignore", DeprecationWarning)
                 child = os.fork()
         except OSError:
             return None  # too little memory, or too many processes, for a second one
         if child == 0:
-            _try(load, steps[1], printed[1])
-        how, text = _watch(child, printed[0])
-        last = _read(steps[0], _KEPT).decode().rstrip("\n").rpartition("\n")[2]
-    if last == _LOADED or (last == _RAISED and deadly_only):
-        return None
-    if last == _RAISED:
-        return text[-_MOST:]  # the error comes last
-    if how is None:
-        return f"loading it would not end: {last} had not ended after {_LONGEST:g} s"
-    said = " ".join(_telling(text).split()) or "nothing said"
-    where = f" in {last}" if last else ""
-    return f"loading it would end the process: {how}{where}: {said}"
+            _try(load, ends)
+        return _watched.watch(child, ends, longest=_FORKED, asleep=_ASLEEP)
 
 
-def _pipe(stack: contextlib.ExitStack) -> tuple[int, int]:
-    ends = os.pipe()
-    for end in ends:
-        stack.callback(os.close, end)
-    os.set_blocking(ends[0], False)
-    return ends
-
-
-def _try(load: Callable[[At], object], steps: int, printed: int) -> NoReturn:
+def _try(load: Callable[[At], object], ends: Pipes) -> NoReturn:
     def at(step: str) -> None:
-        os.write(steps, f"{step}\n".encode())
+        os.write(ends.steps[1], f"{step}\n".encode())
 
     try:
         faulthandler.disable()
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        os.dup2(printed, 2)
+        os.dup2(ends.printed[1], 2)
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         load(at)
         at(_LOADED)
@@ -96,52 +105,49 @@ def _try(load: Callable[[At], object], steps: int, printed: int) -> NoReturn:
         os._exit(0)  # none of what the parent does when it ends
 
 
-def _watch(child: int, printed: int) -> tuple[str | None, str]:
-    """How the child ended, ``None`` if it had to be ended; and the end of what it printed."""
-    text, how, pause = b"", None, 0.001
-    deadline = time.monotonic() + _LONGEST
-    try:
-        while how is None and time.monotonic() < deadline:
-            select.select([printed], [], [], pause)
-            more = _read(printed, _KEPT)
-            text = (text + more)[-_KEPT:]
-            how = _ended(child)
-            pause = min(2 * pause, 0.05)
-    finally:
-        if how is None:
-            # It may have ended this moment, and somebody else have asked how.
-            with contextlib.suppress(ProcessLookupError, ChildProcessError):
-                os.kill(child, signal.SIGKILL)
-                os.waitpid(child, 0)
-    text = (text + _read(printed, _KEPT))[-_KEPT:]  # a pipe holds no more
-    return how, text.decode(errors="replace").strip()
+# ---- in a new Python -----------------------------------------------------------------------------
+
+_FRAME = """
+import faulthandler, os, resource, sys
+sys.path[:] = {path!r}
+def at(step):
+    os.write({steps}, (step + chr(10)).encode())
+try:
+    faulthandler.disable()
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    exec({text!r}, {{"at": at}})
+    at({loaded!r})
+except BaseException:
+    at({raised!r})
+finally:
+    os._exit(0)
+"""
+
+
+def _in_python(text: str) -> Seen | None:
+    """``None`` if it tells nothing: it did not get as far as its first step."""
+    with _watched.pipes() as ends:
+        steps, printed = ends.steps[1], ends.printed[1]
+        frame = _FRAME.format(path=sys.path, steps=steps, text=text, loaded=_LOADED, raised=_RAISED)
+        try:
+            child = os.posix_spawn(
+                sys.executable,
+                [sys.executable, "-c", frame],
+                os.environ,
+                file_actions=[
+                    (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
+                    (os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0),
+                    (os.POSIX_SPAWN_DUP2, printed, 2),
+                    (os.POSIX_SPAWN_DUP2, steps, steps),  # to itself: left open
+                ],
+            )
+        except (OSError, TypeError, ValueError):
+            return None  # no memory; or this program is no Python, but has one in it
+        seen = _watched.watch(child, ends, longest=_LONGEST, asleep=_LONGEST)
+    return seen if seen.step else None
 
 
 def _telling(text: str) -> str:
     """The part of it that says what the child died of: an exception's text may be long too."""
     start = max(map(text.rfind, _DIES_OF)) if len(text) > _MOST else 0
     return text[start:][:_MOST] if start >= 0 else text[-_MOST:]
-
-
-def _read(pipe: int, most: int) -> bytes:
-    """What is there to be read; whoever holds the other end is not waited for."""
-    try:
-        return os.read(pipe, most)
-    except BlockingIOError:
-        return b""
-
-
-def _ended(child: int) -> str | None:
-    """How a process ended; ``None`` if it has not."""
-    try:
-        ended, status = os.waitpid(child, os.WNOHANG)
-    except ChildProcessError:  # somebody else has asked: a handler of SIGCHLD
-        return "in a way not known"
-    if not ended:
-        return None
-    code = os.waitstatus_to_exitcode(status)
-    if code >= 0:
-        return f"exit status {code}"
-    with contextlib.suppress(ValueError):  # one without a name
-        return f"signal {-code} ({signal.Signals(-code).name})"
-    return f"signal {-code}"

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import re
 import stat
 import tempfile
 from pathlib import Path
@@ -16,6 +17,7 @@ from pathlib import Path
 RECORD = ".jitops"  # only ever added to, so that processes need not wait for each other
 FILE, FOLDER, LINK = "a file", "a folder", "a symbolic link"
 _KINDS = {stat.S_IFREG: FILE, stat.S_IFDIR: FOLDER, stat.S_IFLNK: LINK}
+_LINE = re.compile(rb"[0-9a-f]{64} [^ *\n][^\n]*\n?")  # sha256sum's have two blanks, or a star
 SPECIAL = "a special file"  # whose mere opening may block, or do something
 
 
@@ -62,6 +64,11 @@ def put(path: Path, content: bytes, mode: int) -> None:
         with contextlib.suppress(OSError):  # the first error tells more
             os.unlink(draft)
         raise
+
+
+def is_foreign(path: Path) -> bool:
+    """Whether a file that is called as our record is somebody else's."""
+    return is_plain(path) and not all(map(_LINE.fullmatch, read(path).splitlines(keepends=True)))
 
 
 def _record(folder: Path) -> set[bytes]:

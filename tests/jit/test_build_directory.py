@@ -64,9 +64,20 @@ def test_commands_are_written_through_no_link(cache, tmp_path):
 
 
 MINE = "// mine"
+DIGEST = 64 * "0"
 
 
-@pytest.mark.parametrize("content", [MINE, ANSWER, "#include <torch/extension.h>\n" + MINE])
+@pytest.mark.parametrize("content", ["mine\n", f"{DIGEST}  main.cpp\n", f"{DIGEST} x\nmine"])
+def test_a_record_of_the_users_stays(cache, tmp_path, content):
+    """Of the same name, or nearly what ours holds: of sha256sum, say."""
+    (tmp_path / ".jitops").write_text(content)
+    with pytest.raises(ops.ArgumentError, match=r"no \.jitops but one that the loader wrote, got"):
+        load_inline("answer", ANSWER, build_directory=tmp_path, **PLAIN)
+    assert (tmp_path / ".jitops").read_text() == content
+    assert entries(cache) == []
+
+
+@pytest.mark.parametrize("content", ["", MINE, ANSWER, "#include <torch/extension.h>\n" + MINE])
 def test_a_file_of_the_users_in_build_directory_stays(cache, tmp_path, content):
     """Also where it is the text itself, read from there; nothing is built for it."""
     mine = tmp_path / "main.cpp"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import zipfile
@@ -12,10 +13,11 @@ import pytest
 
 import ops
 from ops import cli
-from ops.jit import load_inline
+from ops.jit import load, load_inline
 from ops.jit._cache import _archive, _inventory, _store
 from tests.helpers import run
 from tests.jit.support import ANSWER, answer, entries
+from tests.jit.test_drop_in import OPERATORS, STABLE
 
 pytestmark = pytest.mark.cpp
 
@@ -77,8 +79,7 @@ def test_what_is_used_in_place_is_named_as_that(bundle, cache, settings, tmp_pat
     folder = tmp_path / "folder"
     path = load_inline("answer", ANSWER, verbose=True, build_directory=folder, **PLAIN)
     assert f"is in the cache: {text.place()}" in capsys.readouterr().err
-    assert path == str(folder / "answer.so")
-    assert answer(path) == 42
+    assert answer(path) == answer(folder / "answer.so") == 42
     assert "int answer()" in (folder / "main.cpp").read_text()
     (command,) = json.loads((folder / "compile_commands.json").read_text())
     assert command["file"] == str(folder / "main.cpp")
@@ -264,6 +265,74 @@ def test_a_bundle_that_others_can_write_is_refused(bundle, cache, settings):
     settings(BUNDLE=str(bundle), CACHE_DIR=str(cache))
     with pytest.raises(ops.BundleError, match="JITOPS_BUNDLE is refused: .* written by others"):
         load_inline("answer", ANSWER, **PLAIN)
+
+
+def test_a_bundle_of_somebody_else_is_refused(bundle, cache, settings, monkeypatch):
+    settings(BUNDLE=str(bundle), CACHE_DIR=str(cache))
+    if os.geteuid() == 0:
+        os.chown(bundle, 12345, -1)
+    else:
+        monkeypatch.setattr(os, "getuid", lambda: os.geteuid() + 1)
+    with pytest.raises(ops.BundleError, match="JITOPS_BUNDLE is refused: .* belongs to user"):
+        load_inline("answer", ANSWER, **PLAIN)
+
+
+@pytest.mark.parametrize("what", ["bundle.json", "*/*/answer.so", "*/*/manifest.json", "*", "*/*"])
+def test_an_unpacked_bundle_is_refused_if_others_can_write_what_is_used(
+    bundle, cache, settings, tmp_path, what
+):
+    folder = tmp_path / "unpacked"
+    zipfile.ZipFile(bundle).extractall(folder)
+    (path,) = (path for path in folder.glob(what) if path.is_dir() or what != "*")
+    path.chmod(0o777)
+    settings(BUNDLE=str(folder), CACHE_DIR=str(cache))
+    with pytest.raises(ops.BundleError, match=f"{folder} is refused: {path} can be written by"):
+        load_inline("answer", ANSWER, **PLAIN)
+
+
+@pytest.mark.parametrize("how", ["imported", "in place", "in place, no folder to execute from"])
+def test_programs_run(cache, tmp_path, how):
+    source = tmp_path / "program.cpp"
+    source.write_text('#include <cstdio>\nint main() { std::puts("hello"); }\n')
+    load("program", source, is_python_module=False, is_standalone=True)
+    path = tmp_path / "bundle.zip"
+    _archive.export(path, [item.entry for item in _inventory.items(cache)])
+    shutil.rmtree(cache)
+    variables = {**nothing(tmp_path, cache), "TMPDIR": tmp_path}
+    if how == "imported":
+        jitops("bundle", "import", path, JITOPS_CACHE_DIR=cache)
+    else:
+        variables["JITOPS_BUNDLE"] = path
+    code = f"""
+        import errno, subprocess, tempfile
+        from ops.jit import load
+        def full(**named):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        if "no folder" in {how!r}:
+            tempfile.mkdtemp = full
+        program = load("program", {str(source)!r}, is_python_module=False, is_standalone=True)
+        print(subprocess.check_output([program], text=True))
+    """
+    out, _ = run(code, **variables)
+    assert out.strip() == "hello"
+    assert not list(tmp_path.glob("jitops-*"))  # it goes with the process
+
+
+def test_operators_used_in_place_can_be_loaded_again(cache, tmp_path):
+    text = OPERATORS.format(namespace="bundled", number=1, schema="int x")
+    code = f"""
+        import torch
+        from ops.jit import load, load_inline
+        path = load_inline("bundled", {text!r}, **{STABLE!r})
+        torch.ops.load_library(path)
+        print(torch.ops.bundled.add(10))
+    """
+    run(code, JITOPS_CACHE_DIR=cache)
+    path = tmp_path / "bundle.zip"
+    _archive.export(path, [item.entry for item in _inventory.items(cache)])
+    shutil.rmtree(cache)
+    out, _ = run(code, **nothing(tmp_path, cache), JITOPS_BUNDLE=path)
+    assert out == "11\n"
 
 
 def test_a_bundle_that_is_not_there(cache, settings):

@@ -60,6 +60,7 @@ PHRASES = {
     "cuda_library_not_linked": ("is used and not linked", "-lcublas"),
     "undefined_symbol": ("defined nowhere", "declaration and definition agree"),
     "undefined_reference": ("defined nowhere", "declaration and definition agree"),
+    "too_many_open_files": ("as many files open as it may", "ulimit -n"),
     "noexec": ("mounted noexec", "JITOPS_CACHE_DIR"),
     "static_tls": ("thread-local", "initial-exec"),
     "libstdcxx_too_old": ("an older libstdc++", "conda install cxx-compiler"),
@@ -463,6 +464,11 @@ EXPECTED = {
         None,
         "loading it would end the process: signal 6 (SIGABRT) in its initialisers: nothing said",
     ),
+    "too_many_open_files": (
+        "too_many_open_files",
+        None,
+        "... 4a29a6fab8e794a2/my_ext.so: cannot open shared object file: Too many open files",
+    ),
     "hangs_while_loading": (
         "hangs_while_loading",
         None,
@@ -578,6 +584,7 @@ PASSING = {
     "read_only",
     "permission_denied",
     "noexec",
+    "too_many_open_files",
 }
 
 

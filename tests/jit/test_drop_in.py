@@ -15,7 +15,8 @@ import torch
 import torch.utils.cpp_extension as torchs
 
 import ops
-from ops.jit import _library, load, load_inline
+from ops.jit import _library, _why, load, load_inline
+from ops.jit._cache import _inventory
 from tests.helpers import run
 from tests.jit.support import ANSWER, answer, entries
 
@@ -57,6 +58,13 @@ def test_the_signature_is_torchs(name):
         ({"with_cuda": "yes"}, ops.ArgumentTypeError, "with_cuda must be True or False, got 'yes'"),
         ({"is_python_module": "no"}, ops.ArgumentTypeError, "is_python_module must be True or"),
         ({"functions": {3: 4}}, ops.ArgumentTypeError, "functions must hold strings only, got int"),
+        ({"name": "my-ops"}, ops.ArgumentError, "name must be a C identifier of at most 200"),
+        ({"name": "é"}, ops.ArgumentError, "name must be a C identifier of at most 200"),
+        ({"name": "-x", **PLAIN}, ops.ArgumentError, "name must be of letters, digits and _ ."),
+        ({"name": ".x", **PLAIN}, ops.ArgumentError, "name must be of letters, digits and _ ."),
+        ({"name": "a/b", **PLAIN}, ops.ArgumentError, "name must be of letters, digits and _ ."),
+        ({"name": "a b", **PLAIN}, ops.ArgumentError, "name must be of letters, digits and _ ."),
+        ({"name": 101 * "é", **PLAIN}, ops.ArgumentError, "of at most 200 bytes, got"),
         ({"functions": ["a b"]}, ops.ArgumentError, "functions must be names of C.. functions"),
         ({"functions": ['f", evil, "']}, ops.ArgumentError, "functions must be names of C"),
         ({"cpp_sources": "a\0b"}, ops.ArgumentError, "cpp_sources must hold text without NUL"),
@@ -84,6 +92,38 @@ def test_a_program(cache, tmp_path):
         program = load("program", str(source), is_python_module=False, is_standalone=True)
         assert subprocess.check_output([program], text=True) == "hello\n"
     assert len(entries(cache)) == 1
+    assert _inventory.evict(cache, 0) == []  # it may be run at any time
+
+
+@pytest.mark.parametrize("name", ["my-ops", "my.ops", "3d", "é", "c++", "a-0123456789abcdef"])
+def test_names_that_are_no_identifiers(cache, tmp_path, name):
+    """Nothing but files is called by it where there is no module."""
+    paths = {load_inline(name, ANSWER, build_directory=tmp_path, **PLAIN) for _ in range(2)}
+    (item,) = _inventory.items(cache)
+    assert paths == {str(item.entry.library)}
+    assert item.name == name
+    assert answer(tmp_path / f"{name}.so") == 42
+    assert _why.of(ops.jit.text(name, ANSWER, **PLAIN).spec) == []
+    (lock,) = (cache / "locks").iterdir()
+    os.utime(lock, (1, 1))
+    _inventory.sweep_traces(cache)
+    assert lock.exists()
+
+
+def test_a_program_is_not_called_as_a_file_of_the_build(cache, source):
+    for name in ("used", "manifest.json", "build.ninja"):
+        with pytest.raises(ops.ArgumentError, match="name must not be that of a file of the build"):
+            load(name, source, is_python_module=False, is_standalone=True)
+
+
+def test_functions_of_templates(cache):
+    text = """
+        #include <pybind11/pybind11.h>
+        template <class T, int N> T plus(T x) { return x + N; }
+    """
+    given = {"no_implicit_headers": True, "with_pytorch_error_handling": False}
+    module = load_inline("templates", text, functions=["plus<int, 2>"], **given)
+    assert getattr(module, "plus<int, 2>")(1) == 3
 
 
 def test_nothing_of_the_callers_changes(cache, monkeypatch):
@@ -146,8 +186,9 @@ def test_build_directory(cache, tmp_path):
     for number in range(2):
         folder = tmp_path / f"build{number}" / "deep"
         path = load_inline("answer", ANSWER, build_directory=folder, **PLAIN)
-        assert path == str(folder / "answer.so")
-        assert answer(path) == 42
+        (library,) = cache.glob("*/*/answer.so")
+        assert path == str(library)
+        assert answer(path) == answer(folder / "answer.so") == 42
         assert "int answer()" in (folder / "main.cpp").read_text()
         (command,) = json.loads((folder / "compile_commands.json").read_text())
         assert command["file"] == str(folder / "main.cpp")
@@ -155,6 +196,23 @@ def test_build_directory(cache, tmp_path):
     (folder / "answer.so").unlink()  # not overwritten: it is in memory
     (folder / "answer.so").write_text("not it")
     assert answer(load_inline("answer", ANSWER, build_directory=folder, **PLAIN)) == 42
+
+
+def test_what_is_returned_can_be_loaded_again(cache, tmp_path):
+    """As torch's examples do; a copy would register its operators beside those of the cache's."""
+    code = f"""
+        import torch
+        from ops.jit import load_inline
+        for number in (1, 2, 1):
+            text = {OPERATORS.format(namespace="hot_again", number=1, schema="int x")!r}
+            path = load_inline("hot_again", text.replace("x + 1", f"x + {{number}}"),
+                               build_directory={str(tmp_path / "build")!r}, **{STABLE!r})
+            torch.ops.load_library(path)
+            torch.classes.load_library(path)
+            print(torch.ops.hot_again.add(10))
+    """
+    out, _ = run(code, JITOPS_CACHE_DIR=cache)
+    assert out.split() == ["11", "12", "11"]
 
 
 def test_a_build_directory_that_cannot_take_it(cache, tmp_path):

@@ -6,6 +6,7 @@ import ctypes
 import os
 import re
 import signal
+import sys
 import time
 
 import pytest
@@ -13,6 +14,7 @@ import torch
 
 import ops
 from ops.jit import _trial, load_inline
+from ops.jit._cache import _inventory
 from tests.helpers import run, start
 from tests.jit.support import ANSWER
 from tests.jit.test_drop_in import OPERATORS, PYTHON_MODULE, STABLE, operators
@@ -36,7 +38,7 @@ def newer(namespace, more, schema="int x"):
 @pytest.mark.parametrize("tried", [True, False])
 def test_operators_whose_newer_version_has_an_undefined_symbol(cache, monkeypatch, tried):
     if not tried:  # no memory for a fork, say: withdrawn, and put back
-        monkeypatch.setattr(_trial, "problem", lambda load, deadly_only: None)
+        monkeypatch.setattr(_trial, "problem", lambda load, anew, deadly_only: None)
     namespace = f"reload_undefined_{tried}".lower()
     operators(namespace, 1)
     held = getattr(torch.ops, namespace).add.default
@@ -134,7 +136,7 @@ def test_a_newer_version_whose_initialisers_do_not_end(cache, registers):
     code = f"""
         import ops, torch
         from ops.jit import _trial, load_inline
-        _trial._LONGEST = 1.5
+        _trial._ASLEEP, _trial._LONGEST = 0.5, 8
         load_inline("reload_hangs", {text!r}, **{STABLE!r})
         try:
             load_inline("reload_hangs", {newer!r}, **{STABLE!r})
@@ -144,11 +146,11 @@ def test_a_newer_version_whose_initialisers_do_not_end(cache, registers):
     """
     process = start(code, JITOPS_CACHE_DIR=cache)
     try:
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=120)
     finally:
         process.kill()
     assert process.returncode == 0, err
-    assert "loading it would not end: its initialisers had not ended after 1.5 s" in out
+    assert "loading it would not end: its initialisers had not ended after 8 s" in out
     assert out.endswith("\n11\n")
 
 
@@ -217,29 +219,113 @@ def test_an_op_goes_on_with_what_was_loaded(cache, source):
         assert ctypes.CDLL(str(op.load("cpp"))).answer() == 43
 
 
-def test_a_trial_has_an_end(monkeypatch):
-    """A child that waits for a lock nobody will give back is ended."""
-    monkeypatch.setattr(_trial, "_LONGEST", 0.2)
-    read, write = os.pipe()
-    told = _trial.problem(lambda at: (at("this"), os.read(read, 1)), deadly_only=True)
-    assert told == "loading it would not end: this had not ended after 0.2 s"
-    with pytest.raises(ChildProcessError):
-        os.waitpid(-1, os.WNOHANG)
-    os.close(read)
-    os.close(write)
+def problem(load, anew="", **given):
+    return _trial.problem(load, anew, **given)
+
+
+@pytest.mark.parametrize(
+    "hangs", ["at('this'); time.sleep(60)", "at('this'); [0 for _ in iter(int, 1)]"]
+)
+def test_a_trial_has_an_end(monkeypatch, hangs):
+    """Whether it waits or works. The verdict is that of a new process, which has all threads."""
+    monkeypatch.setattr(_trial, "_ASLEEP", 0.2)
+    monkeypatch.setattr(_trial, "_FORKED", 1.0)
+    monkeypatch.setattr(_trial, "_LONGEST", 2.0)
+    tried = []
+    for anew, expected in [
+        (f"import time; {hangs}", "loading it would not end: this had not ended after 2 s"),
+        (
+            "at('this'); import os; os.abort()",
+            "loading it would end the process: signal 6 (SIGABRT) in this: nothing said",
+        ),
+        ("at('this'); 1 / 0", None),  # it may lack what this process has
+        ("import no_such_module", None),
+        ("at('this')", None),
+    ]:
+        told = problem(lambda at: exec(hangs, {"at": at, "time": time}), anew, deadly_only=False)
+        tried.append(told == expected)
+        with pytest.raises(ChildProcessError):
+            os.waitpid(-1, os.WNOHANG)
+    assert all(tried)
+
+
+def test_no_new_process_where_none_can_be_started(monkeypatch):
+    monkeypatch.setattr(_trial, "_ASLEEP", 0.2)
+    for python in ("/no/such/python", None):
+        monkeypatch.setattr(sys, "executable", python)
+        told = problem(lambda at: (at("this"), time.sleep(60)), "1", deadly_only=False)
+        assert told is None
+
+
+POOLS = """
+#include <omp.h>
+static int threads = [] {
+  int seen = 0;
+#pragma omp parallel num_threads(2) reduction(+ : seen)
+  ++seen;
+  return seen;
+}();
+extern "C" int answer() { return threads + %d; }
+"""
+WAITS = """
+#include <condition_variable>
+#include <mutex>
+#include <thread>
+static struct Worker {
+  std::mutex mutex;
+  std::condition_variable changed;
+  bool over = false, through = false;
+  std::thread thread{[this] {
+    std::unique_lock lock(mutex);
+    changed.wait(lock, [this] { return over; });
+    through = true;
+    changed.notify_all();
+  }};
+  ~Worker() {
+    std::unique_lock lock(mutex);
+    over = true;
+    changed.notify_all();
+    changed.wait(lock, [this] { return through; });
+    lock.unlock();
+    thread.join();
+  }
+} worker;
+"""
+
+
+def test_threads_that_a_fork_does_not_have(cache):
+    """An initialiser that uses OpenMP's pool; a destructor that waits for a thread."""
+    text = OPERATORS.format(namespace="reload_waits", number=1, schema="int x") + WAITS
+    code = f"""
+        import ctypes, torch
+        from ops.jit import _trial, load_inline
+        _trial._ASLEEP = 0.5
+        for number in (1, 2):
+            path = load_inline("reload_pools", {POOLS!r} % number, is_python_module=False,
+                               no_implicit_headers=True, extra_cflags=["-fopenmp"],
+                               extra_ldflags=["-fopenmp"])
+            print(ctypes.CDLL(path).answer())
+        for number in (1, 2, 1):
+            load_inline("reload_waits", {text!r}.replace("x + 1", f"x + {{number}}"), **{STABLE!r})
+            print(torch.ops.reload_waits.add(10))
+    """
+    out, err = run(code, JITOPS_CACHE_DIR=cache, JITOPS_PROGRESS="1", OMP_NUM_THREADS=2)
+    assert out.split() == ["3", "4", "11", "12", "11"]
+    assert err.count("a trial in a fork of this process does not end in its initialisers") == 1
+    assert err.count("does not end in the older version's destructors: trying it in a new one") == 2
 
 
 def test_no_trial_where_cuda_is_initialised(monkeypatch):
     """It does not work in a fork, and would be taken for the library's fault."""
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
-    assert _trial.problem(lambda at: os._exit(4), deadly_only=True) is None
+    assert problem(lambda at: os._exit(4), deadly_only=True) is None
 
 
 def test_a_trial_tells_what_ends_the_process():
-    assert _trial.problem(lambda at: None, deadly_only=False) is None
-    assert _trial.problem(lambda at: 1 / 0, deadly_only=False) == "division by zero"
-    assert _trial.problem(lambda at: 1 / 0, deadly_only=True) is None
-    told = _trial.problem(lambda at: (at("this"), os.kill(os.getpid(), 9)), deadly_only=True)
+    assert problem(lambda at: None, deadly_only=False) is None
+    assert problem(lambda at: 1 / 0, deadly_only=False) == "division by zero"
+    assert problem(lambda at: 1 / 0, deadly_only=True) is None
+    told = problem(lambda at: (at("this"), os.kill(os.getpid(), 9)), deadly_only=True)
     assert told == "loading it would end the process: signal 9 (SIGKILL) in this: nothing said"
     for status in (0, 3, 4):
 
@@ -247,7 +333,7 @@ def test_a_trial_tells_what_ends_the_process():
             at("this")
             os._exit(status)
 
-        told = _trial.problem(load, deadly_only=True)
+        told = problem(load, deadly_only=True)
         how = f"exit status {status} in this"
         assert told == f"loading it would end the process: {how}: nothing said"
 
@@ -256,8 +342,8 @@ def test_a_trial_where_somebody_else_takes_the_children_in(monkeypatch):
     """How it ended is not known then, only that it did."""
     before = signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     try:
-        assert _trial.problem(lambda at: None, deadly_only=False) is None
-        told = _trial.problem(lambda at: os._exit(0), deadly_only=False)
+        assert problem(lambda at: None, deadly_only=False) is None
+        told = problem(lambda at: os._exit(0), deadly_only=False)
     finally:
         signal.signal(signal.SIGCHLD, before)
     assert told == "loading it would end the process: in a way not known: nothing said"
@@ -272,7 +358,7 @@ def test_of_what_a_trial_prints_the_end_is_passed_on():
         os.write(2, b"the reason")
         os.abort()
 
-    told = _trial.problem(load, deadly_only=True)
+    told = problem(load, deadly_only=True)
     assert told.endswith("all is well so far the reason")
     assert len(told) < 2200
 
@@ -280,7 +366,7 @@ def test_of_what_a_trial_prints_the_end_is_passed_on():
         os.write(2, b"x" * 3000 + b"\nterminate called after throwing: reason" + b" frame" * 1000)
         os.abort()
 
-    told = _trial.problem(throw, deadly_only=True)
+    told = problem(throw, deadly_only=True)
     assert ": terminate called after throwing: reason frame" in told
     assert len(told) < 2200
 
@@ -288,7 +374,7 @@ def test_of_what_a_trial_prints_the_end_is_passed_on():
         os.write(2, b"x" * 3000)
         raise OSError("y" * 3000 + "undefined symbol: nowhere")
 
-    told = _trial.problem(refuse, deadly_only=False)
+    told = problem(refuse, deadly_only=False)
     assert told.endswith("undefined symbol: nowhere")
     assert len(told) < 2200
 
@@ -300,5 +386,60 @@ def test_what_outlives_a_trial_is_not_waited_for():
             os._exit(0)
 
     started = time.monotonic()
-    assert _trial.problem(load, deadly_only=False) is None
+    assert problem(load, deadly_only=False) is None
     assert time.monotonic() - started < 30
+
+
+def descriptors():
+    return len(os.listdir("/proc/self/fd"))
+
+
+def test_descriptors_do_not_grow_with_reloads(cache):
+    """Neither of operators, nor of modules, nor of programs."""
+    for number in (1, 2, 1):
+        operators("reload_counts", number)
+    before = descriptors()
+    for number in (2, 1) * 50:
+        operators("reload_counts", number)
+    assert torch.ops.reload_counts.add(10) == 11
+    assert descriptors() == before
+    seen = []
+    for number in range(5):
+        load_inline("reload_many", PYTHON_MODULE % number, no_implicit_headers=True)
+        seen.append(descriptors())
+    assert seen[1:] == seen[:1] * 4
+    assert load_inline("reload_many", PYTHON_MODULE % 1, no_implicit_headers=True).answer == 1
+    assert descriptors() == seen[0]
+
+
+def test_what_is_in_force_is_in_use(cache):
+    """And what it took the place of is not, until it is asked for again."""
+    for numbers in ((1,), (1, 2), (1, 2, 1)):
+        for number in numbers[-1:]:
+            module = load_inline("reload_used", PYTHON_MODULE % number, no_implicit_headers=True)
+        _inventory.evict(cache, 0)
+        (item,) = _inventory.items(cache)
+        assert module.__file__ == str(item.entry.library)
+        if number == 2:
+            ops.jit.text("reload_used", PYTHON_MODULE % 1, no_implicit_headers=True).build()
+
+
+def test_more_than_a_thousand_open_files(cache):
+    """select() takes no descriptor above 1023."""
+    code = f"""
+        import os, resource, ops
+        from ops.jit import load_inline
+        _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(most, 4096), most))
+        text = {PYTHON_MODULE!r}
+        for number in (1, 2):
+            print(load_inline("reload_open", text % number, no_implicit_headers=True).answer)
+            opened = [os.open("/dev/null", os.O_RDONLY) for _ in range(1100)]
+        resource.setrlimit(resource.RLIMIT_NOFILE, (opened[0], most))
+        try:
+            load_inline("reload_open", text % 3, no_implicit_headers=True)
+        except ops.JitopsError as error:
+            print("Too many open files" in str(error))
+    """
+    out, _ = run(code, JITOPS_CACHE_DIR=cache)
+    assert out.split() == ["1", "2", "True"]

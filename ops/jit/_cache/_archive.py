@@ -86,6 +86,8 @@ class Bundle:
         try:
             content = self.read(name)
         except _DAMAGE as error:
+            if isinstance(error, BundleError):
+                raise
             raise BundleError(f"{self.path}: {name} cannot be read: {error}") from error
         expected = self.files[name]
         if len(content) != expected["size"] or _store.sha256(content) != expected["sha256"]:
@@ -126,17 +128,23 @@ class Bundle:
         return found
 
 
-def read(path: Path) -> Bundle:
+def read(path: Path, distrust: Callable[[Path, str], str | None] | None = None) -> Bundle:
     """Open a bundle, an archive or a folder.
+
+    Args:
+        distrust: why a file of a folder is not to be read, if it is not; it is given both.
 
     Raises:
         BundleError: it is none.
     """
+
+    def unpacked(name: str) -> bytes:
+        if distrust and (reason := distrust(path, name)):
+            raise BundleError(f"{path} is refused: {reason}")
+        return (path / name).read_bytes()
+
     try:
-        if path.is_dir():
-            reader = lambda name: (path / name).read_bytes()  # noqa: E731
-        else:
-            reader = zipfile.ZipFile(path).read
+        reader = unpacked if path.is_dir() else zipfile.ZipFile(path).read
         index = json.loads(reader(_INDEX))
         if index["format"] != _FORMAT:
             raise BundleError(f"{path} is a bundle of format {index['format']}, not {_FORMAT}")

@@ -34,9 +34,10 @@ def import_into(path: Path, root: Path) -> list[Path]:
                     if file.rpartition("/")[0] == name and not file.endswith("/manifest.json"):
                         place = folder / PurePosixPath(file).name
                         place.write_bytes(bundle.content(file))
-                        place.chmod(0o555 if place.suffix == ".so" else 0o444)
-                manifest = json.dumps(_manifest(bundle, name), indent=1)
-                (folder / "manifest.json").write_text(manifest)
+                        place.chmod(0o444)
+                manifest = _manifest(bundle, name)
+                (folder / str(manifest["library"]["file"])).chmod(0o555)
+                (folder / "manifest.json").write_text(json.dumps(manifest, indent=1))
                 (folder / "manifest.json").chmod(0o444)
                 (folder / "used").touch(mode=0o644)
                 if _store.place(root, folder, target) is None:
@@ -84,13 +85,19 @@ class InPlace(Entry):
         return self.bundle.content(place) if place in self.bundle.files else None
 
 
+def _distrust(bundle: Path, name: str) -> str | None:
+    """As for a cache: of a bundle that is unpacked, a file and the folders that it lies in."""
+    places = (bundle / name, *(bundle / parent for parent in PurePosixPath(name).parents))
+    return next((reason for place in places if (reason := _roots.distrust(place))), None)
+
+
 @functools.lru_cache(maxsize=1)
 def _in_force(path: Path) -> Bundle:
     if not path.exists():
         raise BundleError(f"JITOPS_BUNDLE is {path}, which is not there")
-    if (reason := _roots.writable_by_others(path)) is not None:
+    if (reason := _roots.distrust(path)) is not None:
         raise BundleError(f"JITOPS_BUNDLE is refused: {reason}")
-    return _archive.read(path)
+    return _archive.read(path, distrust=_distrust)
 
 
 # An open archive has one place in its file, which parent and child would move for each other.
@@ -119,7 +126,11 @@ def _unpacked(path: str, folder: str) -> InPlace:
     bundle = _in_force(Path(path))
     manifest = _manifest(bundle, folder)
     name = str(manifest["library"]["file"])
-    library = _memory.anonymous(name, bundle.content(f"{folder}/{name}"))
+    request = manifest.get("request")
+    is_module = isinstance(request, dict) and bool(request.get("python"))
+    # A program is run by others, and torch resolves the path of a library of operators.
+    content = bundle.content(f"{folder}/{name}")
+    library = _memory.lasting(name, content, named=not is_module)
     return InPlace(Path(path) / folder, manifest, library, bundle)
 
 

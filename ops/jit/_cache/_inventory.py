@@ -117,7 +117,7 @@ def sweep_traces(root: Path, older_than: float = _TRACES_LAST) -> None:
     for part in ("logs", "failures", "locks"):
         with contextlib.suppress(OSError):
             for path in (root / part).iterdir():
-                there = (root / path.name.split(".")[0]).is_dir()
+                there = (root / path.stem).is_dir() or (root / path.name.split(".")[0]).is_dir()
                 if not there and now - path.stat().st_mtime > older_than:
                     _unlink_unless_locked(path)
 

@@ -1,4 +1,4 @@
-"""Which entries are in use: a byte for each load, and a lock for as long as the process lives."""
+"""Which entries are in use: a byte for each load, and a lock for as long as it is in use."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-_held: list[int] = []  # open for as long as this process lives: the kernel ends the locks with it
+# By the entry's folder, open for as long as this process uses it: the kernel ends the locks.
+_held: dict[Path, int] = {}
 
 
 def hold(folder: Path) -> bool:
-    """Say that this process uses the entry in ``folder``, from now to its end.
+    """Say that this process uses the entry in ``folder``, from now until it is let go.
 
     A hit never waits for this and does not need it: where it cannot be written, it goes unsaid.
 
@@ -33,9 +34,22 @@ def hold(folder: Path) -> bool:
             return False
         except OSError:
             pass  # no locks, or no space, on this file system
-        _held.append(descriptor)
+        let_go(folder)  # one of that name that is no longer there, or its lock held twice
+        _held[folder] = descriptor
         break
     return True
+
+
+def is_held(folder: Path) -> bool:
+    """Whether this process says that it uses the entry in ``folder``."""
+    return folder in _held
+
+
+def let_go(folder: Path) -> None:
+    """Take back what :func:`hold` said: the entry may be deleted."""
+    descriptor = _held.pop(folder, None)
+    if descriptor is not None:
+        os.close(descriptor)
 
 
 @contextlib.contextmanager

@@ -117,10 +117,16 @@ LOADING = (
     Cause(
         "hangs_while_loading",
         r"^loading it would not end: ",
-        "code that runs when it is loaded goes on for ever, or waits for what does not come: a "
-        "thread of this process, maybe, for it is tried in a fork, which has none of them",
+        "code that runs when it is loaded goes on for ever, or waits for what does not come",
         "mend that code, or start a new process, where a first load is not tried; what was loaded "
         "before is still in force",
+    ),
+    Cause(
+        "too_many_open_files",
+        r"Too many open files",
+        "this process has as many files open as it may",
+        "close some, or raise the limit (ulimit -n)",
+        passing=True,
     ),
     Cause(
         "noexec",
