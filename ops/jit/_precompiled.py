@@ -23,9 +23,9 @@ from typing import Any
 import torch
 
 from ops import _config
-from ops._errors import BuildError
+from ops._errors import BuildError, BuildTimeoutError
 from ops.jit import _flags, _key, _shell
-from ops.jit._cache import _staging, _store, _usage
+from ops.jit._cache import _lock, _staging, _store, _usage
 from ops.jit._compile import _build, _hardware, _instantiate, _progress, _toolchain
 from ops.jit._spec import Spec
 
@@ -173,6 +173,7 @@ def begin(spec: Spec, staging: Path, root: Path) -> None:
         or _free(root) < _NEEDS_DISK
         or _config.settings().cache_max_size < _NEEDS_CACHE
         or find(asked)
+        or _is_being_made(asked, root)
     ):
         return
     _progress.say(
@@ -183,6 +184,15 @@ def begin(spec: Spec, staging: Path, root: Path) -> None:
         _order({"asked": asked, "command": _command(staging), "root": str(root)})
     except OSError as error:  # no reason to lose what has just been built
         _progress.say(f"{_HEADER} is not precompiled: {error}")
+
+
+def _is_being_made(asked: dict[str, Any], root: Path) -> bool:
+    path = _store.lock_path(root, _store.stem(NAME, _key.digest(asked)))
+    try:
+        with _lock.exclusive(path, NAME, 0.0, lambda _: None):
+            return False
+    except BuildTimeoutError:
+        return True
 
 
 def _free(root: Path) -> int:

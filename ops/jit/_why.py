@@ -27,7 +27,8 @@ def of(spec: Spec) -> list[str] | None:
         One line for each difference, none if the entry serves; ``None`` if no entry has that name.
     """
     found = (against(spec, entry) for entry in _entries(spec.name))
-    return min(found, key=len, default=None)
+    # Of as many differences, the smaller ones: one flag, not all of them.
+    return min(found, key=lambda its: (len(its), sum(map(len, its))), default=None)
 
 
 def against(spec: Spec | None, entry: _store.Entry) -> list[str]:

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from ops._errors import BuildError
-from ops.jit import _precompiled, _precompiler, load_inline, text
-from ops.jit._cache import _inventory, _roots, _staging, _store
+from ops.jit import _key, _precompiled, _precompiler, load_inline, text
+from ops.jit._cache import _inventory, _lock, _roots, _staging, _store
 from ops.jit._compile import _build, _headers, _instantiate, _toolchain
 from tests.helpers import PACKAGE, run
 from tests.jit.support import leftovers
@@ -367,3 +367,13 @@ def test_without_precompiled_headers_none_is_used(made, settings):
 
             _precompiled.serve(spec, staging, root, build)
         assert len(seen.pop()) == taken
+
+
+def test_it_is_ordered_once(cache):
+    """By whoever builds while it is being made, it is neither ordered again nor announced."""
+    asked = _precompiled.request(text("x", "int x;").spec)
+    assert not _precompiled._is_being_made(asked, cache)
+    stem = _store.stem(_precompiled.NAME, _key.digest(asked))
+    with _lock.exclusive(_store.lock_path(cache, stem), "it", 1.0, lambda _: None):
+        assert _precompiled._is_being_made(asked, cache)
+    assert not _precompiled._is_being_made(asked, cache)
