@@ -127,8 +127,8 @@ VARIABLES = (
     Variable(
         "force_cpu",
         False,
-        "Force the pure-torch path: nothing is compiled, nothing compiled is loaded; to ask for "
-        "another back end is an error.",
+        "Force the pure-torch path of every op: none is compiled, nothing compiled is loaded; to "
+        "ask for another back end is an error. `jitops build` and `ops.jit` do what they are told.",
         _A_SWITCH,
         _switch,
     ),
