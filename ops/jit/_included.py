@@ -124,11 +124,12 @@ def _tree(names: Iterable[str]) -> _Tree:
 
 def _pruned(tree: _Tree, folders: list[str]) -> _Tree:
     """The tree without what lies below names that none of the folders has."""
-    pruned = {}
+    pruned: _Tree = {}
     for name in sorted(tree):
         inner = [os.path.join(folder, name) for folder in folders] if tree[name] else []
         inner = list(filter(os.path.isdir, inner))
-        pruned[name] = _pruned(tree[name], inner) if inner else {}
+        # No empty dictionaries: reading hundreds of them sets off a garbage collection.
+        pruned[name] = _pruned(tree[name], inner) if inner else 0
     return pruned
 
 

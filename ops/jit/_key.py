@@ -26,7 +26,7 @@ from ops.jit import _flags, _shell
 from ops.jit._compile import _hardware, _toolchain
 from ops.jit._spec import Spec
 
-FORMAT = 5  # of the digest and the manifest: a change makes every entry a miss
+FORMAT = 6  # of the digest and the manifest: a change makes every entry a miss
 
 # Variables that change what the compilers do without any flag saying so: LATER is none of a
 # header's business. LD_LIBRARY_PATH, which linkers read too, changes nothing in what they write.
