@@ -72,18 +72,17 @@ def main(options: argparse.Namespace) -> int:
     for title, function, arguments in samples:
         torch.manual_seed(options.seed)
         try:
-            function(*arguments)
+            report = ops.check_gradients(
+                function,
+                *arguments,
+                backends=options.backends.split(",") if options.backends else None,
+                seed=options.seed,
+                name=title,
+            )
         except ops.DependencyError as error:
             missing.append(title)
             print(f"{title}: not checked: {error}", flush=True)
             continue
-        report = ops.check_gradients(
-            function,
-            *arguments,
-            backends=options.backends.split(",") if options.backends else None,
-            seed=options.seed,
-            name=title,
-        )
         long = options.verbose or len(samples) == 1 or not report.ok
         print(report if long else report.summary(), flush=True)
         reports.append(report)
