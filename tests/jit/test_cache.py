@@ -199,6 +199,27 @@ def test_a_compiler_behind_another_program_that_is_upgraded(
         assert built.find()
 
 
+@pytest.mark.parametrize("wrapper", ["ccache", "sccache"])
+def test_a_compiler_cache_on_path_is_not_used_unasked(
+    cache, source, tmp_path, monkeypatch, wrapper
+):
+    """torch 2.13 puts it before the compiler; it may return an object made of other headers."""
+    script(tmp_path / wrapper, "exit 1")
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    assert answer(extension(source).load()) == 42
+
+
+def test_ccache_by_request_reads_the_headers_anew(cache, source, tmp_path, monkeypatch):
+    """Its direct mode does not notice a new header that hides another one."""
+    launcher = script(
+        tmp_path / "ccache",
+        'case "$*" in *" -v") ;; *) [ "$CCACHE_NODIRECT" ] || exit 1 ;; esac',
+        'exec "$@"',
+    )
+    monkeypatch.setenv("CXX", f"{launcher} {COMPILER}")
+    assert answer(extension(source).load()) == 42
+
+
 def test_two_compilers_by_turns_behind_one_program(cache, source, tmp_path, monkeypatch):
     """Each is remembered: neither is asked again, and nothing is compiled again."""
     launcher = ccache(tmp_path)

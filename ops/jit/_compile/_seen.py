@@ -11,6 +11,11 @@ from ops._errors import ToolchainError
 from ops.jit._compile import _hardware, _toolchain
 
 
+# torch puts a ccache or sccache that is on PATH before the compiler, unasked. ccache's direct mode
+# returns the old object when a new header hides another one, and a user's own $CXX may name ccache.
+_WITHOUT_STALE_OBJECTS = {"TORCH_NO_COMPILER_WRAPPER": "1", "CCACHE_NODIRECT": "1"}
+
+
 def ninja_path() -> str:
     """Where ninja is.
 
@@ -42,6 +47,7 @@ def environ(folder: Path) -> dict[str, str]:
         "MAX_JOBS": os.environ.get("MAX_JOBS") or str(_hardware.jobs()),
         "CXX": str(_as_one_word(compiler, folder)),
         "LC_MESSAGES": "C",  # errors in the language that the diagnosis reads
+        **_WITHOUT_STALE_OBJECTS,
     }
 
 
