@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import ops
-from benchmarks.common import in_turns, table
+from benchmarks.common import devices, in_turns, table
 
 SIZES = ((8, 16, 8), (64, 256, 256), (512, 1024, 1024), (2048, 1024, 1024), (8192, 1024, 1024))
 
@@ -32,7 +32,7 @@ class Tutorial(torch.autograd.Function):
 
 def run() -> list[dict]:
     figures = []
-    for device in ("cpu", *(["cuda"] if torch.cuda.is_available() else [])):
+    for device in devices():
         for size in SIZES:
             figures += _race(device, size)
     table(

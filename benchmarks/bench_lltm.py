@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 import ops
-from benchmarks.common import in_turns, table
+from benchmarks.common import COMPILED, Kernel, compiled, devices, in_turns, table
 
 # batch, input features, state; the first is the tutorial's.
 SIZES = ((16, 32, 128), (64, 256, 512), (256, 512, 1024))
-STEPS = 64  # of the sequence
-DEVICES = {"cpp": "cpu", "cuda": "cuda"}
+KERNEL_SIZES = {
+    "cpu": ((16, 32, 128), (256, 512, 1024)),
+    "cuda": ((16, 32, 128), (256, 512, 1024), (8192, 1024, 1024)),
+}
 
 
 class Tutorial(nn.Module):
@@ -45,48 +48,43 @@ class Tutorial(nn.Module):
 
 
 def run() -> list[dict]:
+    return race(SIZES, None)
+
+
+def race(sizes: tuple[tuple[int, int, int], ...], steps: int | None) -> list[dict]:
+    """Figures and a table of each device: a step, or a sequence of so many steps."""
     figures = []
-    for backend in ("cpp", *(["cuda"] if torch.cuda.is_available() else [])):
-        for size in SIZES:
-            figures += _race(backend, size, None)
-        figures += _race(backend, SIZES[0], STEPS)
+    for device in devices():
+        mine = [row for size in sizes for row in _race(device, size, steps)]
+        figures += mine
+        names = list(mine[0]["us"])
         table(
-            f"LLTM, float32, {backend}: batch, input features, state",
-            [
-                "size",
-                "",
-                "Python cell, us",
-                "compile",
-                "ops, torch",
-                f"ops, {backend}",
-                "Python / ops",
-            ],
+            f"LLTM, float32, {COMPILED[device]}, microseconds: batch, input features, state",
+            ["size", "", *names, "Python / ops"],
             [
                 [
                     row["size"],
                     row["part"],
-                    *(f"{us:.0f}" for us in row["us"].values()),
-                    f"**{row['us']['Python'] / row['us'][backend]:.2f}x**",
+                    *(f"{row['us'][name]:.0f}" if name in row["us"] else "" for name in names),
+                    f"**{row['us']['Python'] / row['us'][COMPILED[device]]:.2f}x**",
                 ]
-                for row in figures
-                if row["backend"] == backend
+                for row in mine
             ],
         )
     return figures
 
 
-def _race(backend: str, size: tuple[int, int, int], steps: int | None) -> list[dict]:
+def _race(device: str, size: tuple[int, int, int], steps: int | None) -> list[dict]:
     """As the tutorial measures: gradients of the parameters; and of all else, as in a network."""
     batch, features, state_size = size
-    device = DEVICES[backend]
+    backend = COMPILED[device]
     torch._dynamo.reset()
     modules = {
         "Python": Tutorial(features, state_size).to(device),
-        "compile": Tutorial(features, state_size).to(device),
+        **compiled(Tutorial(features, state_size).to(device), device),
         "torch": ops.LLTM(features, state_size).to(device),
         backend: ops.LLTM(features, state_size).to(device),
     }
-    modules["compile"] = torch.compile(modules["compile"], dynamic=False)
     backends = {"torch": "torch", backend: backend}
     shape = (batch, features) if steps is None else (steps, batch, features)
     input = torch.randn(shape, device=device)
@@ -97,23 +95,71 @@ def _race(backend: str, size: tuple[int, int, int], steps: int | None) -> list[d
     def note(part, calls):
         us = {n: 1e6 * s for n, s in in_turns(calls, backends, device).items()}
         where = size if steps is None else f"{size}, {steps} steps"
-        figures.append({"backend": backend, "size": where, "part": part, "us": us})
+        figures.append({"device": device, "size": where, "part": part, "us": us})
 
     def forward(module):
         return lambda: module(input, (h, cell))
 
-    def backward(name, wanted):
-        with ops.use_backend(backends.get(name, "auto")):
-            results = modules[name](input, (h, cell))
+    def gradients(name, results, wanted, **keep):
         if isinstance(results[1], ops.LLTMState):  # of a sequence
             results = results[0], results[1].cell
         leaves = [*modules[name].parameters(), *wanted]
-        return lambda: torch.autograd.grad(results, leaves, (grad, grad_cell), retain_graph=True)
+        return torch.autograd.grad(results, leaves, (grad, grad_cell), **keep)
 
-    note("forward", {name: forward(module) for name, module in modules.items()})
-    note("backward", {name: backward(name, []) for name in modules})
+    def backward(name, wanted):
+        with ops.use_backend(backends.get(name, "auto")):
+            results = modules[name](input, (h, cell))
+        return lambda: gradients(name, results, wanted, retain_graph=True)
+
+    # A graph that is replayed overwrites its results: it has no pass apart from the other.
+    apart = [name for name in modules if name != "reduce-overhead"]
+    note(
+        "forward + backward",
+        {
+            name: lambda name=name, module=module: gradients(name, module(input, (h, cell)), [])
+            for name, module in modules.items()
+        },
+    )
+    note("forward", {name: forward(modules[name]) for name in apart})
+    note("backward", {name: backward(name, []) for name in apart})
     for tensor in (input, h, cell):
         tensor.requires_grad_()
-    calls = {name: backward(name, [input, h, cell]) for name in modules}
-    note("backward, inputs too", calls)
+    note("backward, inputs too", {name: backward(name, [input, h, cell]) for name in apart})
     return figures
+
+
+def kernels(device: str, dtype: torch.dtype) -> Iterator[Kernel]:
+    """A step: its product alone, as torch does it, and each pass."""
+    for size in KERNEL_SIZES[device]:
+        batch, features, state = size
+        module = ops.LLTM(features, state).to(device, dtype)
+        x = torch.randn(batch, features, device=device).to(dtype)
+        h, cell = (torch.randn(batch, state, device=device).to(dtype) for _ in range(2))
+        weights, bias = module.weights.detach(), module.bias.detach()
+        both, gates = torch.cat((h, x), 1), torch.empty(batch, 3 * state, device=device).to(dtype)
+        one = h.nbytes
+        product = both.nbytes + weights.nbytes + gates.nbytes
+        yield Kernel("its product alone", size, _product, (both, weights, gates), product)
+        forward = torch.ops.jitops.lltm_forward.default
+        arguments = (x, weights, bias, h, cell)
+        yield Kernel("LLTM step, forward", size, forward, arguments, product + 6 * one)
+        _, cells, kept = forward(*arguments)
+        backward = torch.ops.jitops.lltm_backward.default
+        arguments = (
+            *(torch.ones_like(h) for _ in range(2)),
+            x,
+            weights,
+            bias,
+            h,
+            None,
+            cells,
+            kept,
+        )
+        needed = (False, False, False, False, True)
+        yield Kernel("backward, no product", size, backward, (*arguments, *needed), 10 * one)
+        needed = (True,) * 5
+        yield Kernel("backward", size, backward, (*arguments, *needed), 2 * product + 10 * one)
+
+
+def _product(both, weights, gates):
+    return torch.mm(both, weights.T, out=gates)

@@ -11,13 +11,54 @@ import sys
 import textwrap
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
 import ops
 
 ROOT = Path(__file__).resolve().parent.parent
+COMPILED = {"cpu": "cpp", "cuda": "cuda"}  # the compiled back end of each kind of device
+
+only: str | None = None  # measure this kind of device and no other
+
+
+def devices() -> list[str]:
+    """The kinds of devices to measure."""
+    here = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+    return [device for device in here if only in (None, device)]
+
+
+# ---- contenders ---------------------------------------------------------------------------------
+
+
+def compiled(module: torch.nn.Module, device: str) -> dict[str, Callable[..., Any]]:
+    """``torch.compile`` of a module, by mode; on a GPU also the mode that replays graphs."""
+    modes = {"compile": {}, "reduce-overhead": {"mode": "reduce-overhead"}}
+    if device == "cpu":
+        del modes["reduce-overhead"]
+    return {
+        name: torch.compile(module, dynamic=False, **options) for name, options in modes.items()
+    }
+
+
+@dataclass
+class Kernel:
+    """A compiled operator to time by itself: its call, and the least that it must do.
+
+    Attributes:
+        moves: bytes to read and to write.
+        multiplies: shapes (rows, inner, cols) of the matrix products in it.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    operator: Callable[..., Any]
+    arguments: tuple[Any, ...]
+    moves: int
+    multiplies: tuple[tuple[int, int, int], ...] = ()
 
 
 # ---- timing -------------------------------------------------------------------------------------
@@ -41,6 +82,10 @@ def in_turns(
     wait = torch.cuda.synchronize if device == "cuda" else None
     for name, call in contenders.items():
         with ops.use_backend(backends.get(name, "auto")):
+            for _ in range(3):
+                call()  # compiles and loads: neither may count in the length of the blocks
+            if wait:
+                wait()
             started = time.perf_counter()
             for _ in range(12):
                 call()
@@ -157,7 +202,7 @@ def _first_line(*command: str) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.split("\n")[0]
 
 
-printed: list[str] = []  # lines of all tables so far
+printed: list[str] = []  # lines of the tables of the bench that runs
 
 
 def table(title: str, header: list[str], rows: list[list[object]]) -> None:

@@ -14,7 +14,7 @@ import torch
 
 import ops
 from tests.compile_battery import CompileBattery
-from tests.op_under_test import DTYPES, backward, close, leaves, several
+from tests.op_under_test import DTYPES, backward, close, leaves, misaligned, several
 
 
 class Battery(CompileBattery):
@@ -47,6 +47,11 @@ class Battery(CompileBattery):
     def test_values_and_gradients(self, backend, device, dtype):
         for shape, keywords in itertools.product(self.op.shapes, self.op.variants):
             self.agree(self.inputs(device, dtype, shape), keywords)
+
+    def test_every_launch_shape(self, backend, device):
+        for plain in self.op.launches(torch.float32, device):
+            for inputs in (plain, misaligned(plain)):
+                self.agree(inputs, self.op.variants[-1])
 
     def test_every_requires_grad_subset(self, backend, device):
         for needed in itertools.product((True, False), repeat=len(self.op.names)):

@@ -13,11 +13,14 @@ inputs: an op that accumulated in half precision would miss by far more on the w
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import importlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
+
+from ops import _extensions
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 TOLERANCE = {
@@ -28,11 +31,47 @@ TOLERANCE = {
 }
 
 
+@dataclass(frozen=True)
+class Mutation:
+    """A bug to plant into a file of an op, and how it is caught.
+
+    Attributes:
+        caught: a pattern of the error.
+        by: the check that raises it, of those in ``tests/test_cuda_emulator.py``.
+    """
+
+    file: str
+    before: str
+    after: str
+    caught: str
+    by: str = "launches"
+
+
+@dataclass(frozen=True)
+class Far:
+    """Inputs with more elements than 32 bits can count, zeros but for a few small tensors.
+
+    Attributes:
+        varied: the number of the input of which some rows are given other values.
+    """
+
+    inputs: list[Tensor]
+    varied: int
+    keywords: dict = field(default_factory=dict)
+
+
+def blank(*shape: int, device: str) -> Tensor:
+    """Zeros in bfloat16; on the CPU untouched memory, which takes no space before it is written."""
+    make = torch.zeros if device == "cuda" else torch.empty
+    return make(shape, dtype=torch.bfloat16, device=device)
+
+
 @dataclass
 class OpUnderTest:
     """What the battery needs to know of an op.
 
     Attributes:
+        name: how reports call it.
         call: the public function, of the inputs and keywords; one tensor or several.
         reference: independent, naive and differentiable; same signature and results.
         names: the inputs' names.
@@ -47,8 +86,14 @@ class OpUnderTest:
         numpy: whether NumPy computes its gradients, so that there are neither forward mode nor
             batched gradients: they must be refused.
         operator_samples: calls of the compiled operators, for ``opcheck``, on a device.
+        source: the stem of its files in ``cuda_src``, if it has compiled back ends.
+        launches: makes inputs that reach each kernel and each launch shape, from (dtype, device).
+        busy: makes inputs that give a GPU some work, from (dtype, device).
+        far: makes inputs that 32-bit indices cannot reach, for a device.
+        mutations: bugs that the emulator must catch when they are planted into its files.
     """
 
+    name: str
     call: Callable[..., Tensor | tuple[Tensor, ...]]
     reference: Callable[..., Tensor | tuple[Tensor, ...]]
     names: tuple[str, ...]
@@ -71,6 +116,11 @@ class OpUnderTest:
     compiles: bool = True
     numpy: bool = False
     operator_samples: Callable[[torch.device], list] = field(default=lambda device: [])
+    source: str | None = None
+    launches: Callable[..., Iterator[list[Tensor]]] = field(default=lambda dtype, device: iter(()))
+    busy: Callable[..., list[Tensor]] | None = None
+    far: Callable[[str], Far] | None = None
+    mutations: tuple[Mutation, ...] = ()
 
     def results(self, inputs, keywords) -> tuple[Tensor, ...]:
         return several(self.call(*inputs, **keywords))
@@ -80,6 +130,18 @@ class OpUnderTest:
 
     def naive(self, inputs, keywords) -> tuple[Tensor, ...]:
         return several(self.reference(*inputs, **keywords))
+
+
+def compiled_ops() -> dict[str, OpUnderTest]:
+    """The descriptions of all ops that have kernels: each op's test module holds its own."""
+    found = {}
+    for stem in _extensions.stems():
+        module = importlib.import_module(f"tests.test_{stem}")
+        mine = [one for one in vars(module).values() if isinstance(one, OpUnderTest)]
+        assert mine, f"{module.__file__} describes no op"
+        assert all(op.source == stem for op in mine), stem
+        found |= {op.name: op for op in mine}
+    return found
 
 
 def several(results) -> tuple[Tensor, ...]:
@@ -107,6 +169,37 @@ def close(actual: Tensor, expected: Tensor, dtype: torch.dtype) -> None:
     )
 
 
+def check_far_rows(op: OpUnderTest, device: str, only_last_block=lambda only: None) -> None:
+    """The last rows that are computed, far behind what 32 bits can count, are as if alone.
+
+    ``only_last_block`` tells the emulator to run one block of a grid: to run all takes hours.
+    """
+    far = op.far(device)
+    varied, rows_of_all = far.inputs[far.varied], len(far.inputs[far.varied])
+    try:
+        only_last_block(True)
+        with torch.no_grad():
+            first = op.results(far.inputs, far.keywords)[0].reshape(rows_of_all, -1)[:, 0]
+            rows = first.nonzero()[-3:, 0]
+        assert len(rows) == 3
+        assert rows[-1] * varied.shape[1] > 2**31 - 2**21  # the last block may end before the grid
+        varied[rows] = torch.randn(3, *varied.shape[1:], device=device).bfloat16()
+        varied.requires_grad_()
+        results = op.results(far.inputs, far.keywords)
+        grads = [blank(*x.shape, device=device) for x in results]
+        for grad in grads:
+            grad[rows] = torch.randn_like(grad[rows])
+        (gradient,) = torch.autograd.grad(results, varied, grads)
+    finally:
+        only_last_block(False)
+    alone = [t.detach()[rows] if len(t) == rows_of_all else t for t in far.inputs]
+    alone[far.varied].requires_grad_()
+    expected = op.results(alone, far.keywords)
+    (its,) = torch.autograd.grad(expected, alone[far.varied], [grad[rows] for grad in grads])
+    for one, other in zip((*results, gradient), (*expected, its), strict=True):
+        close(one[rows], other, torch.bfloat16)
+
+
 def leaves(tensors, needed=None):
     """Copies of the tensors, with their strides and alignment, that require gradients if needed."""
     needed = needed or [True] * len(tensors)
@@ -118,8 +211,14 @@ def leaves(tensors, needed=None):
     ]
 
 
-def _copy(tensor):
-    offset = tensor.data_ptr() % 64 // tensor.element_size()  # torch's own memory is so aligned
+def misaligned(tensors):
+    """Copies that begin one element behind an aligned address: kernels cannot use wide loads."""
+    return [_copy(t, offset=1).requires_grad_() for t in tensors]
+
+
+def _copy(tensor, offset=None):
+    if offset is None:
+        offset = tensor.data_ptr() % 64 // tensor.element_size()  # torch aligns its own memory so
     pairs = zip(tensor.shape, tensor.stride(), strict=True)
     span = sum((size - 1) * stride for size, stride in pairs) + 1 if tensor.numel() else 0
     memory = torch.empty(offset + span, dtype=tensor.dtype, device=tensor.device)

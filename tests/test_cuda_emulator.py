@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import shutil
 
 import pytest
@@ -12,23 +13,24 @@ import ops
 from ops import _extensions
 from ops._op import built_in
 from tests import cuda_emulator
-from tests.op_under_test import leaves
+from tests.op_under_test import Mutation, backward, check_far_rows, compiled_ops, leaves, misaligned
 
 pytestmark = pytest.mark.emulator
 
 
 @functools.cache
-def planted():
+def planted(include):
+    """The kernels of planted.cu, built with the headers in ``include``."""
     folder = cuda_emulator.FOLDER
-    host, source = folder / "planted.cpp", folder / "planted.cu"
-    sources = f"-I{_extensions.source_folder()}"
-    cuda_emulator.library("jitops_planted", host, source, kernel_flags=[sources]).load()
+    sources = (folder / "planted.cpp", folder / "planted.cu")
+    cuda_emulator.library("jitops_planted", *sources, include=include).load()
     return torch.ops.jitops_planted.run
 
 
-def run(name, x, n=None, size=None, shared_bytes=0):
+def run(name, x, n=None, size=None, shared_bytes=0, folder=None):
     n = x.numel() if n is None else n
-    return planted()(name, x, n, n if size is None else size, shared_bytes)
+    kernels = planted(folder or _extensions.source_folder())
+    return kernels(name, x, n, n if size is None else size, shared_bytes)
 
 
 # ---- what is right -------------------------------------------------------------------------------
@@ -187,106 +189,14 @@ def test_a_view_is_all_that_may_be_touched():
 
 # ---- bugs planted into the kernels that ship -----------------------------------------------------
 
-# An op and a file, what stands there, what takes its place, how it is caught.
-MUTATIONS = [
-    (
-        "improved_triplet_loss",
-        "improved_triplet_loss.cu",
-        "row_sum(static_cast<A>(neg), of_negative)",
-        "row_sum(static_cast<A>(neg), of_positive)",
-        "race in shared memory",
-    ),
-    (
-        "improved_triplet_loss",
-        "common/cuda.cuh",
-        "shared[thread / kWarp] = x;\n  __syncthreads();",
-        "shared[thread / kWarp] = x;",
-        "shared memory",
-    ),
-    (
-        "improved_triplet_loss",
-        "common/cuda.cuh",
-        "<< (lane / count * count)",
-        "",
-        "which has not the lane that calls it",
-    ),
-    (
-        "improved_triplet_loss",
-        "common/cuda.cuh",
-        "(0xffffffffu >> (kWarp - count)) << (lane / count * count)",
-        "0xffffffffu",
-        "divergent threads: .* wait in __shfl_xor_sync|are not there or have returned",
-    ),
-    (
-        "improved_triplet_loss",
-        "improved_triplet_loss.cu",
-        "params.partials[2 * (row * splits + i) + 1]",
-        "params.partials[2 * (row * splits + i) + 2]",
-        "memory of a tensor read before it was written",
-    ),
-    (
-        "improved_triplet_loss",
-        "common/cuda.cuh",
-        "% kPackBytes == 0 &&",
-        "% 4 == 0 &&",
-        r"misaligned address at improved_triplet_loss.cu:\d+",
-    ),
-    (
-        "improved_triplet_loss",
-        "improved_triplet_loss.cu",
-        "neg = cuda::block_sum(neg, of_negative);\n  if (threadIdx.x != 0) return;",
-        "if (threadIdx.x != 0) return;\n  neg = cuda::block_sum(neg, of_negative);",
-        "divergent threads|have returned",
-    ),
-    (
-        "improved_triplet_loss",
-        "improved_triplet_loss.cu",
-        "row < params.rows; row += step) {\n    const int state",
-        "row <= params.rows; row += step) {\n    const int state",
-        "read out of bounds",
-    ),
-    (
-        "improved_triplet_loss",
-        "improved_triplet_loss.cu",
-        "threadIdx.x; j < packs;\n         j += stride",
-        "threadIdx.x; j + 1 < packs;\n         j += stride",
-        "a result of which .* bytes were never written",
-    ),
-    (
-        "improved_triplet_loss",
-        "improved_triplet_loss.cu",
-        "params.partials[blockIdx.x] = total;",
-        "params.partials[0] = total;",
-        "race in global memory|read before it was written",
-    ),
-    (
-        "lltm",
-        "lltm.cu",
-        "pack_at<T, kWidth>(params.grad_gates, gate + 2 * params.size) = gz;",
-        "pack_at<T, kWidth>(params.grad_gates, gate + 3 * params.size) = gz;",
-        "out of bounds|race in global memory|never written",
-    ),
-]
-
 
 def exercise(op):
-    """Each path of the kernels: packs and single elements, narrow rows and wide, several blocks."""
-    if op == "lltm":
-        shapes = [(2, 4, 3, 4), (2, 20, 5, 7), (2, 70, 4, 16)]
-        for steps, batch, features, size in shapes:
-            state = torch.randn(2, batch, size)
-            x = leaves([torch.randn(steps, batch, features)])[0]
-            weights = torch.randn(3 * size, size + features)
-            output, last = ops.lltm_sequence(x, weights, torch.randn(3 * size), *state)
-            (output.sum() + last.cell.sum()).backward()
-        return
-    for rows, cols in ((20, 7), (20, 8), (130, 4096), (2, 8192), (2, 2051)):
-        for reduction in ("mean", "none"):
-            apart = torch.rand(3, rows * cols + 4)[:, 1 : rows * cols + 1].view(3, rows, cols)
-            for inputs in (torch.rand(3, rows, cols), apart):  # these are aligned to 4 bytes only
-                x = leaves(inputs)
-                loss = ops.improved_triplet_loss(*x, -9e9, 0.0, 1.0, reduction=reduction)
-                loss.sum().backward()
+    """Every launch shape, with wide loads and without."""
+    variants = (op.variants[0], op.variants[-1])
+    for plain, keywords in itertools.product(op.launches(torch.float32, "cpu"), variants):
+        for inputs in (leaves(plain), misaligned(plain)):
+            results = op.differentiable(inputs, keywords)
+            backward(results, [torch.ones_like(x) for x in results])
 
 
 @pytest.fixture
@@ -297,19 +207,136 @@ def emulated():
     cuda_emulator.select(False)
 
 
-@pytest.mark.parametrize("op", ["improved_triplet_loss", "lltm"])
+OPS = compiled_ops()
+
+
+@pytest.mark.parametrize("op", OPS)
 def test_shipped_kernels_are_sound(emulated, op):
-    exercise(op)
+    exercise(OPS[op])
 
 
-@pytest.mark.parametrize(("op", "file", "before", "after", "caught"), MUTATIONS)
-def test_bugs_in_shipped_kernels_are_caught(emulated, tmp_path, op, file, before, after, caught):
-    folder = tmp_path / "cuda_src"
+FAR = [name for name, op in OPS.items() if op.far]
+
+
+def check_far(op):
+    check_far_rows(op, "cpu", lambda only: cuda_emulator.only_last_block(op.source, only))
+
+
+@pytest.mark.parametrize("op", FAR)
+def test_indices_beyond_32_bits(emulated, op):
+    check_far(OPS[op])
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_mutations_are_there(op):
+    assert OPS[op].mutations, "an op names bugs that the emulator must catch in its kernels"
+
+
+CHECKS = {
+    "compilation": exercise,
+    "launches": exercise,
+    "far": check_far,
+}
+
+# Of what all ops share; planted under each.
+SHARED = (
+    Mutation(
+        "common/tensor.h",
+        "torch::stable::accelerator::DeviceGuard guard_;",
+        "int32_t guard_;",
+        "launched on another stream than the tensors' current one",
+    ),
+    Mutation(
+        "common/tensor.h",
+        "guard_(tensor.get_device_index())",
+        "guard_(0)",
+        "a guard of another device than the tensors'",
+    ),
+    Mutation(
+        "common/tensor.h",
+        "aoti_torch_get_current_cuda_stream(tensor.get_device_index(), &stream_)",
+        "aoti_torch_get_current_cuda_stream(0, &stream_)",
+        "the stream of another device than the tensors'",
+    ),
+)
+
+
+def planted_into_a_copy(folder, file, before, after):
+    """The sources with one change."""
     shutil.copytree(_extensions.source_folder(), folder)
     text = (folder / file).read_text()
-    assert text.count(before) == 1
+    assert before in text
     (folder / file).write_text(text.replace(before, after))
-    extension = cuda_emulator.library(f"jitops_{op}_cpp", folder / f"{op}.cpp", folder / f"{op}.cu")
-    cuda_emulator.exchange(built_in(op), extension)
-    with pytest.raises(RuntimeError, match=caught):
-        exercise(op)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("op", "mutation"),
+    [(name, one) for name, op in OPS.items() for one in (*op.mutations, *SHARED)],
+)
+def test_bugs_in_shipped_kernels_are_caught(emulated, tmp_path, op, mutation):
+    stem = OPS[op].source
+    folder = planted_into_a_copy(
+        tmp_path / "cuda_src", mutation.file, mutation.before, mutation.after
+    )
+    sources = (folder / f"{stem}.cpp", folder / f"{stem}.cu")
+
+    def build_and_check():
+        extension = cuda_emulator.library(f"jitops_{stem}_cpp", *sources, include=folder)
+        cuda_emulator.exchange(built_in(stem), extension)
+        CHECKS[mutation.by](OPS[op])
+
+    error = AssertionError if mutation.by == "compilation" else RuntimeError
+    with pytest.raises(error, match=mutation.caught):
+        build_and_check()
+
+
+# ---- conversions, bit for bit --------------------------------------------------------------------
+
+
+def stored(dtype, folder=None):
+    """Numbers, and the bits that ``store`` of common/cuda.cuh makes of them."""
+    exact = torch.arange(2**16).int().to(torch.uint16).view(dtype).float()
+    exact = exact[exact.isfinite()].sort().values.unique()
+    between = (exact[:-1] + exact[1:]) / 2  # ties, and beside them what is nearer to one side
+    inf = torch.tensor(float("inf"))
+    x = torch.cat([exact, between, between.nextafter(inf), between.nextafter(-inf)])
+    x = torch.cat(
+        [x, torch.tensor([65519.996, 65520.0, -65520.0, 3.4e38, -3.4e38, inf, -inf, 0.0])]
+    )
+    name = {torch.float16: "stores_float16", torch.bfloat16: "stores_bfloat16"}[dtype]
+    return x, run(name, x, folder=folder).to(torch.int32).to(torch.uint16)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_stores_round_to_nearest_even(dtype):
+    x, bits = stored(dtype)
+    assert torch.equal(bits, x.to(dtype).view(torch.uint16))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "before", "after"),
+    [
+        (torch.float16, "__float2half_rn(x)", "__float2half_rz(x)"),
+        (torch.bfloat16, "__float2bfloat16_rn(x)", "__float2bfloat16_rz(x)"),
+    ],
+    ids=str,
+)
+def test_stores_that_truncate_are_caught(tmp_path, dtype, before, after):
+    folder = planted_into_a_copy(tmp_path / "cuda_src", "common/cuda.cuh", before, after)
+    x, bits = stored(dtype, folder)
+    assert not torch.equal(bits, x.to(dtype).view(torch.uint16))
+
+
+def test_fast_functions_are_no_better_than_on_a_gpu():
+    """The CUDA C++ programming guide allows them these errors, and some results of zero."""
+    x = torch.linspace(-80, 80, 32)
+    exponential, logarithm, quotient = run("fast", x, size=96).view(3, 32).double()
+    wide = x.double()
+    off = (exponential / wide.exp() - 1).abs()
+    assert 2**-23 < off.max() < (2 + 1.173 * 80) * 2**-23
+    positive = wide.abs()
+    off = (logarithm - positive.log()).abs()
+    assert 2**-24 < off.max() < 3 * 2**-21
+    assert (quotient[wide.abs() > 10] != 0).all()  # 1 / x
+    assert run("fast", torch.full((32,), 1.5e38), size=96).view(3, 32)[2].eq(0).all()

@@ -57,6 +57,7 @@ VARIANTS = (
 class TestHausdorffDTLoss(Battery):
     backends = ("torch",)
     op = OpUnderTest(
+        name="hausdorff_dt_loss",
         call=ops.hausdorff_dt_loss,
         reference=reference,
         names=("input", "target"),
@@ -73,6 +74,7 @@ class TestHausdorffDTLoss(Battery):
 class TestHausdorffDTLoss3D(Battery):
     backends = ("torch",)
     op = OpUnderTest(
+        name="hausdorff_dt_loss in 3-D",
         call=ops.hausdorff_dt_loss,
         reference=reference,
         names=("input", "target"),

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 import ops
-from tests.op_under_test import OpUnderTest, close, leaves
+from tests.op_under_test import Far, Mutation, OpUnderTest, blank, close, leaves
 from tests.row_battery import RowBattery
 
 
@@ -39,7 +39,104 @@ def operator_samples(device):
                 yield backward, (grad, a, p, n, state, 0.3, 1e-6, reduction, *needed)
 
 
+# More rows than the grid has places for; parts of a warp to a row; a block; several blocks.
+LAUNCHES = (
+    (17000, 33),
+    *((37, cols) for cols in (1, 2, 3, 6, 20, 36, 68, 132)),
+    (130, 4096),
+    (3, 16384),
+    (1, 2051),
+)
+
+
+def far(device):
+    anchor = blank(2**31 // 512 + 2**14, 512, device=device)
+    others = [torch.randn(1, 512, device=device).bfloat16() for _ in range(2)]
+    keywords = {"t1": -1.0, "t2": 0.01, "beta": 0.5, "reduction": "none"}
+    return Far([anchor, *others], 0, keywords)
+
+
+MUTATIONS = (
+    Mutation(
+        "improved_triplet_loss.cu",
+        "row_sum(static_cast<A>(neg), of_negative)",
+        "row_sum(static_cast<A>(neg), of_positive)",
+        "race in shared memory",
+    ),
+    Mutation(
+        "common/cuda.cuh",
+        "shared[thread / kWarp] = x;\n  __syncthreads();",
+        "shared[thread / kWarp] = x;",
+        "shared memory",
+    ),
+    Mutation(
+        "common/cuda.cuh",
+        "<< (lane / count * count)",
+        "",
+        "which has not the lane that calls it",
+    ),
+    Mutation(
+        "common/cuda.cuh",
+        "(0xffffffffu >> (kWarp - count)) << (lane / count * count)",
+        "0xffffffffu",
+        "divergent threads: .* wait in __shfl_xor_sync|are not there or have returned",
+    ),
+    Mutation(
+        "improved_triplet_loss.cu",
+        "params.partials[2 * (row * splits + i) + 1]",
+        "params.partials[2 * (row * splits + i) + 2]",
+        "memory of a tensor read before it was written",
+    ),
+    Mutation(
+        "common/cuda.cuh",
+        "% kPackBytes == 0 &&",
+        "% 4 == 0 &&",
+        "misaligned address at improved_triplet_loss.cu:\\d+",
+    ),
+    Mutation(
+        "improved_triplet_loss.cu",
+        "neg = cuda::block_sum(neg, of_negative);\n  if (threadIdx.x != 0) return;",
+        "if (threadIdx.x != 0) return;\n  neg = cuda::block_sum(neg, of_negative);",
+        "divergent threads|have returned",
+    ),
+    Mutation(
+        "improved_triplet_loss.cu",
+        "row < params.rows; row += step) {\n    const int state",
+        "row <= params.rows; row += step) {\n    const int state",
+        "read out of bounds",
+    ),
+    Mutation(
+        "improved_triplet_loss.cu",
+        "threadIdx.x; j < packs;\n         j += stride",
+        "threadIdx.x; j + 1 < packs;\n         j += stride",
+        "a result of which .* bytes were never written",
+    ),
+    Mutation(
+        "improved_triplet_loss.cu",
+        "params.partials[blockIdx.x] = total;",
+        "params.partials[0] = total;",
+        "race in global memory|read before it was written",
+    ),
+    Mutation(
+        "improved_triplet_loss.cu",
+        "const int64_t at = row * params.cols + j * kWidth;",
+        "const int at = row * params.cols + j * kWidth;",
+        "may change value",
+        by="compilation",
+    ),
+    Mutation(
+        "improved_triplet_loss.cu",
+        "const int64_t at = row * params.cols + j * kWidth;",
+        "const int64_t at = static_cast<int>(row) * static_cast<int>(params.cols) + j * kWidth;",
+        "a number beyond its type at improved_triplet_loss.cu",
+        by="far",
+    ),
+)
+
+
 OP = OpUnderTest(
+    name="improved_triplet_loss",
+    source="improved_triplet_loss",
     call=ops.improved_triplet_loss,
     reference=reference,
     names=("anchor", "positive", "negative"),
@@ -52,6 +149,10 @@ OP = OpUnderTest(
     ),
     module=lambda: ops.ImprovedTripletLoss(t1=-1.0, t2=0.01, beta=0.002),
     operator_samples=operator_samples,
+    launches=lambda dtype, device: (inputs(shape, dtype, device) for shape in LAUNCHES),
+    busy=lambda dtype, device: inputs((4096, 512), dtype, device),
+    far=far,
+    mutations=MUTATIONS,
 )
 
 
@@ -78,21 +179,6 @@ class TestImprovedTripletLoss(RowBattery):
             loss = ops.improved_triplet_loss(a, zero, zero, -1e30, 0.0, 1.0, eps=0.0)
             expected = a.double().square().sum()
             assert abs(loss.item() / expected.item() - 1) < 1e-6 + torch.finfo(dtype).eps
-
-    @pytest.mark.parametrize(
-        "shape",
-        [
-            (20000, 3),  # more rows than the grid has places for
-            *((37, cols) for cols in (1, 2, 3, 6, 20, 36, 68, 132)),  # parts of a warp to a row
-            (130, 4096),  # a block to a row
-            (3, 16384),  # several blocks to a row
-            (1, 2051),
-        ],
-        ids=str,
-    )
-    def test_every_launch_shape(self, backend, device, shape):
-        for keywords in (self.op.variants[0], self.op.variants[2]):
-            self.agree(self.inputs(device, torch.float32, shape), keywords)
 
     def test_rows_far_apart(self, backend, device):
         """More than 2^31 elements from row to row; hardly any memory of it is ever touched."""

@@ -30,6 +30,7 @@ def inputs(shape, dtype, device):
 class TestLinear(Battery):
     backends = ("torch",)
     op = OpUnderTest(
+        name="linear",
         call=ops.linear,
         reference=reference,
         names=("input", "weight", "bias"),
@@ -42,6 +43,7 @@ class TestLinear(Battery):
 class TestLinearWithoutBias(Battery):
     backends = ("torch",)
     op = OpUnderTest(
+        name="linear without bias",
         call=ops.linear,
         reference=reference,
         names=("input", "weight"),

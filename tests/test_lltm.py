@@ -10,7 +10,7 @@ import torch
 
 import ops
 from tests.battery import Battery
-from tests.op_under_test import OpUnderTest, backward, close, leaves
+from tests.op_under_test import Far, Mutation, OpUnderTest, backward, blank, close, leaves
 
 
 def reference(input, weights, bias, h, cell):
@@ -62,43 +62,96 @@ def operator_samples(shape):
 NAMES = ("input", "weights", "bias", "h", "cell")
 
 
-class TestLLTM(Battery):
-    op = OpUnderTest(
-        call=ops.lltm,
-        reference=reference,
-        names=NAMES,
-        inputs=inputs,
-        shapes=((1, 1), (16, 32), (5, 17), (2, 4)),
-        edges=((0, 4), (1, 4), (1, 1), (3, 0), (0, 0)),
-        large=(300, 40),
-        module=lambda: ops.LLTM(4, 3),
-        module_takes=1,
-        autocast=torch.bfloat16,
-        operator_samples=operator_samples((2, 4)),
-    )
-
-
-class TestLLTMSequence(Battery):
-    op = OpUnderTest(
-        call=sequence,
-        reference=reference,
-        names=NAMES,
-        inputs=inputs,
-        shapes=((1, 2, 3), (7, 16, 5), (3, 2, 4)),
-        edges=((1, 1, 1), (2, 0, 3), (3, 1, 0)),
-        large=(20, 50, 30),
-        module=lambda: Outputs(4, 3),
-        module_takes=1,
-        autocast=torch.bfloat16,
-        operator_samples=operator_samples((3, 2, 4)),
-    )
-
-
 class Outputs(ops.LLTM):
     """The outputs of a sequence alone."""
 
     def forward(self, input):
         return super().forward(input)[0]
+
+
+def launches(*shapes):
+    """Inputs of these shapes and state sizes: packs and single elements, several blocks."""
+    return lambda dtype, device: (inputs(shape, dtype, device, size) for shape, size in shapes)
+
+
+def far(device):
+    """Cells beyond 2^31 on the emulator, where memory that is not touched costs nothing."""
+    batch, size = (2**31 // 48 + 5, 16) if device == "cuda" else (2**31 + 2**20, 1)
+    weights = torch.randn(3 * size, size).bfloat16().to(device)
+    bias = torch.randn(3 * size).bfloat16().to(device)
+    blanks = [blank(batch, cols, device=device) for cols in (0, size, size)]
+    return Far([blanks[0], weights, bias, *blanks[1:]], 4)
+
+
+MUTATIONS = (
+    Mutation(
+        "lltm.cu",
+        "pack_at<T, kWidth>(params.grad_gates, gate + 2 * params.size) = gz;",
+        "pack_at<T, kWidth>(params.grad_gates, gate + 3 * params.size) = gz;",
+        "out of bounds|race in global memory|never written",
+    ),
+    Mutation(
+        "lltm.cu",
+        "for (int64_t n = static_cast<int64_t>(blockIdx.x)",
+        "for (int n = static_cast<int64_t>(blockIdx.x)",
+        "may change value",
+        by="compilation",
+    ),
+    Mutation(
+        "lltm.cu",
+        "const int64_t row = n / packs",
+        "const int64_t row = static_cast<int>(n) / packs",
+        "out of bounds",
+        by="far",
+    ),
+)
+
+STEP = OpUnderTest(
+    name="lltm",
+    source="lltm",
+    call=ops.lltm,
+    reference=reference,
+    names=NAMES,
+    inputs=inputs,
+    shapes=((1, 1), (16, 32), (5, 17), (2, 4)),
+    edges=((0, 4), (1, 4), (1, 1), (3, 0), (0, 0)),
+    large=(300, 40),
+    module=lambda: ops.LLTM(4, 3),
+    module_takes=1,
+    autocast=torch.bfloat16,
+    operator_samples=operator_samples((2, 4)),
+    launches=launches(((16, 32), 128), ((17, 5), 33), ((4, 3), 4), ((20, 5), 7), ((70, 4), 16)),
+    busy=lambda dtype, device: inputs((512, 64), dtype, device, 128),
+    far=far,
+    mutations=MUTATIONS,
+)
+
+SEQUENCE = OpUnderTest(
+    name="lltm_sequence",
+    source="lltm",
+    call=sequence,
+    reference=reference,
+    names=NAMES,
+    inputs=inputs,
+    shapes=((1, 2, 3), (7, 16, 5), (3, 2, 4)),
+    edges=((1, 1, 1), (2, 0, 3), (3, 1, 0)),
+    large=(20, 50, 30),
+    module=lambda: Outputs(4, 3),
+    module_takes=1,
+    autocast=torch.bfloat16,
+    operator_samples=operator_samples((3, 2, 4)),
+    launches=launches(((2, 4, 3), 4), ((5, 17, 5), 33), ((2, 70, 4), 16), ((3, 16, 16), 64)),
+    busy=lambda dtype, device: inputs((16, 64, 32), dtype, device, 128),
+    mutations=tuple(one for one in MUTATIONS if one.by == "launches"),
+)
+
+
+class TestLLTM(Battery):
+    op = STEP
+
+
+class TestLLTMSequence(Battery):
+    op = SEQUENCE
 
 
 @pytest.mark.parametrize("size", [1, 3, 8, 16, 33, 128])

@@ -22,6 +22,7 @@ def inputs(shape, dtype, device):
 class TestNormalizeWithNorm(Battery):
     backends = ("torch",)
     op = OpUnderTest(
+        name="normalize_with_norm",
         call=ops.normalize_with_norm,
         reference=reference,
         names=("input",),

@@ -23,6 +23,7 @@ def inputs(shape, dtype, device):
 class TestRfft2Magnitude(Battery):
     backends = ("torch",)
     op = OpUnderTest(
+        name="rfft2_magnitude",
         call=ops.rfft2_magnitude,
         reference=reference,
         names=("input",),

@@ -48,6 +48,7 @@ VARIANTS = tuple(
 class TestScipyConv2d(Battery):
     backends = ("torch",)
     op = OpUnderTest(
+        name="scipy_conv2d",
         call=ops.scipy_conv2d,
         reference=reference,
         names=("input", "filter", "bias"),
@@ -66,6 +67,7 @@ class TestScipyConv2d(Battery):
 class TestWithoutBiasAndWithTheFilterLarger(Battery):
     backends = ("torch",)
     op = OpUnderTest(
+        name="scipy_conv2d (TestWithoutBiasAndWithTheFilterLarger)",
         call=ops.scipy_conv2d,
         reference=reference,
         names=("input", "filter"),

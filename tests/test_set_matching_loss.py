@@ -44,6 +44,7 @@ def inputs(shape, dtype, device):
 class TestSetMatchingLoss(Battery):
     backends = ("torch",)
     op = OpUnderTest(
+        name="set_matching_loss",
         call=ops.set_matching_loss,
         reference=reference,
         names=("cost",),

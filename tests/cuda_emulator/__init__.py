@@ -8,10 +8,10 @@ two can be loaded, so :func:`select` exchanges them.
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import subprocess
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
 
 import ops.jit
@@ -57,31 +57,45 @@ def emulator() -> list[Path]:
     return compile_all(*((part, [*flags, str(FOLDER / f"{part}.cpp")]) for part in PARTS))
 
 
-def kernels(name: str, source: Path, *flags: str) -> Path:
+def kernels(name: str, source: Path, include: Path) -> Path:
     """The object of a ``.cu``, with each access to memory announced to the emulator.
 
     Without vectorisation, so that an access is what the text says; ``-O1``, since a thread's
     own variables are then in registers, and not announced.
     """
-    watched = ["-fsanitize=thread,bounds,alignment", "-fno-tree-vectorize", "-O1"]
-    headers = [f"-I{FOLDER}", "-include", str(FOLDER / "launch.h"), f"-I{source.parent}"]
+    watched = [
+        "-fsanitize=thread,bounds,alignment,signed-integer-overflow",
+        "-fno-tree-vectorize",
+        "-O1",
+    ]
+    narrow = ["-Wconversion", "-Werror=conversion"]  # a 64-bit size that becomes a 32-bit index
+    headers = ["-isystem", str(FOLDER), "-include", str(FOLDER / "launch.h"), f"-I{include}"]
     quiet = ["-Wno-unknown-pragmas", "-fvisibility=hidden"]
-    (path,) = compile_all((name, [*watched, *headers, *quiet, *flags, "-x", "c++", str(source)]))
+    arguments = [*watched, *narrow, *headers, *quiet]
+    (path,) = compile_all((name, [*arguments, "-x", "c++", str(source)]))
     renamed = (f"--redefine-sym={name}=jitops_{name}" for name in ("memcpy", "memmove", "memset"))
     subprocess.run(["objcopy", *renamed, str(path)], check=True)
     return path
 
 
-def library(name: str, host: Path, source: Path, kernel_flags: Sequence[str] = ()) -> Extension:
-    """The extension of a host side and its kernels, for tensors on the CPU."""
+def library(name: str, host: Path, source: Path, include: Path) -> Extension:
+    """The extension of a host side and its kernels, for tensors on the CPU.
+
+    ``include`` is the folder of the headers ``common/...``.
+    """
     return ops.jit.files(
         name,
         [host],
         extra_cflags=[*_extensions.cflags(), "-DUSE_CUDA", "-DJITOPS_DISPATCH_KEY=CPU"],
-        extra_include_paths=[_extensions.source_folder()],
-        extra_ldflags=[str(path) for path in (kernels(name, source, *kernel_flags), *emulator())],
+        extra_include_paths=[include],
+        extra_ldflags=[str(path) for path in (kernels(name, source, include), *emulator())],
         is_python_module=False,
     )
+
+
+def only_last_block(stem: str, only: bool) -> None:
+    """Whether launches of the op run the last block of their grid and no other."""
+    ctypes.CDLL(str(built_in(stem).load("cpp"))).jitops_only_last_block(only)
 
 
 # ---- in the place of the op's own CPU kernels ----------------------------------------------------
@@ -93,7 +107,8 @@ _own: dict[str, object] = {}  # of the ops whose kernels are emulated now
 def _emulated(stem: str) -> Extension:
     folder = _extensions.source_folder()
     # The same name: the loader then withdraws the one before it loads the other.
-    return library(f"jitops_{stem}_cpp", folder / f"{stem}.cpp", folder / f"{stem}.cu")
+    sources = (folder / f"{stem}.cpp", folder / f"{stem}.cu")
+    return library(f"jitops_{stem}_cpp", *sources, include=folder)
 
 
 def select(emulated: bool) -> None:

@@ -17,6 +17,10 @@ inline __nv_bfloat16 __float2bfloat16_rn(float x) {
   const auto bits = static_cast<uint32_t>(cuda_emulator::packed(x));
   return {static_cast<uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16)};
 }
+inline __nv_bfloat16 __float2bfloat16_rz(float x) {
+  if (std::isnan(x)) return {0x7fff};
+  return {static_cast<uint16_t>(cuda_emulator::packed(x) >> 16)};
+}
 inline __nv_bfloat16 __float2bfloat16(float x) { return __float2bfloat16_rn(x); }
 
 struct alignas(4) __nv_bfloat162 {

@@ -21,15 +21,29 @@ inline float __half2float(__half x) {
   return std::copysign(magnitude, sign ? -1.0f : 1.0f);
 }
 
-inline __half __float2half_rn(float x) {
+namespace cuda_emulator {
+
+// `round` makes a whole number of a magnitude in units of the last place.
+template <typename F>
+__half to_half(float x, float infinite_from, const F& round) {
   const auto sign = static_cast<uint16_t>(std::signbit(x) ? 0x8000 : 0);
   const float magnitude = std::fabs(x);
   if (std::isnan(x)) return {static_cast<uint16_t>(sign | 0x7fff)};
-  if (magnitude >= 65520.0f) return {static_cast<uint16_t>(sign | 0x7c00)};
+  if (magnitude >= infinite_from) return {static_cast<uint16_t>(sign | 0x7c00)};
   // In units of the last place: an integer of up to 11 bits, 10 where the number is subnormal.
-  const int exponent = std::max(magnitude > 0 ? std::ilogb(magnitude) : -24, -14);
-  const auto units = static_cast<int>(std::nearbyint(std::ldexp(magnitude, 10 - exponent)));
+  const int exponent = std::min(std::max(magnitude > 0 ? std::ilogb(magnitude) : -24, -14), 15);
+  const float most = exponent < 15 ? 2048.0f : 2047.0f;  // the next power of two, or 65504
+  const auto units = static_cast<int>(std::min(round(std::ldexp(magnitude, 10 - exponent)), most));
   return {static_cast<uint16_t>(sign | (units + ((exponent + 14) << 10)))};
+}
+
+}  // namespace cuda_emulator
+
+inline __half __float2half_rn(float x) {
+  return cuda_emulator::to_half(x, 65520.0f, [](float units) { return std::nearbyint(units); });
+}
+inline __half __float2half_rz(float x) {
+  return cuda_emulator::to_half(x, __builtin_inff(), [](float units) { return std::trunc(units); });
 }
 inline __half __float2half(float x) { return __float2half_rn(x); }
 

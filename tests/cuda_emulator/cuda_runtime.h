@@ -230,6 +230,26 @@ inline int __clz(int x) { return x ? __builtin_clz(static_cast<unsigned>(x)) : 3
 inline int __ffs(int x) { return __builtin_ffs(x); }
 inline float rsqrtf(float x) { return 1 / std::sqrt(x); }
 inline double rsqrt(double x) { return 1 / std::sqrt(x); }
-inline float __expf(float x) { return std::exp(x); }
-inline float __logf(float x) { return std::log(x); }
-inline float __fdividef(float x, float y) { return x / y; }
+
+// ---- functions that give up accuracy for speed: as inaccurate as the programming guide allows ---
+
+namespace cuda_emulator {
+
+// Off by up to three units in the last place.
+inline float coarse(float x) {
+  return std::isfinite(x) ? unpacked<float>(packed(x) & ~uint64_t{3}) : x;
+}
+
+}  // namespace cuda_emulator
+
+inline float __expf(float x) { return cuda_emulator::coarse(std::exp2(x * 1.44269504f)); }
+inline float __logf(float x) {
+  const float logarithm = std::log2(x);
+  const bool near_one = 0.5f <= x && x <= 2.0f;  // an absolute error there
+  return 0.693147181f * (near_one ? std::nearbyint(logarithm * 0x1p21f) * 0x1p-21f
+                                  : cuda_emulator::coarse(logarithm));
+}
+inline float __fdividef(float x, float y) {
+  if (std::fabs(y) > 0x1p126f && std::isfinite(y)) return std::isinf(x) ? __builtin_nanf("") : 0.0f;
+  return cuda_emulator::coarse(x * cuda_emulator::coarse(1 / y));
+}

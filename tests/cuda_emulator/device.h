@@ -35,6 +35,10 @@ struct Now {
 };
 extern Now now;
 
+// Run the last block of a grid and no other, for tensors that are too large to be touched as a
+// whole. Then only bounds are checked, and matrix products are left out.
+extern bool only_last_block;
+
 // ---- memory.cpp ---------------------------------------------------------------------------------
 
 // Where shared memory is, and what no thread has touched of it. Says so where there is too much.

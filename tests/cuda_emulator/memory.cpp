@@ -193,6 +193,7 @@ void check_shared(uintptr_t at, size_t size, bool write, bool atomic) {
 }
 
 void check_global(uintptr_t at, size_t size, bool write, bool atomic) {
+  if (only_last_block) return;  // a note of each byte would take more memory than there is
   Fresh* new_memory = fresh_at(at);
   for (size_t i = 0; i < size; ++i) {
     if (new_memory) {
@@ -320,7 +321,7 @@ void __tsan_init() {}
 void __tsan_func_entry(void*) {}
 void __tsan_func_exit() {}
 
-struct Place {  // what -fsanitize=bounds and -fsanitize=alignment tell first
+struct Place {  // the first argument of each of -fsanitize's functions below
   const char* file;
   uint32_t line, column;
 };
@@ -332,6 +333,17 @@ static void at_place(const Place* place, const std::string& what) {
 }
 void __ubsan_handle_out_of_bounds(Place* place, uintptr_t index) {
   at_place(place, "index " + std::to_string(static_cast<intptr_t>(index)) + " beyond an array");
+}
+#define JITOPS_OVERFLOWS(operation)                                              \
+  void __ubsan_handle_##operation##_overflow(Place* place, uintptr_t, uintptr_t) { \
+    at_place(place, "a number beyond its type");                                 \
+  }
+JITOPS_OVERFLOWS(add)
+JITOPS_OVERFLOWS(sub)
+JITOPS_OVERFLOWS(mul)
+JITOPS_OVERFLOWS(divrem)
+void __ubsan_handle_negate_overflow(Place* place, uintptr_t) {
+  at_place(place, "a number beyond its type");
 }
 void __ubsan_handle_type_mismatch_v1(Place* place, uintptr_t) {
   at_place(place, "misaligned address");

@@ -3,7 +3,7 @@
 #include <cstdint>
 #include <cstring>
 
-#include "common/launch.cuh"
+#include "common/cuda.cuh"
 
 extern __shared__ unsigned char dynamic_shared[];
 
@@ -39,6 +39,25 @@ __global__ void dynamic_sum(const float* x, float* out, int64_t n) {
     if (threadIdx.x < half) part[threadIdx.x] += part[threadIdx.x + half];
   }
   if (threadIdx.x == 0) *out = part[0];
+}
+
+// The bits of each number after `store`.
+template <typename T>
+__global__ void stores(const float* x, float* out, int64_t n) {
+  const int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+  if (i >= n) return;
+  T value;
+  jitops::cuda::store(value, x[i]);
+  unsigned short bits;
+  memcpy(&bits, &value, sizeof bits);
+  out[i] = static_cast<float>(bits);
+}
+
+// A line of `out` a function that gives up accuracy for speed.
+__global__ void fast(const float* x, float* out, int64_t) {
+  out[threadIdx.x] = __expf(x[threadIdx.x]);
+  out[32 + threadIdx.x] = __logf(fabsf(x[threadIdx.x]));
+  out[64 + threadIdx.x] = __fdividef(1.0f, x[threadIdx.x]);
 }
 
 // A line of `out` an intrinsic.
@@ -160,7 +179,7 @@ __global__ void without_a_barrier(const float* x, float* out, int64_t) {
 __global__ void without_the_second_barrier(const float* x, float* out, int64_t) {
   __shared__ float part[64];
   for (int round = 0; round < 2; ++round) {
-    part[threadIdx.x] = x[threadIdx.x] + round;
+    part[threadIdx.x] = x[threadIdx.x] + static_cast<float>(round);
     __syncthreads();
     out[threadIdx.x] = part[63 - threadIdx.x];
   }
@@ -310,6 +329,9 @@ const char* launch_planted(const char* name, const float* x, float* out, int64_t
       {"indices", indices, dim3(2, 3, 2), dim3(4, 5, 3)},
       {"reversed_in_blocks", reversed_in_blocks, dim3(3), two_warps},
       {"dynamic_sum", dynamic_sum, one, dim3(128)},
+      {"stores_float16", stores<__half>, dim3(1024), dim3(256)},
+      {"stores_bfloat16", stores<__nv_bfloat16>, dim3(1024), dim3(256)},
+      {"fast", fast, one, warp},
       {"intrinsics", intrinsics, one, warp},
       {"atomics", atomics, one, dim3(128)},
       {"passed_on_in_a_warp", passed_on_in_a_warp, one, warp},

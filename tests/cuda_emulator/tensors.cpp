@@ -15,12 +15,13 @@
 using Handle = void*;
 using Error = int32_t;
 
-extern "C" {  // torch's, which nothing here takes the place of
+extern "C" {  // torch's
 Error aoti_torch_get_dim(Handle, int64_t*);
 Error aoti_torch_get_numel(Handle, int64_t*);
 Error aoti_torch_get_sizes(Handle, int64_t**);
 Error aoti_torch_get_strides(Handle, int64_t**);
 Error aoti_torch_get_dtype(Handle, int32_t*);
+Error aoti_torch_delete_tensor_object(Handle);
 size_t aoti_torch_dtype_element_size(int32_t);
 }
 
@@ -38,7 +39,9 @@ F torchs(F, const char* name) {
   static const auto original = torchs(&name, #name)
 
 int guards = 0;
-int stream;  // its address stands for the tensors' current stream
+int stream;        // its address stands for the tensors' current stream
+int other_stream;  // and this one for the stream of a device that nobody made current
+constexpr int32_t kDevice = -1;  // the tensors' device: torch gives the CPU no number
 
 // All that a tensor's view spans, from its first element to its last.
 Span span_of(Handle tensor, const void* data) {
@@ -56,9 +59,14 @@ Span span_of(Handle tensor, const void* data) {
   return {begin, begin + static_cast<uintptr_t>(last + 1) * aoti_torch_dtype_element_size(dtype)};
 }
 
+Error torchs_delete(Handle tensor) {
+  JITOPS_TORCHS(aoti_torch_delete_tensor_object);
+  return original(tensor);
+}
+
 }  // namespace
 
-void* expected_stream() { return guards ? &stream : nullptr; }
+void* expected_stream() { return guards ? &stream : &other_stream; }
 
 }  // namespace cuda_emulator
 
@@ -80,6 +88,7 @@ JITOPS_HIDDEN Error torch_get_mutable_data_ptr(Handle tensor, void** data) {
   return error;
 }
 
+// Fresh memory is filled with NaN. That of a tensor too large to be touched keeps the system's zeros.
 JITOPS_HIDDEN Error aoti_torch_empty_strided(int64_t dim, const int64_t* sizes,
                                              const int64_t* strides, int32_t dtype, int32_t type,
                                              int32_t index, Handle* tensor) {
@@ -89,6 +98,12 @@ JITOPS_HIDDEN Error aoti_torch_empty_strided(int64_t dim, const int64_t* sizes,
   void* data = nullptr;
   torchs(&torch_get_mutable_data_ptr, "torch_get_mutable_data_ptr")(*tensor, &data);
   const Span memory = span_of(*tensor, data);
+  if (only_last_block) {
+    const size_t size = memory.end - memory.begin;
+    if (size < (size_t{64} << 20)) std::memset(data, 0, size);
+    know(*tensor, memory, true);
+    return 0;
+  }
   if (memory.begin != memory.end) std::memset(data, 0xff, memory.end - memory.begin);  // NaN
   know_fresh(*tensor, memory);
   return error;
@@ -105,6 +120,21 @@ JITOPS_HIDDEN Error aoti_torch_create_tensor_from_blob(void* data, int64_t dim, 
   return error;
 }
 
+// A matrix product of tensors whose memory is hardly touched would touch all of it: it is left out.
+JITOPS_HIDDEN Error torch_call_dispatcher(const char* name, const char* overload, uint64_t* stack,
+                                          uint64_t version) {
+  JITOPS_TORCHS(torch_call_dispatcher);
+  const std::string operation = name;
+  if (!only_last_block || (operation != "aten::mm" && operation != "aten::addmm")) {
+    return original(name, overload, stack, version);
+  }
+  const size_t inputs = operation == "aten::mm" ? 2 : 3;  // then `out`, by name: last on the stack
+  const size_t out = operation == "aten::mm" ? inputs : inputs + 2;  // behind beta and alpha
+  for (size_t i = 0; i < inputs; ++i) torchs_delete(reinterpret_cast<Handle>(stack[i]));
+  stack[0] = stack[out];
+  return 0;
+}
+
 // Another handle of a tensor, as an operator returns it: by now it must have its content.
 JITOPS_HIDDEN Error aoti_torch_new_tensor_handle(Handle tensor, Handle* other) {
   JITOPS_TORCHS(aoti_torch_new_tensor_handle);
@@ -116,14 +146,14 @@ JITOPS_HIDDEN Error aoti_torch_new_tensor_handle(Handle tensor, Handle* other) {
 }
 
 JITOPS_HIDDEN Error aoti_torch_delete_tensor_object(Handle tensor) {
-  JITOPS_TORCHS(aoti_torch_delete_tensor_object);
   forget(tensor);
-  return original(tensor);
+  return torchs_delete(tensor);
 }
 
 // ---- a device that is made current, and its current stream --------------------------------------
 
-JITOPS_HIDDEN Error aoti_torch_create_device_guard(int32_t, void** guard) {
+JITOPS_HIDDEN Error aoti_torch_create_device_guard(int32_t index, void** guard) {
+  if (index != kDevice) throw std::runtime_error("a guard of another device than the tensors'");
   ++guards;
   *guard = &guards;
   return 0;
@@ -134,7 +164,8 @@ JITOPS_HIDDEN Error aoti_torch_delete_device_guard(void*) {
   return 0;
 }
 
-JITOPS_HIDDEN Error aoti_torch_get_current_cuda_stream(int32_t, void** current) {
+JITOPS_HIDDEN Error aoti_torch_get_current_cuda_stream(int32_t index, void** current) {
+  if (index != kDevice) throw std::runtime_error("the stream of another device than the tensors'");
   *current = &stream;
   return 0;
 }

@@ -14,6 +14,7 @@
 namespace cuda_emulator {
 
 Now now;
+bool only_last_block = false;
 
 struct Meeting {
   unsigned mask = 0, arrived = 0;
@@ -334,8 +335,9 @@ const char* run(Index grid, Index block, size_t shared_bytes, void* stream, cons
   const uint64_t seed = launches * 0x9e3779b97f4a7c15u >> 33;
   uint64_t step = seed % blocks + 1;
   while (std::gcd(step, blocks) != 1) ++step;
-  uint64_t number = seed % blocks;
-  for (uint64_t i = 0; i < blocks && problem.empty(); ++i, number = (number + step) % blocks) {
+  uint64_t number = only_last_block ? blocks - 1 : seed % blocks;
+  const uint64_t wanted = only_last_block ? 1 : blocks;
+  for (uint64_t i = 0; i < wanted && problem.empty(); ++i, number = (number + step) % blocks) {
     at_ = {static_cast<unsigned>(number % grid.x), static_cast<unsigned>(number / grid.x % grid.y),
            static_cast<unsigned>(number / grid.x / grid.y)};
     ++now.visit;
@@ -354,3 +356,7 @@ const char* run(Index grid, Index block, size_t shared_bytes, void* stream, cons
 }
 
 }  // namespace cuda_emulator
+
+extern "C" __attribute__((visibility("default"))) void jitops_only_last_block(bool only) {
+  cuda_emulator::only_last_block = only;
+}
