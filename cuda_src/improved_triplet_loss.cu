@@ -20,6 +20,11 @@ using cuda::store;
 
 constexpr int kSumPacks = 64;  // of a thread, summed in the type of T; their sums in float64
 
+// Packs of each tensor that a thread has on their way at once. Single elements are narrow: with one
+// of each at a time, too few bytes are in flight to fill the memory's bandwidth.
+template <typename T, int kWidth>
+constexpr int kAhead = kWidth > 1 ? 1 : sizeof(T) == 8 ? 2 : 4;
+
 template <typename T, int kWidth>
 __device__ const Pack<T, kWidth>* row_of(const void* data, int64_t stride, int64_t row) {
   return reinterpret_cast<const Pack<T, kWidth>*>(static_cast<const T*>(data) + row * stride);
@@ -38,6 +43,7 @@ template <typename T, int kWidth>
 __device__ void squared_distances(const Params& params, int64_t row, int64_t first, int64_t step,
                                   double* pos, double* neg) {
   using A = acc_t<T>;
+  constexpr int kMany = kAhead<T, kWidth>;
   const A eps = static_cast<A>(params.eps);
   const int64_t packs = params.cols / kWidth;
   const auto* a = row_of<T, kWidth>(params.anchor, params.anchor_stride, row);
@@ -46,8 +52,8 @@ __device__ void squared_distances(const Params& params, int64_t row, int64_t fir
   *pos = *neg = 0;
   for (int64_t j = first; j < packs;) {
     A some_pos = 0, some_neg = 0;
-    for (int i = 0; i < kSumPacks && j < packs; ++i, j += step) {
-      const Pack<T, kWidth> x = a[j], y = p[j], z = n[j];
+    const auto add = [&](const Pack<T, kWidth>& x, const Pack<T, kWidth>& y,
+                         const Pack<T, kWidth>& z) {
 #pragma unroll
       for (int k = 0; k < kWidth; ++k) {
         const A u = load(x.values[k]) - load(y.values[k]) + eps;
@@ -55,7 +61,22 @@ __device__ void squared_distances(const Params& params, int64_t row, int64_t fir
         some_pos += u * u;
         some_neg += v * v;
       }
+    };
+    int i = 0;
+    if constexpr (kMany > 1) {
+      for (; i < kSumPacks && j + (kMany - 1) * step < packs; i += kMany, j += kMany * step) {
+        Pack<T, kWidth> x[kMany], y[kMany], z[kMany];
+#pragma unroll
+        for (int m = 0; m < kMany; ++m) {
+          x[m] = a[j + m * step];
+          y[m] = p[j + m * step];
+          z[m] = n[j + m * step];
+        }
+#pragma unroll
+        for (int m = 0; m < kMany; ++m) add(x[m], y[m], z[m]);
+      }
     }
+    for (; i < kSumPacks && j < packs; ++i, j += step) add(a[j], p[j], n[j]);
     *pos += static_cast<double>(some_pos);
     *neg += static_cast<double>(some_neg);
   }
@@ -77,6 +98,13 @@ __device__ double finish_row(const Params& params, int64_t row, A d_pos, A d_neg
   return static_cast<double>(loss);
 }
 
+// The loss of all rows, by one thread.
+template <typename T>
+__device__ void store_reduced(const Params& params, double sum) {
+  if (params.reduction == Reduction::kMean) sum /= static_cast<double>(params.rows);
+  store(*static_cast<T*>(params.loss), static_cast<acc_t<T>>(sum));
+}
+
 // Budget: 64 registers, 192 bytes shared.
 template <typename T, int kWidth>
 __global__ void __launch_bounds__(cuda::kMaxThreads) forward_kernel(Params params) {
@@ -96,7 +124,12 @@ __global__ void __launch_bounds__(cuda::kMaxThreads) forward_kernel(Params param
   }
   if (params.reduction == Reduction::kNone) return;
   const double total = cuda::block_sum(sum, of_rows);
-  if (threadIdx.x == 0 && threadIdx.y == 0) params.partials[blockIdx.x] = total;
+  if (threadIdx.x != 0 || threadIdx.y != 0) return;
+  if (gridDim.x == 1) {
+    store_reduced<T>(params, total);
+  } else {
+    params.partials[blockIdx.x] = total;
+  }
 }
 
 // One block adds up what the blocks of forward_kernel left. Budget: 32 registers, 64 bytes shared.
@@ -106,12 +139,10 @@ __global__ void __launch_bounds__(cuda::kMaxThreads) reduce_kernel(Params params
   double sum = 0;
   for (int i = threadIdx.x; i < count; i += blockDim.x) sum += params.partials[i];
   sum = cuda::block_sum(sum, shared);
-  if (threadIdx.x != 0) return;
-  if (params.reduction == Reduction::kMean) sum /= static_cast<double>(params.rows);
-  store(*static_cast<T*>(params.loss), static_cast<acc_t<T>>(sum));
+  if (threadIdx.x == 0) store_reduced<T>(params, sum);
 }
 
-// Of few wide rows: each is the work of gridDim.x blocks. Budget: 48 registers, 128 bytes shared.
+// Of few wide rows: each is the work of gridDim.x blocks. Budget: 64 registers, 128 bytes shared.
 template <typename T, int kWidth>
 __global__ void __launch_bounds__(cuda::kMaxThreads) split_kernel(Params params) {
   __shared__ double of_positive[kWarps];
@@ -144,15 +175,14 @@ __global__ void __launch_bounds__(cuda::kMaxThreads) finish_kernel(Params params
   }
   if (params.reduction == Reduction::kNone) return;
   sum = cuda::block_sum(sum, shared);
-  if (threadIdx.x != 0) return;
-  if (params.reduction == Reduction::kMean) sum /= static_cast<double>(params.rows);
-  store(*static_cast<T*>(params.loss), static_cast<A>(sum));
+  if (threadIdx.x == 0) store_reduced<T>(params, sum);
 }
 
 // Budget: 80 registers, 0 bytes shared, 32 bytes spilt (float64).
 template <typename T, int kWidth>
 __global__ void __launch_bounds__(cuda::kMaxThreads) backward_kernel(Params params) {
   using A = acc_t<T>;
+  constexpr int kMany = kAhead<T, kWidth>;
   const A beta = static_cast<A>(params.beta), eps = static_cast<A>(params.eps);
   const bool reduces = params.reduction != Reduction::kNone;
   const A scale = params.reduction == Reduction::kMean ? A(1) / static_cast<A>(params.rows) : A(1);
@@ -175,10 +205,8 @@ __global__ void __launch_bounds__(cuda::kMaxThreads) backward_kernel(Params para
     const auto* a = row_of<T, kWidth>(params.anchor, params.anchor_stride, row);
     const auto* p = row_of<T, kWidth>(params.positive, params.positive_stride, row);
     const auto* n = row_of<T, kWidth>(params.negative, params.negative_stride, row);
-    const int64_t stride = static_cast<int64_t>(gridDim.y) * blockDim.x;
-    for (int64_t j = static_cast<int64_t>(blockIdx.y) * blockDim.x + threadIdx.x; j < packs;
-         j += stride) {
-      const Pack<T, kWidth> x = a[j], y = p[j], z = reads_negative ? n[j] : a[j];
+    const auto write = [&](int64_t j, const Pack<T, kWidth>& x, const Pack<T, kWidth>& y,
+                           const Pack<T, kWidth>& z) {
       Pack<T, kWidth> of_anchor, of_positive, of_negative;
 #pragma unroll
       for (int k = 0; k < kWidth; ++k) {
@@ -193,7 +221,23 @@ __global__ void __launch_bounds__(cuda::kMaxThreads) backward_kernel(Params para
       if (grad_anchor) *reinterpret_cast<Pack<T, kWidth>*>(grad_anchor + at) = of_anchor;
       if (grad_positive) *reinterpret_cast<Pack<T, kWidth>*>(grad_positive + at) = of_positive;
       if (grad_negative) *reinterpret_cast<Pack<T, kWidth>*>(grad_negative + at) = of_negative;
+    };
+    const int64_t apart = static_cast<int64_t>(gridDim.y) * blockDim.x;
+    int64_t j = static_cast<int64_t>(blockIdx.y) * blockDim.x + threadIdx.x;
+    if constexpr (kMany > 1) {
+      for (; j + (kMany - 1) * apart < packs; j += kMany * apart) {
+        Pack<T, kWidth> x[kMany], y[kMany], z[kMany];
+#pragma unroll
+        for (int m = 0; m < kMany; ++m) {
+          x[m] = a[j + m * apart];
+          y[m] = p[j + m * apart];
+          z[m] = reads_negative ? n[j + m * apart] : x[m];
+        }
+#pragma unroll
+        for (int m = 0; m < kMany; ++m) write(j + m * apart, x[m], y[m], z[m]);
+      }
     }
+    for (; j < packs; j += apart) write(j, a[j], p[j], reads_negative ? n[j] : a[j]);
   }
 }
 
@@ -236,7 +280,7 @@ const char* forward_as(const Params& params, void* stream) {
   }
   const unsigned blocks = blocks_for(params.rows, block);
   const char* error = launch(forward_kernel<T, kWidth>, dim3(blocks), block, 0, stream, params);
-  if (error || params.reduction == Reduction::kNone) return error;
+  if (error || blocks == 1 || params.reduction == Reduction::kNone) return error;
   return launch(reduce_kernel<T>, dim3(1), all, 0, stream, params, static_cast<int>(blocks));
 }
 

@@ -64,7 +64,8 @@ class CompileBattery:
             torch._dynamo.reset()
             compiled = torch.compile(call, fullgraph=self.op.compiles, backend=compiler)
             if compiler == "aot_eager":
-                with pytest.raises(RuntimeError, match="double backward|not have been used"):
+                refused = "double backward|not have been used|does not require grad"  # torch 2.11
+                with pytest.raises(RuntimeError, match=refused):
                     second(compiled)
                 continue
             for one, other in zip(second(compiled), expected, strict=True):

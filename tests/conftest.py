@@ -14,7 +14,9 @@ import pytest
 # Before ops is imported: no setting of the user's leaks in, and no test touches the user's cache.
 for _name in [name for name in os.environ if name.startswith("JITOPS_")]:
     del os.environ[_name]
-_CACHE = tempfile.mkdtemp(prefix="jitops-tests-")
+# Several runs may share one cache, whose owner names and removes it.
+_GIVEN = os.environ.get("TESTS_CACHE_DIR")
+_CACHE = _GIVEN or tempfile.mkdtemp(prefix="jitops-tests-")
 os.environ["JITOPS_CACHE_DIR"] = _CACHE
 os.environ["JITOPS_PROGRESS"] = "0"
 
@@ -91,7 +93,8 @@ def _can_mount():
 
 
 def pytest_unconfigure():
-    shutil.rmtree(_CACHE, ignore_errors=True)
+    if not _GIVEN:
+        shutil.rmtree(_CACHE, ignore_errors=True)
 
 
 def _not_run(config):

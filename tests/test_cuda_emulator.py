@@ -152,6 +152,20 @@ def test_caught(name):
     assert torch.equal(run("indices", x), x + torch.arange(64))  # and the next launch is sound
 
 
+def test_an_error_of_another_is_neither_reported_nor_cleared():
+    x = torch.rand(64)
+    assert torch.equal(run("beside_an_error_of_another", x), x + torch.arange(64))
+
+
+def test_a_failed_launch_says_which_and_leaves_no_error_behind():
+    shape = r"grid \(1, 1, 1\), block \(2048, 1, 1\), 0 bytes of dynamic shared memory"
+    with pytest.raises(RuntimeError, match=f"block_of_2048: .*invalid configuration.*; {shape}"):
+        run("block_of_2048", torch.rand(64))
+    with pytest.raises(RuntimeError) as error:
+        run("empty_grid", torch.rand(64))
+    assert "an earlier call left" not in str(error.value)
+
+
 def test_missing_tail_is_caught():
     with pytest.raises(RuntimeError, match="a result of which 12 bytes were never written"):
         run("forgets_the_tail", torch.rand(67))

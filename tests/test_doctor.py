@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -168,14 +166,3 @@ def test_doctor_of_a_build_that_failed(tmp_path, root):
     found, _, words = report(**changes, status=1)
     assert found["ops", f"{OP} cpp"]["status"] == "problem"
     assert f"{OP}.cpp:1" in words
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU: make gpu would go on")
-def test_the_run_book_for_gpus_ends_early_and_says_why(root):
-    done = subprocess.run(
-        [root / ".ci/gpu", sys.executable], capture_output=True, text=True, check=False, timeout=60
-    )
-    assert done.returncode == 1
-    assert "Back end cuda: does NOT work" in done.stdout
-    assert done.stderr == "make gpu: no GPU run here, for the reason above.\n"
-    assert "the battery on the GPU" not in done.stdout

@@ -6,25 +6,22 @@ import pytest
 import torch
 
 import ops
-from tests.op_under_test import close, leaves
-from tests.test_improved_triplet_loss import OP
-from tests.test_lltm import TestLLTM as Steps
-from tests.test_lltm import TestLLTMSequence as Sequences
+from tests.helpers import run
+from tests.op_under_test import check_far_rows, close, compiled_ops, leaves
 
 pytestmark = pytest.mark.cuda
 
-OPS = {"improved_triplet_loss": OP, "lltm": Steps.op, "lltm_sequence": Sequences.op}
-SHAPES = {
-    "improved_triplet_loss": (4096, 512),
-    "lltm": (512, 64),
-    "lltm_sequence": (16, 64, 32),
-}
+OPS = compiled_ops()
 
 
-@pytest.fixture(params=OPS)
+@pytest.fixture(params=OPS, ids=lambda name: f"cuda-{name}")
 def op(request):
     with ops.use_backend("cuda"):
-        yield OPS[request.param], SHAPES[request.param]
+        yield OPS[request.param]
+
+
+def busy(op, device="cuda"):
+    return op.busy(torch.float32, device)
 
 
 def step(op, inputs):
@@ -39,8 +36,7 @@ def all_equal(some, others):
 
 def test_the_current_stream_is_used(op):
     """The inputs are ready late, and on that stream only."""
-    op, shape = op
-    source = op.inputs(shape, torch.float32, "cuda")
+    source = busy(op)
     expected = step(op, leaves(source))
     late = leaves([torch.full_like(t, float("nan")) for t in source])
     torch.cuda.synchronize()
@@ -55,8 +51,7 @@ def test_the_current_stream_is_used(op):
 
 
 def test_two_streams_at_once(op):
-    op, shape = op
-    inputs = [leaves(op.inputs(shape, torch.float32, "cuda")) for _ in range(2)]
+    inputs = [leaves(busy(op)) for _ in range(2)]
     expected = [step(op, one) for one in inputs]
     torch.cuda.synchronize()
     streams = [torch.cuda.Stream() for _ in range(2)]
@@ -72,8 +67,7 @@ def test_two_streams_at_once(op):
 
 def test_cuda_graph(op):
     """Captured once, replayed on other numbers."""
-    op, shape = op
-    inputs = leaves(op.inputs(shape, torch.float32, "cuda"))
+    inputs = leaves(busy(op))
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
@@ -83,7 +77,7 @@ def test_cuda_graph(op):
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         captured = step(op, inputs)
-    other = op.inputs(shape, torch.float32, "cuda")
+    other = busy(op)
     with torch.no_grad():
         for one, new in zip(inputs, other, strict=True):
             one.copy_(new)
@@ -93,20 +87,42 @@ def test_cuda_graph(op):
         close(one, expected, torch.float32)
 
 
+def test_cuda_graph_of_a_first_call(op):
+    """Kernels are loaded when they are first launched, here while a graph is captured."""
+    run(
+        f"""
+        import torch, ops
+        from tests.op_under_test import compiled_ops, leaves
+        from tests.test_gpu import all_equal, step
+        op = compiled_ops()[{op.name!r}]
+        inputs = leaves(op.busy(torch.float32, "cuda"))
+        torch.ones(64, 64, device="cuda").mm(torch.ones(64, 64, device="cuda"))  # starts cuBLAS
+        torch.cuda.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with ops.use_backend("cuda"):
+            with torch.cuda.graph(graph):
+                captured = step(op, inputs)
+            graph.replay()
+            torch.cuda.synchronize()
+            assert all_equal(captured, step(op, inputs))
+        """
+    )
+
+
+# torch says so at the first call, and sets the mode all the same.
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype")
 def test_nothing_waits_for_the_gpu(op):
-    op, shape = op
-    inputs = leaves(op.inputs(shape, torch.float32, "cuda"))
+    inputs = leaves(busy(op))
     step(op, inputs)
-    torch.cuda.set_sync_debug_mode("error")
     try:
+        torch.cuda.set_sync_debug_mode("error")
         step(op, inputs)
     finally:
         torch.cuda.set_sync_debug_mode("default")
 
 
 def test_deterministic_mode(op):
-    op, shape = op
-    inputs = leaves(op.inputs(shape, torch.float32, "cuda"))
+    inputs = leaves(busy(op))
     torch.use_deterministic_algorithms(True)
     try:
         first = step(op, inputs)
@@ -117,9 +133,8 @@ def test_deterministic_mode(op):
 
 
 def test_inductor(op):
-    op, shape = op
     torch._dynamo.reset()
-    inputs = leaves(op.inputs(shape, torch.float32, "cuda"))
+    inputs = leaves(busy(op))
     compiled = torch.compile(
         lambda *t: sum((2 * x).sum() for x in op.differentiable(t, op.variants[0])), fullgraph=True
     )
@@ -130,52 +145,19 @@ def test_inductor(op):
         close(one.grad, other.grad, torch.float32)
 
 
-def needs_memory(gib):
+@pytest.mark.parametrize("name", [f"cuda-{name}" for name, op in OPS.items() if op.far])
+def test_indices_beyond_32_bits(name):
     free, _ = torch.cuda.mem_get_info()
-    if free < gib << 30:
-        pytest.skip(f"needs {gib} GiB of free GPU memory, there are {free >> 30}")
-
-
-def test_more_than_2_31_elements_of_a_loss():
-    """The last row, whose elements lie beyond what 32 bits can count, is as if it were alone."""
-    needs_memory(16)
-    rows, cols = 2**31 // 512 + 3, 512
-    anchor = torch.zeros(rows, cols, dtype=torch.bfloat16, device="cuda")
-    anchor[-1] = torch.linspace(-1, 1, cols, device="cuda").bfloat16()
-    others = torch.randn(2, 1, cols, device="cuda").bfloat16()
-    arguments = (-1.0, 0.01, 0.5, 1e-6, "none")
+    if free < 24 << 30:
+        pytest.skip(f"needs 24 GiB of free GPU memory, there are {free >> 30}")
     with ops.use_backend("cuda"):
-        anchor.requires_grad_()
-        loss = ops.improved_triplet_loss(anchor, *others, *arguments)
-        loss[-1].backward()
-        alone = anchor.detach()[-1:].clone().requires_grad_()
-        expected = ops.improved_triplet_loss(alone, *others, *arguments)
-        expected.backward()
-    assert torch.equal(loss[-1:], expected)
-    assert torch.equal(anchor.grad[-1:], alone.grad)
-    assert anchor.grad[:-1].abs().amax() == 0
-
-
-def test_more_than_2_31_elements_of_gates():
-    needs_memory(24)
-    batch, size = 2**31 // 48 + 5, 16
-    w = torch.randn(3 * size, size + 1, device="cuda").bfloat16()
-    b = torch.randn(3 * size, device="cuda").bfloat16()
-    x, h, c = (torch.zeros(batch, n, dtype=torch.bfloat16, device="cuda") for n in (1, size, size))
-    few = slice(batch - 3, batch)
-    h[few] = 0.5
-    with ops.use_backend("cuda"), torch.no_grad():
-        results = ops.lltm(x, w, b, h, c)
-        expected = ops.lltm(x[few], w, b, h[few], c[few])
-    for one, other in zip(results, expected, strict=True):
-        close(one[few], other, torch.bfloat16)
+        check_far_rows(OPS[name.removeprefix("cuda-")], "cuda")
 
 
 def test_another_device_than_the_current_one(op):
     if torch.cuda.device_count() < 2:
         pytest.skip("needs two GPUs")
-    op, shape = op
-    inputs = op.inputs(shape, torch.float32, "cuda:0")
+    inputs = busy(op, "cuda:0")
     there = leaves([t.to("cuda:1") for t in inputs])
     assert torch.cuda.current_device() == 0
     got = step(op, there)

@@ -107,8 +107,8 @@ MUTATIONS = (
     ),
     Mutation(
         "improved_triplet_loss.cu",
-        "threadIdx.x; j < packs;\n         j += stride",
-        "threadIdx.x; j + 1 < packs;\n         j += stride",
+        "for (; j < packs; j += apart) write",
+        "for (; j + 1 < packs; j += apart) write",
         "a result of which .* bytes were never written",
     ),
     Mutation(

@@ -69,7 +69,7 @@ def kernels(name: str, source: Path, include: Path) -> Path:
         "-O1",
     ]
     narrow = ["-Wconversion", "-Werror=conversion"]  # a 64-bit size that becomes a 32-bit index
-    headers = ["-isystem", str(FOLDER), "-include", str(FOLDER / "launch.h"), f"-I{include}"]
+    headers = ["-isystem", str(FOLDER), f"-I{include}"]
     quiet = ["-Wno-unknown-pragmas", "-fvisibility=hidden"]
     arguments = [*watched, *narrow, *headers, *quiet]
     (path,) = compile_all((name, [*arguments, "-x", "c++", str(source)]))

@@ -5,7 +5,9 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <tuple>
 #include <type_traits>
+#include <utility>
 
 #include "emulator.h"
 
@@ -60,6 +62,43 @@ struct alignas(16) uint4 {
 };
 inline uint2 make_uint2(unsigned x, unsigned y) { return {x, y}; }
 inline uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) { return {x, y, z, w}; }
+
+// ---- launching, and errors: one code, whose text is the emulator's report -----------------------
+
+inline const char* cudaGetErrorName(cudaError_t) { return "error of the emulator"; }
+inline const char* cudaGetErrorString(cudaError_t) { return cuda_emulator::report(); }
+inline cudaError_t cudaPeekAtLastError() { return cuda_emulator::last_error; }
+inline cudaError_t cudaGetLastError() { return std::exchange(cuda_emulator::last_error, 0); }
+
+namespace cuda_emulator {
+
+template <typename... Args>
+struct CallOf : Call {
+  void (*kernel)(Args...);
+  std::tuple<Args...> args;
+
+  template <size_t... places>
+  CallOf(void (*kernel_)(Args...), void** pointers, std::index_sequence<places...>)
+      : Call{run, sizeof(CallOf)},
+        kernel(kernel_),
+        args(*static_cast<Args*>(pointers[places])...) {}
+
+  static void run(const Call* call) {
+    const auto* self = static_cast<const CallOf*>(call);
+    std::apply(self->kernel, self->args);
+  }
+};
+
+}  // namespace cuda_emulator
+
+template <typename... Args>
+cudaError_t cudaLaunchKernel(void (*kernel)(Args...), dim3 grid, dim3 block, void** pointers,
+                             size_t shared_bytes, cudaStream_t stream) {
+  const cuda_emulator::CallOf<Args...> call(kernel, pointers, std::index_sequence_for<Args...>{});
+  const bool failed = cuda_emulator::run(grid, block, shared_bytes, stream, call) != nullptr;
+  if (failed) cuda_emulator::last_error = 1;
+  return failed;
+}
 
 // ---- where a thread is --------------------------------------------------------------------------
 

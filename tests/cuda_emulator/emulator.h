@@ -66,7 +66,10 @@ struct Call {
   size_t size;
 };
 
-// Runs it once for each thread of the grid. Returns null, or what went wrong.
+// Runs it once for each thread of the grid. Returns null, or a report of the first fault.
 const char* run(Index grid, Index block, size_t shared_bytes, void* stream, const Call& call);
+const char* report();  // of the last launch that failed
+
+extern int last_error;  // CUDA's, of whichever call came last: 0 is none
 
 }  // namespace cuda_emulator

@@ -15,6 +15,7 @@ namespace cuda_emulator {
 
 Now now;
 bool only_last_block = false;
+int last_error = 0;
 
 struct Meeting {
   unsigned mask = 0, arrived = 0;
@@ -307,11 +308,14 @@ void fault(const std::string& what) {
 
 // ---- launching ----------------------------------------------------------------------------------
 
+const char* report() { return problem.c_str(); }
+
 const char* run(Index grid, Index block, size_t shared_bytes, void* stream, const Call& call) {
   static std::mutex one_at_a_time;
   const std::lock_guard<std::mutex> guard(one_at_a_time);
-  if (const char* error = invalid(grid, block, stream, expected_stream())) return error;
   problem.clear();
+  if (const char* error = invalid(grid, block, stream, expected_stream())) problem = error;
+  if (!problem.empty()) return problem.c_str();
   static uint32_t launches = 0;
   ++launches;
   now.first = now.visit + 1;
