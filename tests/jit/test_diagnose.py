@@ -57,6 +57,7 @@ PHRASES = {
     "wrong_abi": ("another C++ ABI", "-D_GLIBCXX_USE_CXX11_ABI"),
     "other_torch": ("made for another one", "to another torch"),
     "other_python": ("made for another one", "another Python's headers"),
+    "cuda_newer_than_torchs": ("nvcc is newer than the CUDA runtime", "torch.version.cuda"),
     "cuda_library_not_linked": ("is used and not linked", "-lcublas"),
     "undefined_symbol": ("defined nowhere", "declaration and definition agree"),
     "undefined_reference": ("defined nowhere", "declaration and definition agree"),
@@ -386,6 +387,11 @@ EXPECTED = {
         "... undefined symbol: c10::Warning::warn(int) (_ZN3c107Warning4warnEi)",
     ),
     "other_python": ("other_python", None, "... undefined symbol: PyDict_GetItemStringRef"),
+    "cuda_newer_than_torchs": (
+        "cuda_newer_than_torchs",
+        None,
+        "... undefined symbol: cudaGetDriverEntryPointByVersion2, version libcudart.so.13",
+    ),
     "cuda_library_not_linked": (
         "cuda_library_not_linked",
         None,
@@ -763,6 +769,10 @@ def test_whose_symbol_is_missing(symbol, name):
             "/usr/local/cuda/include/crt/host_config.h:151:2: error: #error -- unsupported clang "
             "version! clang version must be less than 21",
             "compiler_too_new",
+        ),
+        (
+            "/x.so: undefined symbol: cudaGetDriverEntryPointByVersion, version libcudart.so.12",
+            "cuda_newer_than_torchs",
         ),
     ],
 )

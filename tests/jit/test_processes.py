@@ -169,6 +169,42 @@ def test_a_fork_while_another_thread_builds(cache, slow_compiler):
     assert out.split() == ["7"]
 
 
+def test_a_fork_while_another_thread_imports_torchs_loader(cache):
+    """The import is finished before the fork: in the child nobody would finish it."""
+    out, _ = run(
+        f"""
+        import importlib.abc, os, sys, threading, time
+        import ops.jit
+        started = threading.Event()
+        class Slow(importlib.abc.MetaPathFinder):
+            def find_spec(self, name, path, target=None):
+                if name == "torch.utils.cpp_extension":
+                    started.set()
+                    time.sleep(1)
+        sys.meta_path.insert(0, Slow())
+        def load(name):
+            return ops.jit.load_inline(name, {ANSWER!r}, is_python_module=False,
+                                       no_implicit_headers=True)
+        builder = threading.Thread(target=load, args=("one",))
+        builder.start()
+        started.wait()
+        pid = os.fork()
+        if pid == 0:
+            load("two")
+            os._exit(7)
+        deadline = time.monotonic() + 60
+        while not (ended := os.waitpid(pid, os.WNOHANG))[0] and time.monotonic() < deadline:
+            time.sleep(0.1)
+        if not ended[0]:
+            os.kill(pid, 9)
+        print(os.waitstatus_to_exitcode(ended[1]) if ended[0] else "hangs")
+        builder.join()
+        """,
+        JITOPS_CACHE_DIR=cache,
+    )
+    assert out.split() == ["7"]
+
+
 def test_staging_of_any_dead_builder_is_swept(cache, source):
     """Dead is who no longer holds its lock; or, where nothing tells, who is a day old."""
     extension(source).load()

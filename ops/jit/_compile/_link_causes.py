@@ -73,6 +73,13 @@ LINKING = (
         "let no extra_include_paths lead to another Python's headers",
     ),
     Cause(
+        "cuda_newer_than_torchs",
+        r"undefined symbol: \w+, version libcud\w+\.so",
+        "nvcc is newer than the CUDA runtime that torch has loaded",
+        "build with the nvcc of torch's CUDA release (torch.version.cuda), by CUDA_HOME, or "
+        "install a torch for the newer CUDA",
+    ),
+    Cause(
         "cuda_library_not_linked",
         _SYMBOL + r"_*(?:cuda|cublas|cufft|cusparse|curand|cusolver|cudnn|nvrtc)[A-Z]\w*'?$",
         "a library of CUDA is used and not linked",

@@ -51,6 +51,15 @@ _current = _Current()
 _installing = threading.Lock()
 os.register_at_fork(after_in_child=lambda: globals().update(_installing=threading.Lock()))
 
+# A fork waits until torch's module is imported: in the child, the thread that imports it is gone,
+# and an import that has begun never ends.
+_importing = threading.RLock()
+os.register_at_fork(
+    before=_importing.acquire,
+    after_in_parent=_importing.release,
+    after_in_child=_importing.release,
+)
+
 
 class _View(types.ModuleType):
     def __init__(self, real: types.ModuleType) -> None:
@@ -129,7 +138,8 @@ def _cpp_extension() -> Any:
     logger = logging.getLogger("torch.utils.cpp_extension")
     logger.addFilter(quiet)
     try:
-        import torch.utils.cpp_extension as cpp_extension
+        with _importing:
+            import torch.utils.cpp_extension as cpp_extension
     finally:
         logger.removeFilter(quiet)
     return cpp_extension
