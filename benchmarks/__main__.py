@@ -14,7 +14,7 @@ HERE = Path(__file__).resolve().parent
 
 
 def main() -> None:
-    known = sorted(path.stem.removeprefix("bench_") for path in HERE.glob("bench_*.py"))
+    known = common.benches()
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(known))
     parser.add_argument("--device", choices=common.COMPILED, help="measure this kind alone")
@@ -43,7 +43,7 @@ def main() -> None:
     failed = []
     for name in options.names or known:
         try:
-            figures = importlib.import_module(f"benchmarks.bench_{name}").run()
+            figures = importlib.import_module(known[name]).run()
         except Exception:
             traceback.print_exc()
             failed.append(name)

@@ -9,13 +9,12 @@ from __future__ import annotations
 import importlib
 import statistics
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import torch
 
 import ops
-from benchmarks.common import COMPILED, Kernel, devices, in_turns, table
-from ops._op import built_in
+from benchmarks.common import COMPILED, Kernel, benches, devices, in_turns, table
+from ops._core.dispatch import built_in
 
 DTYPES = (torch.float32, torch.bfloat16)
 COLD = 256 << 20  # bytes: several times the largest L2 cache
@@ -54,12 +53,11 @@ def _name(device: str) -> str:
 
 def _kernels(device: str, dtype: torch.dtype) -> Iterator[Kernel]:
     """Those of each bench that has some."""
-    for path in sorted(Path(__file__).parent.glob("bench_*.py")):
-        module = importlib.import_module(f"benchmarks.{path.stem}")
+    for name, path in benches().items():
+        module = importlib.import_module(path)
         if hasattr(module, "kernels"):
-            stem = path.stem.removeprefix("bench_")
-            getattr(ops, stem)  # declares the operators
-            built_in(stem).load(COMPILED[device])
+            getattr(ops, name)  # declares the operators
+            built_in(name).load(COMPILED[device])
             yield from module.kernels(device, dtype)
 
 

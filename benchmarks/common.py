@@ -22,6 +22,16 @@ import ops
 ROOT = Path(__file__).resolve().parent.parent
 COMPILED = {"cpu": "cpp", "cuda": "cuda"}  # the compiled back end of each kind of device
 
+
+def benches() -> dict[str, str]:
+    """The module of each bench, by name."""
+    paths = sorted(Path(__file__).parent.rglob("bench_*.py"), key=lambda path: path.stem)
+    return {
+        path.stem.removeprefix("bench_"): ".".join(path.relative_to(ROOT).with_suffix("").parts)
+        for path in paths
+    }
+
+
 only: str | None = None  # measure this kind of device and no other
 
 

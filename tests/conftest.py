@@ -23,9 +23,10 @@ os.environ["JITOPS_PROGRESS"] = "0"
 import torch  # noqa: E402
 
 import ops  # noqa: E402
-from ops import _config, _op  # noqa: E402
+from ops import _config  # noqa: E402
+from ops._core import dispatch  # noqa: E402
 from ops.jit._compile import _toolchain  # noqa: E402
-from tests import cuda_emulator  # noqa: E402
+from tests.cuda import emulator as cuda_emulator  # noqa: E402
 
 DEVICES = {"torch": "cpu", "cpp": "cpu", cuda_emulator.NAME: "cpu", "cuda": "cuda"}
 
@@ -184,8 +185,8 @@ def seeded():
 @pytest.fixture(autouse=True)
 def no_op_stays(monkeypatch):
     """The ops that a test makes are known to no other test."""
-    _op.known()  # the built-in ones stay
-    monkeypatch.setattr(_op, "_ops", dict(_op._ops))
+    dispatch.known()  # the built-in ones stay
+    monkeypatch.setattr(dispatch, "_ops", dict(dispatch._ops))
 
 
 @pytest.fixture

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from ops import cli
-from tests.helpers import ROOT, environment, run
+from ops._cli import main as cli
+from tests.harness.helpers import ROOT, environment, run
 
 ENGLISH, CHINESE = (ROOT / "docs" / f"write-your-own{suffix}.md" for suffix in ("", ".zh-CN"))
 LOADER = ROOT / "docs" / "loader.md"

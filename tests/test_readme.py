@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from tests.helpers import ROOT, run
+from tests.harness.helpers import ROOT, run
 
 README = (ROOT / "README.md").read_text()
 

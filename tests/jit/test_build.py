@@ -10,7 +10,7 @@ import torch
 
 import ops
 from ops.jit import _library, load, load_inline
-from tests.helpers import environment, path_without, run
+from tests.harness.helpers import environment, path_without, run
 from tests.jit.support import ANSWER, COMPILER, answer, entries, extension, leftovers
 
 pytestmark = pytest.mark.cpp

@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 
 import ops
-from ops import cli
+from ops._cli import main as cli
 from ops.jit import load, load_inline
 from ops.jit._cache import _archive, _inventory, _store
-from tests.helpers import run
+from tests.harness.helpers import run
 from tests.jit.support import ANSWER, answer, entries
 from tests.jit.test_drop_in import OPERATORS, STABLE
 
@@ -128,7 +128,8 @@ def test_ops_by_command(cache, tmp_path):
 
 
 def jitops(*arguments, ok=True, **variables):
-    code = f"from ops.cli import main; import sys; sys.exit(main({[str(a) for a in arguments]!r}))"
+    words = [str(one) for one in arguments]
+    code = f"from ops._cli.main import main; import sys; sys.exit(main({words!r}))"
     out, err = run(code, ok=ok, **variables)
     return out if ok else err
 

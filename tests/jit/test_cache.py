@@ -13,7 +13,7 @@ import torch
 from ops import _config
 from ops.jit import _library
 from ops.jit._compile import _toolchain
-from tests.helpers import run
+from tests.harness.helpers import run
 from tests.jit.support import ANSWER, COMPILER, answer, entries, extension, leftovers
 
 pytestmark = pytest.mark.cpp

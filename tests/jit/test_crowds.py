@@ -12,7 +12,7 @@ import pytest
 
 import ops
 from ops.jit import text
-from tests.helpers import environment, run, start
+from tests.harness.helpers import environment, run, start
 from tests.jit.support import ANSWER, COMPILER, answer, entries, leftovers
 
 pytestmark = pytest.mark.cpp

@@ -8,7 +8,7 @@ import pytest
 
 import ops
 from ops.jit._compile import _toolchain
-from tests.helpers import run
+from tests.harness.helpers import run
 from tests.jit.support import COMPILER, answer, entries, extension
 
 pytestmark = pytest.mark.cpp

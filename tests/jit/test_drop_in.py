@@ -17,7 +17,7 @@ import torch.utils.cpp_extension as torchs
 import ops
 from ops.jit import _library, _why, load, load_inline
 from ops.jit._cache import _inventory
-from tests.helpers import run
+from tests.harness.helpers import run
 from tests.jit.support import ANSWER, answer, entries
 
 pytestmark = pytest.mark.cpp

@@ -12,7 +12,7 @@ import pytest
 
 import ops
 from ops.jit import Extension, Spec, load_inline
-from tests.helpers import run, start
+from tests.harness.helpers import run, start
 from tests.jit.support import COMPILER, answer, extension
 
 pytestmark = pytest.mark.cpp

@@ -11,7 +11,7 @@ import pytest
 from ops import _config
 from ops.jit import _library, load_inline, text
 from ops.jit._cache import _inventory, _store
-from tests.helpers import start
+from tests.harness.helpers import start
 from tests.jit.support import ANSWER, entries
 
 pytestmark = pytest.mark.cpp

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers import run, start
+from tests.harness.helpers import run, start
 from tests.jit.support import ANSWER, COMPILER, answer, entries, leftovers
 
 pytestmark = pytest.mark.cpp

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers import run
+from tests.harness.helpers import run
 from tests.jit.support import ANSWER, entries, leftovers
 
 pytestmark = [pytest.mark.cpp, pytest.mark.mounts]
@@ -80,7 +80,7 @@ def test_a_full_disk_is_in_the_report(tmp_path):
         (disk / "cache").mkdir()
         fill(disk)
         out, _ = run(
-            "from ops.cli import main; main(['doctor'])",
+            "from ops._cli.main import main; main(['doctor'])",
             JITOPS_CACHE_DIR=disk / "cache",
             TMPDIR=disk / "none",
         )

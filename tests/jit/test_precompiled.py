@@ -15,7 +15,7 @@ from ops._errors import BuildError
 from ops.jit import _key, _precompiled, _precompiler, load_inline, text
 from ops.jit._cache import _inventory, _lock, _roots, _staging, _store
 from ops.jit._compile import _build, _headers, _instantiate, _toolchain
-from tests.helpers import PACKAGE, run
+from tests.harness.helpers import PACKAGE, run
 from tests.jit.support import leftovers
 
 pytestmark = pytest.mark.cpp

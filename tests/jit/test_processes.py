@@ -16,7 +16,7 @@ from ops import _config
 from ops.jit import _facts, _key
 from ops.jit._cache import _roots, _staging, _store
 from ops.jit._compile import _headers
-from tests.helpers import run, start
+from tests.harness.helpers import run, start
 from tests.jit.support import ANSWER, COMPILER, answer, entries, extension, leftovers
 
 pytestmark = pytest.mark.cpp

@@ -15,7 +15,7 @@ import torch
 import ops
 from ops.jit import _trial, load_inline
 from ops.jit._cache import _inventory
-from tests.helpers import run, start
+from tests.harness.helpers import run, start
 from tests.jit.support import ANSWER
 from tests.jit.test_drop_in import OPERATORS, PYTHON_MODULE, STABLE, operators
 

@@ -1,0 +1,62 @@
+# The public names and the modules that define them. `import ops` reads this file to know where to
+# find a name, and so do type checkers: an op adds its line here and nowhere else in the package.
+
+from . import jit as jit
+from ._core.dispatch import Op as Op
+from ._core.explain import explain as explain
+from ._core.selection import use_backend as use_backend
+from ._errors import (
+    ArgumentError as ArgumentError,
+    ArgumentTypeError as ArgumentTypeError,
+    BackendUnavailableError as BackendUnavailableError,
+    BackendWarning as BackendWarning,
+    BuildError as BuildError,
+    BuildTimeoutError as BuildTimeoutError,
+    BundleError as BundleError,
+    CacheError as CacheError,
+    CacheWarning as CacheWarning,
+    ConfigError as ConfigError,
+    ConfigWarning as ConfigWarning,
+    DependencyError as DependencyError,
+    GradientCheckError as GradientCheckError,
+    GradientError as GradientError,
+    JitopsError as JitopsError,
+    NotBuiltError as NotBuiltError,
+    ToolchainError as ToolchainError,
+)
+from .arrays.from_numpy import NumpyOp as NumpyOp, from_numpy as from_numpy
+from .gradcheck.check_gradients import (
+    GradientReport as GradientReport,
+    check_gradients as check_gradients,
+)
+from .layers.linear import LinearFunction as LinearFunction, linear as linear
+from .layers.lltm import (
+    LLTM as LLTM,
+    LLTMFunction as LLTMFunction,
+    LLTMState as LLTMState,
+    lltm as lltm,
+    lltm_sequence as lltm_sequence,
+)
+from .layers.normalize_with_norm import (
+    DirectionAndNorm as DirectionAndNorm,
+    NormalizeWithNormFunction as NormalizeWithNormFunction,
+    normalize_with_norm as normalize_with_norm,
+)
+from .layers.rfft2_magnitude import rfft2_magnitude as rfft2_magnitude
+from .layers.scipy_conv2d import ScipyConv2d as ScipyConv2d, scipy_conv2d as scipy_conv2d
+from .losses.hausdorff_dt_loss import (
+    HausdorffDTLoss as HausdorffDTLoss,
+    hausdorff_dt_loss as hausdorff_dt_loss,
+)
+from .losses.improved_triplet_loss import (
+    ImprovedTripletLoss as ImprovedTripletLoss,
+    TripletLossFunc as TripletLossFunc,
+    improved_triplet_loss as improved_triplet_loss,
+)
+from .losses.set_matching_loss import (
+    SetMatching as SetMatching,
+    SetMatchingLoss as SetMatchingLoss,
+    set_matching_loss as set_matching_loss,
+)
+
+__version__: str

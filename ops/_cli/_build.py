@@ -1,0 +1,180 @@
+"""``jitops build``: compile ahead, in parallel; for images, CI and login nodes."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any
+
+from ops import _config
+from ops._core import dispatch, extensions
+from ops._errors import ArgumentError, JitopsError, ToolchainError
+from ops.jit import Extension, _compile_commands
+from ops.jit._cache._store import Entry
+from ops.jit._compile import _hardware, _toolchain
+
+
+def add_to(commands: Any) -> None:
+    """Its parser."""
+    parser = commands.add_parser(
+        "build",
+        help="compile ops ahead of time, in parallel",
+        description="Compile into the cache what would otherwise be compiled at the first use.",
+    )
+    add_selection(parser)
+    parser.add_argument("--jobs", type=positive, metavar="N", help="compilers at once")
+    parser.add_argument("--retry", action="store_true", help="try again what has failed")
+    parser.add_argument(
+        "--compile-commands",
+        type=Path,
+        metavar="FILE",
+        help="write compile_commands.json there, for clangd and other editors",
+    )
+    parser.set_defaults(run=main)
+
+
+def add_selection(parser: argparse.ArgumentParser) -> None:
+    """Which extensions: shared by the commands that take some."""
+    parser.add_argument("ops", nargs="*", metavar="OP", help="default: all that are compiled")
+    parser.add_argument(
+        "--backend", choices=("cpp", "cuda"), action="append", help="default: what can be built"
+    )
+    parser.add_argument(
+        "--arch",
+        metavar="LIST",
+        help="GPU architectures, as in '8.0 9.0+PTX' (default: those here)",
+    )
+    parser.add_argument(
+        "--cpu",
+        action="append",
+        choices=extensions.LEVELS,
+        help="instruction set to compile for; several times for several (default: this CPU's)",
+    )
+
+
+def positive(text: str) -> int:
+    """A whole number of at least 1."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, got {text!r}")
+    return int(text)
+
+
+def selected(options: argparse.Namespace) -> list[Extension]:
+    """The extensions that the options select.
+
+    Raises:
+        ArgumentError: no such op, or it has no such back end.
+        ToolchainError: ``--backend=cuda`` or ``--arch``, and there is no CUDA to build with.
+    """
+    if options.arch:
+        os.environ["TORCH_CUDA_ARCH_LIST"] = options.arch
+    known = dispatch.known()
+    for name in options.ops:
+        if name not in known:
+            raise ArgumentError(f"OP must be among {', '.join(known)}, got {name!r}")
+    backends = options.backend or ["cpp", "cuda"]
+    if "cuda" in backends:
+        try:
+            _toolchain.check_cuda()
+            _hardware.cuda_architectures()
+        except ToolchainError as error:
+            if options.backend or options.arch:
+                raise
+            print(f"jitops: CUDA is left out: {error}", file=sys.stderr)
+            backends = ["cpp"]
+    return [
+        extensions.extension(name, backend, level)
+        for name in options.ops or known
+        for backend in backends
+        for level in options.cpu or [None]
+    ]
+
+
+def main(options: argparse.Namespace) -> int:
+    """Build them; status 1 if one failed."""
+    editors = options.compile_commands
+    if editors and (editors.is_dir() or not _can_be_written(editors.parent)):
+        raise ArgumentError(
+            f"--compile-commands must be a file in a folder that can be written, got {editors}"
+        )
+    extensions = selected(options)
+    told = os.environ.get("MAX_JOBS", "")
+    jobs = options.jobs or (int(told) if told.isdecimal() else 0) or _hardware.jobs()
+    os.environ["MAX_JOBS"] = str(max(1, jobs // max(1, min(len(extensions), jobs))))
+    entries, failed, started = [], [], time.perf_counter()
+    with _bars(extensions) as show, ThreadPoolExecutor(jobs) as pool:
+        running: dict[Future[Entry], Extension] = {
+            pool.submit(_timed, show, extension, options.retry): extension
+            for extension in extensions
+        }
+        for future in as_completed(running):
+            try:
+                entries.append(future.result())
+            except JitopsError as error:
+                failed.append(str(error))
+    for message in failed:
+        print(f"jitops: {message}")
+    print(
+        f"{len(entries)} of {len(extensions)} built or in the cache, "
+        f"{time.perf_counter() - started:.1f} s"
+    )
+    if editors:
+        found = _compile_commands.read(sorted(entries, key=lambda entry: entry.folder))
+        editors.write_text(json.dumps(found, indent=1) + "\n")
+    return 1 if failed else 0
+
+
+def _can_be_written(folder: Path) -> bool:
+    return folder.is_dir() and os.access(folder, os.W_OK)
+
+
+def _timed(show: Any, extension: Extension, retry: bool) -> Entry:
+    show(extension.name, "building")
+    try:
+        entry = extension.build_entry(retry=retry)
+    except BaseException:
+        show(extension.name, "failed")
+        raise
+    show(extension.name, "done")
+    return entry
+
+
+class _bars:  # noqa: N801 - a context manager
+    """A line for each extension, on a terminal."""
+
+    def __init__(self, extensions: list[Extension]) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.fields[state]}"),
+            TimeElapsedColumn(),
+            console=Console(stderr=True),
+            disable=not _config.settings().progress or not Console(stderr=True).is_terminal,
+        )
+        self._tasks = {
+            one.name: self._progress.add_task(one.name, total=1, state="waiting", start=False)
+            for one in extensions
+        }
+
+    def __enter__(self) -> Any:
+        self._progress.start()
+        return self._show
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def _show(self, name: str, state: str) -> None:
+        task = self._tasks[name]
+        if state == "building":
+            self._progress.start_task(task)
+        self._progress.update(task, state=state, completed=int(state == "done"))
+        if state != "building":
+            self._progress.stop_task(task)

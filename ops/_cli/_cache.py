@@ -1,0 +1,206 @@
+"""``jitops cache``: what is in the cache, why something is not, and what may go."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import time
+from typing import Any
+
+from ops import _config
+from ops._cli import _build, _names
+from ops._errors import ArgumentError
+from ops.jit import Extension, _why
+from ops.jit._cache import _inventory, _roots, _store
+from ops.jit._cache._inventory import Item
+
+
+def add_to(commands: Any) -> None:
+    """Its parsers."""
+    parser = commands.add_parser("cache", help="look into the cache, and clean it")
+    actions = parser.add_subparsers(title="actions", required=True, metavar="ACTION")
+    _action(actions, "ls", _list, "what is in it: size, age, last use, how often loaded")
+    info = _action(actions, "info", _info, "all that is known of entries")
+    info.add_argument("names", nargs="+", metavar="NAME", help=_names.HELP)
+    why = _action(
+        actions, "why", _say_why, "what differs from the nearest entry, for what is not there"
+    )
+    _build.add_selection(why)
+    why.epilog = (
+        f"OP may be {_names.HELP}: of an extension that is no op's, what it was built from "
+    )
+    why.epilog += "is not known, so that only what has changed of this machine is told."
+    _action(actions, "verify", _verify, "whether every library is what was built")
+    clean = _action(actions, "clean", _clean, "delete entries that no process uses")
+    clean.add_argument("names", nargs="*", metavar="NAME", help=f"{_names.HELP} (default: all)")
+    clean.add_argument("--unused-for", type=_days, metavar="DAYS", help="only those")
+    clean.add_argument("--max-size", metavar="SIZE", help="only until it is as small, as in 500M")
+
+
+def _action(actions: Any, name: str, run: Any, help: str) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = actions.add_parser(
+        name,
+        help=help,
+        description=f"Say {help}." if name != "clean" else "Delete entries that no process uses.",
+    )
+    parser.add_argument("--json", action="store_true", help="for programs")
+    parser.set_defaults(run=run)
+    return parser
+
+
+def _days(text: str) -> float:
+    try:
+        days = float(text)
+    except ValueError:
+        days = -1.0
+    if not 0 <= days < math.inf:
+        raise argparse.ArgumentTypeError(f"must be a number of days, got {text!r}")
+    return days * 24 * 3600
+
+
+def _list(options: argparse.Namespace) -> None:
+    items = _names.items()
+    if options.json:
+        print(json.dumps([_facts(item) for item in items], indent=1))
+        return
+    if not items:
+        print(f"{_roots.configured_root()} holds nothing yet")
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    for title in ("name", "size", "built", "last used", "loaded", "folder"):
+        table.add_column(
+            title, justify="right" if title in ("size", "loaded") else "left", no_wrap=True
+        )
+    for item in items:
+        table.add_row(
+            item.name,
+            _size(item.size),
+            _ago(item.built),
+            _ago(item.used),
+            str(item.hits),
+            "/".join(item.entry.folder.parts[-2:]),
+        )
+    console = Console()
+    (console if console.is_terminal else Console(width=160)).print(table)
+    total = sum(item.size for item in items)
+    limit = _config.settings().cache_max_size
+    print(f"{len(items)} entries, {_size(total)} of at most {_size(limit)}")
+
+
+def _facts(item: Item) -> dict[str, Any]:
+    return {
+        "name": item.name,
+        "folder": str(item.entry.folder),
+        "library": str(item.entry.library),
+        "size": item.size,
+        "built": item.built,
+        "used": item.used,
+        "loads": item.hits,
+    }
+
+
+def _size(size: float) -> str:
+    for unit in ("B", "K", "M"):
+        if size < 1024:
+            return f"{size:.0f} {unit}"
+        size /= 1024
+    return f"{size:.1f} G"
+
+
+def _ago(when: float) -> str:
+    seconds = max(0.0, time.time() - when)
+    for unit, length in (("days", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.0f} {unit} ago"
+    return f"{seconds:.0f} s ago"
+
+
+def _info(options: argparse.Namespace) -> int:
+    among = _names.items()
+    named = [item for name in options.names for item in _names.matching(name, among)]
+    found = {item.entry.folder: item for item in named}.values()
+    for item in found:
+        print(json.dumps({**_facts(item), "manifest": item.entry.manifest}, indent=1))
+    if not found:
+        print(f"nothing in the cache is called {' or '.join(options.names)}")
+    return 0 if found else 1
+
+
+def _say_why(options: argparse.Namespace) -> None:
+    told: dict[str, str] = {}
+    among = _names.items()
+    others = [name for name in options.ops if not _names.of_op(name)]
+    options.ops = [name for name in options.ops if name not in others]
+    for extension in _build.selected(options) if options.ops or not others else []:
+        told[extension.name] = _why_not(extension)
+    for name in others:
+        exact = _names.of_extension(name)
+        found = _names.matching(name, among)
+        if exact is None and not found:
+            raise _names.refuse(name)
+        if exact is not None:
+            told[exact.name] = _why_not(exact)
+        for item in found if exact is None else []:
+            told["/".join(item.entry.folder.parts[-2:])] = _why_not_here(item)
+    if options.json:
+        print(json.dumps(told, indent=1))
+    else:
+        print("\n".join(f"{name}: {reason}" for name, reason in told.items()))
+
+
+def _why_not(extension: Extension) -> str:
+    place = extension.place()
+    return f"is in the cache: {place}" if place else _why.sentence(extension.in_force)
+
+
+def _why_not_here(item: Item) -> str:
+    extension = _names.of_extension(item.name)
+    if extension:
+        reasons = _why.against(extension.in_force, item.entry)
+        return "; ".join(reasons) or "nothing differs: it is what is asked for"
+    reasons = _why.against(None, item.entry)
+    return "; ".join(reasons) or "nothing of this machine differs: a miss is of sources or flags"
+
+
+def _verify(options: argparse.Namespace) -> int:
+    wrong = [str(item.entry.folder) for item in _names.items() if not _store.verify(item.entry)]
+    if options.json:
+        print(json.dumps({"damaged": wrong}, indent=1))
+    else:
+        print("\n".join([*(f"damaged: {folder}" for folder in wrong), f"{len(wrong)} damaged"]))
+    return 1 if wrong else 0
+
+
+def _clean(options: argparse.Namespace) -> None:
+    among = _names.items()
+    for name in options.names:
+        if not (_names.matching(name, among) or _names.of_op(name) or _names.of_extension(name)):
+            raise _names.refuse(name)
+    named = [item for name in options.names for item in _names.matching(name, among)]
+    chosen = {item.entry.folder for item in (named if options.names else among)}
+    # Also what was built elsewhere while the configured folder could not be used.
+    roots = [root for root in _roots.readable_roots() if _roots.unusable(root) is None]
+    if options.max_size is not None:
+        try:
+            limit = _config.size(options.max_size)
+        except ValueError:
+            raise ArgumentError(
+                f"--max-size must be a size like 500M or 2G, got {options.max_size!r}"
+            ) from None
+        gone = [item for root in roots for item in _inventory.evict(root, limit)]
+    else:
+
+        def unwanted(item: Item) -> bool:
+            unused = options.unused_for is None or time.time() - item.used > options.unused_for
+            return unused and item.entry.folder in chosen
+
+        gone = [item for root in roots for item in _inventory.clean(root, unwanted)]
+    if options.json:
+        print(json.dumps([_facts(item) for item in gone], indent=1))
+    else:
+        total = sum(item.size for item in gone)
+        print(f"{len(gone)} entries deleted, {_size(total)}; {len(_names.items())} left")

@@ -1,0 +1,177 @@
+"""``jitops check``: the gradients of the ops, or of any function, on every back end."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import importlib.util
+import inspect
+import json
+import os
+import pkgutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import ops
+from ops import arrays, layers, losses
+from ops._core.checks import Sample
+
+
+def modules() -> dict[str, Any]:
+    """The modules of all ops that can be checked, by name."""
+    found = {}
+    for room in (losses, layers, arrays):
+        for module in pkgutil.iter_modules(room.__path__, f"{room.__name__}."):
+            name = module.name.rpartition(".")[2]
+            if not name.startswith("_"):
+                found[name] = importlib.import_module(module.name)
+    return {name: module for name, module in found.items() if hasattr(module, "samples")}
+
+
+def add_to(commands: Any) -> None:
+    """Its parser."""
+    parser = commands.add_parser(
+        "check",
+        help="check the gradients of the ops, or of a function of yours",
+        description="Check gradients on every back end that can run: against finite differences, "
+        "in second order, in forward mode, in every layout and dtype. Status 1 if one is wrong.",
+    )
+    parser.set_defaults(run=main)
+    parser.add_argument(
+        "targets",
+        nargs="*",
+        metavar="TARGET",
+        help="an op, or a function or module of yours: MODULE:NAME or FILE.py:NAME "
+        "(default: all ops)",
+    )
+    parser.add_argument(
+        "--input",
+        dest="inputs",
+        action="append",
+        type=_shape,
+        metavar="SHAPE",
+        help="shape of an argument of your function, as in 3,4; random numbers fill it; once for "
+        "each argument",
+    )
+    parser.add_argument(
+        "--positive", action="store_true", help="fill them with positive numbers only"
+    )
+    parser.add_argument("--backends", metavar="A,B", help="torch, cpp, cuda (default: what runs)")
+    parser.add_argument("--seed", type=int, default=0, help="of all random numbers (default: 0)")
+    parser.add_argument(
+        "--verbose", action="store_true", help="print the whole table of what is right, too"
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the reports there")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the reports there")
+
+
+def main(options: argparse.Namespace) -> int:
+    """Check, print each report, and return 1 if anything is wrong."""
+    reports, missing = [], []
+    samples = list(_samples(options))
+    for title, function, arguments in samples:
+        torch.manual_seed(options.seed)
+        try:
+            report = ops.check_gradients(
+                function,
+                *arguments,
+                backends=options.backends.split(",") if options.backends else None,
+                seed=options.seed,
+                name=title,
+            )
+        except ops.DependencyError as error:
+            missing.append(title)
+            print(f"{title}: not checked: {error}", flush=True)
+            continue
+        long = options.verbose or len(samples) == 1 or not report.ok
+        print(report if long else report.summary(), flush=True)
+        reports.append(report)
+    failed = [report.function for report in reports if not report.ok]
+    if len(samples) > 1:
+        lacking = f", {len(missing)} not checked" if missing else ""
+        print(f"{len(reports) - len(failed)} of {len(samples)} ok{lacking}")
+    if options.json:
+        told = [report.to_dict() for report in reports]
+        options.json.write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
+    if options.plot:
+        for number, report in enumerate(reports):
+            some = f"-{number}" if len(reports) > 1 else ""
+            report.plot(options.plot.with_stem(options.plot.stem + some))
+    return 1 if failed or missing else 0
+
+
+def _samples(options: argparse.Namespace) -> Iterator[Sample]:
+    known = modules()
+    for target in options.targets or known:
+        torch.manual_seed(options.seed)
+        if ":" not in target:
+            if target not in known:
+                raise ops.ArgumentError(
+                    f"TARGET must be MODULE:NAME, FILE.py:NAME or one of {', '.join(known)}, "
+                    f"got {target!r}"
+                )
+            for title, function, arguments in known[target].samples():
+                yield f"{target}, {title}" if title else target, function, arguments
+        elif not options.inputs:
+            raise ops.ArgumentError(
+                f"--input must give the shape of each argument of {target}, as in --input 3,4"
+            )
+        else:
+            inputs = tuple(torch.randn(shape) for shape in options.inputs)
+            if options.positive:
+                inputs = tuple(tensor.exp() for tensor in inputs)
+            function = _function(target)
+            try:
+                inspect.signature(function).bind(*inputs)
+            except ValueError:
+                pass  # a built-in function without a signature
+            except TypeError as error:
+                raise ops.ArgumentError(
+                    f"--input must be given once for each argument of {target}, got "
+                    f"{len(inputs)}: {error}"
+                ) from None
+            yield target, function, inputs
+
+
+def _function(target: str) -> Any:
+    """What ``MODULE:NAME`` or ``FILE.py:NAME`` names."""
+    module_name, _, path = target.rpartition(":")
+    if module_name.endswith(".py"):
+        spec = importlib.util.spec_from_file_location(Path(module_name).stem, module_name)
+        if spec is None or spec.loader is None or not Path(module_name).is_file():
+            raise ops.ArgumentError(f"TARGET must name a file that exists, got {module_name!r}")
+        value: Any = importlib.util.module_from_spec(spec)
+        sys.modules[spec.name] = value
+        spec.loader.exec_module(value)
+    else:
+        sys.path.insert(0, os.getcwd())  # as `python -m` has it
+        try:
+            value = importlib.import_module(module_name)
+        except ModuleNotFoundError as error:
+            if error.name != module_name:
+                raise
+            raise ops.ArgumentError(f"TARGET must name a module, got {module_name!r}") from None
+    for name in path.split("."):
+        if not hasattr(value, name):
+            raise ops.ArgumentError(f"TARGET must name something in {module_name}, got {path!r}")
+        value = getattr(value, name)
+    if isinstance(value, type) or not callable(value):
+        raise ops.ArgumentError(
+            f"TARGET must name a function or a module object, got {path!r}, "
+            f"{'a class' if isinstance(value, type) else f'of {type(value).__name__}'}"
+        )
+    return value
+
+
+def _shape(text: str) -> tuple[int, ...]:
+    try:
+        sizes = tuple(int(size) for size in text.split(",") if size)
+    except ValueError:
+        sizes = (-1,)
+    if min(sizes, default=0) < 0:
+        raise argparse.ArgumentTypeError(f"must be sizes with commas, as in 3,4, got {text!r}")
+    return sizes

@@ -1,0 +1,119 @@
+"""``jitops doctor``: whether everything is here, and what to do if not."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import asdict
+from typing import Any
+
+from ops import _config
+from ops._cli._doctor_of import _cache, _machine, _tools
+from ops._cli._doctor_of._finding import BAD, GOOD, NOTE, Finding
+from ops._core import dispatch, selection
+from ops._core.selection import DEVICE_OF
+from ops._errors import JitopsError
+from ops.jit import _why
+from ops.jit._cache import _notes, _roots, _store
+from ops.jit._compile import _hardware
+
+
+def add_to(commands: Any) -> None:
+    """Its parser."""
+    parser = commands.add_parser(
+        "doctor",
+        help="say what is here, what is missing, and what to do",
+        description="Look at torch, CUDA, compilers, the cache and each op. Status 1 if the back "
+        "end that is asked for (JITOPS_BACKEND) would not work.",
+    )
+    parser.add_argument("--json", action="store_true", help="for programs, and for bug reports")
+    parser.set_defaults(run=main)
+
+
+def main(options: argparse.Namespace) -> int:
+    """Print the report; the status says whether the asked-for back end would work."""
+    sections = {
+        "machine": list(_machine.machine()),
+        "tools": list(_tools.tools()),
+        "cache": list(_cache.cache()),
+        "ops": [
+            _state(op, backend) for op in dispatch.known().values() for backend in ("cpp", "cuda")
+        ],
+        "variables": list(_machine.variables()),
+    }
+    works, verdict = _verdict(sections["ops"])
+    if options.json:
+        told = {name: [asdict(finding) for finding in found] for name, found in sections.items()}
+        print(json.dumps({"ok": works, "verdict": verdict, **told}, indent=1))
+    else:
+        _print(sections)
+        print(f"\n{verdict}")
+    return 0 if works else 1
+
+
+def _state(op: dispatch.Op, backend: str) -> Finding:
+    """Cached, would be built, or why not."""
+    topic = f"{op.name} {backend}"
+    try:
+        problem = op.problem_with(backend)
+        extension = op.extension(backend)
+        place = extension.place() if extension else None
+        if place:
+            return Finding(topic, f"cached: {place}", NOTE if problem else GOOD, problem)
+        if problem or extension is None:
+            return Finding(topic, "cannot be built", NOTE, problem, (backend,))
+        failure = _failure(extension)
+        if failure:
+            return Finding(topic, "failed to build", BAD, f"{failure}", (backend,))
+        return Finding(topic, f"would be built: {_why.sentence(extension.in_force)}")
+    except JitopsError as error:
+        return Finding(topic, "cannot be built", BAD, str(error), (backend,))
+
+
+def _failure(extension: Any) -> str | None:
+    from ops.jit import _facts, _key
+
+    spec = extension.in_force
+    digest = _key.digest(_key.request(spec))
+    surroundings = _facts.surroundings(spec)
+    for root in _roots.readable_roots():
+        failure = _notes.failure_of(root, _store.stem(spec.name, digest), digest, surroundings)
+        if failure:
+            return failure.message
+    return None
+
+
+def _verdict(states: list[Finding]) -> tuple[bool, str]:
+    """Of the back end that is asked for."""
+    settings = _config.settings()
+    wanted = "torch" if settings.force_cpu else selection.requested() or settings.backend
+    compiled = "cuda" if wanted == "auto" and _hardware.has_gpu() else wanted
+    blocked = ", ".join(state.topic for state in states if compiled in state.blocks)
+    if not blocked:
+        needs = "" if compiled in DEVICE_OF else " The pure-torch path needs none of the above."
+        return True, f"Back end {wanted}: works.{needs}"
+    if wanted == "auto" and not settings.strict:
+        return True, f"Back end auto: works, on the pure-torch path for want of {blocked}."
+    return False, f"Back end {wanted}: does NOT work for {blocked}; see above."
+
+
+def _print(sections: dict[str, list[Finding]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console(width=None if Console().is_terminal else 160, highlight=False)
+    styles = {GOOD: "green", NOTE: "yellow", BAD: "bold red"}
+    for name, findings in sections.items():
+        if not findings:
+            continue
+        console.print(f"\n{name}", style="bold")
+        table = Table.grid(padding=(0, 2))
+        for finding in findings:
+            text = Text(finding.found)
+            if finding.fix and finding.status != GOOD:
+                text.append(f"\n→ {finding.fix}", style=styles[finding.status])
+            table.add_row(
+                Text(f"  {finding.status}", style=styles[finding.status]), finding.topic, text
+            )
+        console.print(table)

@@ -1,0 +1,90 @@
+"""Where libraries are kept; and what torch's own loader has left."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from ops import _config
+from ops._cli._doctor_of._finding import BAD, COMPILED, NOTE, Finding
+from ops._errors import JitopsError
+from ops.jit._cache import _archive, _inventory, _lock, _roots
+
+_LITTLE_SPACE = 200 << 20
+
+
+def cache() -> Iterator[Finding]:
+    """Where libraries are kept."""
+    root = _roots.configured_root()
+    reason = _roots.unusable(root)
+    if reason:
+        try:
+            other = _roots.writable_root()
+            yield Finding("cache", reason, NOTE, f"{other} is used instead; set JITOPS_CACHE_DIR")
+            root = other
+        except JitopsError as error:
+            yield Finding(
+                "cache", str(error), BAD, "set JITOPS_CACHE_DIR to a folder of yours", COMPILED
+            )
+            return
+    else:
+        status = root.stat()
+        yield Finding(
+            "cache", f"{root}, of user {status.st_uid}, mode {status.st_mode & 0o777:04o}"
+        )
+    yield _space(root)
+    yield _locks(root)
+    items = _inventory.items(root)
+    size, limit = sum(item.size for item in items), _config.settings().cache_max_size
+    yield Finding("in it", f"{len(items)} entries, {size / 2**20:.0f} of {limit / 2**20:.0f} MiB")
+    bundle = _config.settings().bundle
+    if bundle is not None:
+        try:
+            found = f"{bundle}, {len(_archive.read(bundle).files)} files"
+            yield Finding("bundle", found)
+        except JitopsError as error:
+            yield Finding("bundle", str(error), BAD, "export it again", COMPILED)
+    yield from _torchs_locks()
+
+
+def _space(root: Path) -> Finding:
+    usage = shutil.disk_usage(root)
+    found = f"{usage.free / 2**20:.0f} of {usage.total / 2**20:.0f} MiB free"
+    if usage.free < _LITTLE_SPACE:
+        fix = "free space there (`jitops cache clean`), or point JITOPS_CACHE_DIR at another disk"
+        return Finding("its disk", f"nearly full: {found}", BAD, fix, COMPILED)
+    return Finding("its disk", f"{found}, {_roots.file_system(root)}")
+
+
+def _locks(root: Path) -> Finding:
+    try:
+        with _lock.exclusive(
+            root / "locks" / "doctor.lock", "the doctor", 1.0, lambda said: None
+        ) as held:
+            pass
+        (root / "locks" / "doctor.lock").unlink(missing_ok=True)
+    except (JitopsError, OSError) as error:
+        return Finding(
+            "its locks", f"do not work: {error}", NOTE, "builds may be done twice; no harm"
+        )
+    if not held:
+        return Finding(
+            "its locks", "not on this file system", NOTE, "builds may be done twice; no harm"
+        )
+    return Finding("its locks", "work")
+
+
+def _torchs_locks() -> Iterator[Finding]:
+    """Torch's own loader waits for ever for a lock file that a killed build has left."""
+    named = os.environ.get("TORCH_EXTENSIONS_DIR")
+    base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    for root in [Path(named)] if named else [Path(base, "torch_extensions")]:
+        for lock in sorted({*root.glob("*/lock"), *root.glob("*/*/lock")}):
+            yield Finding(
+                "torch's own lock",
+                f"{lock} is there: torch.utils.cpp_extension would wait for it for ever",
+                NOTE,
+                f"if nothing is being built: rm {lock}. jitops does not use it",
+            )

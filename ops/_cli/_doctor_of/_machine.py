@@ -1,0 +1,51 @@
+"""The machine, and the settings in force."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+import ops
+from ops import _config
+from ops._cli._doctor_of._finding import GOOD, NOTE, Finding
+from ops.jit._compile import _hardware
+
+
+def machine() -> Iterator[Finding]:
+    """What runs us."""
+    yield Finding("jitops", f"{ops.__version__} in {Path(ops.__file__).parent}")
+    yield Finding("python", f"{platform.python_version()}, {platform.platform(terse=True)}")
+    cuda = torch.version.cuda
+    yield Finding("torch", f"{torch.__version__}, {f'CUDA {cuda}' if cuda else 'without CUDA'}")
+    count = torch.cuda.device_count() if _hardware.has_gpu() else 0
+    yield Finding("GPUs", ", ".join(map(_gpu, range(count))) or "none that torch sees")
+    memory, cores = _hardware.memory_limit(), len(os.sched_getaffinity(0))
+    yield Finding(
+        "resources",
+        f"{cores} cores, {memory / 2**30:.1f} GiB of memory, {_hardware.jobs()} compilers at once",
+        NOTE if memory < 2 << 30 else GOOD,
+        "torch/extension.h takes 1.9 GiB to compile; the built-in ops 0.2"
+        if memory < 2 << 30
+        else None,
+    )
+    level = _hardware.cpu_level() or "baseline"
+    yield Finding("instruction set", f"{platform.machine()}, {level}")
+
+
+def _gpu(number: int) -> str:
+    return f"{number}: {', '.join(_hardware.nvml_capabilities()[number : number + 1]) or 'unknown'}"
+
+
+def variables() -> Iterator[Finding]:
+    """The settings in force."""
+    settings = _config.settings()
+    for variable in _config.VARIABLES:
+        if os.environ.get(variable.name, "").strip():
+            yield Finding(variable.name, str(getattr(settings, variable.field)))
+    for name in ("CXX", "CC", "CUDA_HOME", "PYTORCH_NVCC", "TORCH_CUDA_ARCH_LIST", "MAX_JOBS"):
+        if name in os.environ:
+            yield Finding(name, os.environ[name])

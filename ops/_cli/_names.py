@@ -1,0 +1,55 @@
+"""What entries are called in commands: by an op, an extension, the start of a digest."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ops._core import dispatch
+from ops._core.selection import DEVICE_OF
+from ops._errors import ArgumentError
+from ops.jit import Extension
+from ops.jit._cache import _inventory, _roots
+from ops.jit._cache._inventory import Item
+
+HELP = "an op, an extension or its start, or the start of an entry's digest"
+_SHORTEST = 4  # characters of a digest
+
+
+def items() -> list[Item]:
+    """All entries of all caches."""
+    return [item for root in _roots.readable_roots() for item in _inventory.items(root)]
+
+
+def of_op(name: str) -> dict[str, Extension]:
+    """The extensions of an op, by back end; none if there is no such op."""
+    op = dispatch.known().get(name)
+    found = {backend: op.extension(backend) for backend in DEVICE_OF} if op else {}
+    return {backend: extension for backend, extension in found.items() if extension}
+
+
+def of_extension(name: str) -> Extension | None:
+    """The extension of an op that has this name."""
+    for op in dispatch.known():
+        for extension in of_op(op).values():
+            if extension.name == name:
+                return extension
+    return None
+
+
+def matching(name: str, among: Sequence[Item]) -> list[Item]:
+    """The entries that are meant."""
+    names = {extension.name for extension in of_op(name).values()}
+    return [item for item in among if item.name in names or _is_meant(name, item)]
+
+
+def _is_meant(name: str, item: Item) -> bool:
+    place = "/".join(item.entry.folder.parts[-2:])  # name-digest/variant, as `cache ls` shows it
+    digest = str(item.entry.manifest.get("digest"))
+    return place.startswith(name) or (len(name) >= _SHORTEST and digest.startswith(name))
+
+
+def refuse(name: str) -> ArgumentError:
+    """The error for a name that means nothing."""
+    return ArgumentError(
+        f"NAME must be {HELP} in the cache, got {name!r}; the ops are {', '.join(dispatch.known())}"
+    )

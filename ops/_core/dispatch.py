@@ -1,0 +1,244 @@
+"""An op's back ends: built, loaded and chosen between. The public :class:`ops.Op`."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+from ops import _config
+from ops._core import extensions, selection
+from ops._core.selection import DEVICE_OF, Choice
+from ops._errors import (
+    ArgumentError,
+    ArgumentTypeError,
+    BackendUnavailableError,
+    BackendWarning,
+    JitopsError,
+)
+from ops.jit import Extension
+from ops.jit._compile import _hardware, _toolchain
+
+Source = Extension | Callable[[], Extension]
+
+
+class Op:
+    """The back ends of an op: the pure-torch path, and those compiled ones that it has.
+
+    Args:
+        name: of the op, for messages and :func:`ops.explain`.
+        cpp: the :class:`ops.jit.Extension` that serves CPU tensors, or a function that makes it.
+        cuda: the one that serves CUDA tensors, likewise.
+
+    An op asks :meth:`backend_for` at each call, and runs what it is told.
+
+    Raises:
+        ArgumentTypeError: a name that is no string, a back end that is no extension.
+        ArgumentError: the name of a built-in op.
+    """
+
+    def __init__(self, name: str, cpp: Source | None = None, cuda: Source | None = None) -> None:
+        if not isinstance(name, str):
+            raise ArgumentTypeError(f"name must be a string, got {type(name).__name__}")
+        for backend, source in (("cpp", cpp), ("cuda", cuda)):
+            if not (source is None or isinstance(source, Extension) or callable(source)):
+                raise ArgumentTypeError(
+                    f"{backend} must be an Extension, as of ops.jit.text or ops.jit.files, or a "
+                    f"function that makes one, got {type(source).__name__}"
+                )
+        if name in extensions.stems():
+            raise ArgumentError(f"name must not be that of a built-in op, got {name!r}")
+        self._begin(name, cpp, cuda)
+
+    def _begin(self, name: str, cpp: Source | None, cuda: Source | None) -> None:
+        self.name = name
+        self._sources = {"cpp": cpp, "cuda": cuda}
+        self._chosen: dict[tuple[str | None, str], str] = {}
+        self._loaded: dict[str, ModuleType | Path] = {}
+        self._older: dict[str, ModuleType | Path] = {}  # what a reload that failed would replace
+        _ops[name] = self
+
+    def backend_for(self, tensor: Tensor) -> str:
+        """The back end that runs this op on ``tensor``, built, loaded and ready to be called.
+
+        Returns:
+            ``torch``, ``cpp`` or ``cuda``.
+
+        Raises:
+            BackendUnavailableError: the one asked for cannot run.
+        """
+        asked, device = selection.request.backend, tensor.device.type
+        if torch.compiler.is_compiling():
+            return _settle(self.name, asked, device)
+        chosen = self._chosen.get((asked, device))
+        return chosen or _settle(self.name, asked, device)
+
+    def prepare(self) -> None:
+        """At import: build or load what the settings select already."""
+        settings = _config.settings()
+        if settings.force_cpu:
+            return
+        if settings.backend in DEVICE_OF:
+            _settle(self.name, None, DEVICE_OF[settings.backend])
+        elif settings.backend == "auto" and _hardware.has_gpu():
+            _settle(self.name, None, "cuda")
+
+    def extension(self, backend: str) -> Extension | None:
+        """What a compiled back end is built from; ``None`` if the op has no such back end."""
+        source = self._sources[backend]
+        return source() if callable(source) else source
+
+    def load(self, backend: str) -> ModuleType | Path:
+        """Build a compiled back end if need be, and load it, once.
+
+        Returns and raises what :meth:`ops.jit.Extension.load` does; besides:
+
+        Raises:
+            BackendUnavailableError: the op has no such back end.
+        """
+        if backend not in self._loaded:
+            try:
+                self._load_anew(backend)
+            except JitopsError:
+                if backend not in self._older:
+                    raise
+                self._loaded[backend] = self._older[backend]  # reload() has raised that error
+            self._older.pop(backend, None)
+        return self._loaded[backend]
+
+    def _load_anew(self, backend: str) -> None:
+        extension = self.extension(backend)
+        if extension is None:
+            raise BackendUnavailableError(f"{self.name} has no back end {backend!r}")
+        self._loaded[backend] = extension.load()
+
+    def reload(self) -> None:
+        """Look at the sources again: an edited one is built, and takes the place of what is loaded.
+
+        Raises what :meth:`load` does. A back end that could not be built is tried once more when it
+        is next asked for; if it still cannot, what was loaded before goes on serving.
+        """
+        self._chosen.clear()
+        for backend in {**self._older, **self._loaded}:
+            if backend in self._loaded:
+                self._older[backend] = self._loaded.pop(backend)
+            self._load_anew(backend)
+            del self._older[backend]
+
+    def choose(self, asked: str | None, device: str) -> Choice:
+        """The first candidate, before anything is looked up, built or loaded.
+
+        Raises:
+            BackendUnavailableError: the one asked for does not serve tensors on ``device``.
+        """
+        settings = _config.settings()
+        if settings.force_cpu:
+            return Choice("torch", "JITOPS_FORCE_CPU=1")
+        by = f"use_backend({asked!r})" if asked else f"JITOPS_BACKEND={settings.backend}"
+        wanted = asked or settings.backend
+        if wanted == "torch":
+            return Choice("torch", by)
+        if wanted == "auto":
+            if device != "cuda":
+                return Choice("torch", f"auto takes the pure-torch path for {device} tensors")
+            if self._sources["cuda"] is None:
+                return Choice("torch", "the op has no cuda back end")
+            return Choice("cuda", "auto prefers it for cuda tensors")
+        if device != DEVICE_OF[wanted]:
+            raise BackendUnavailableError(
+                f"{self.name}: back end {wanted!r} was asked for ({by}) and serves "
+                f"{DEVICE_OF[wanted]} tensors, got {device} tensors"
+            )
+        return Choice(wanted, by)
+
+    def without(
+        self, backend: str, asked: str | None, problem: str, cause: Exception | None = None
+    ) -> Choice:
+        """When ``backend`` cannot run: the pure-torch path, where falling back is allowed.
+
+        Raises:
+            BackendUnavailableError: it is not.
+        """
+        settings = _config.settings()
+        if (asked or settings.backend) != "auto":
+            raise BackendUnavailableError(
+                f"{self.name}: back end {backend!r} was asked for and cannot run: {problem}"
+            ) from cause
+        if settings.strict:
+            raise BackendUnavailableError(
+                f"{self.name}: JITOPS_STRICT=1 forbids falling back from {backend!r}: {problem}"
+            ) from cause
+        refused = f"{backend} cannot run: {problem}"
+        return Choice("torch", f"auto falls back: {refused}", refused)
+
+    def problem_with(self, backend: str) -> str | None:
+        """Why a compiled back end cannot run here; ``None`` when it is built, or seems buildable.
+
+        Builds and loads nothing.
+        """
+        try:
+            extension = self.extension(backend)
+            if extension is None:
+                return f"{self.name} has no back end {backend!r}"
+            if extension.find() is None:
+                _toolchain.check(with_cuda=backend == "cuda")
+        except JitopsError as error:
+            return str(error)
+        if backend == "cuda" and not _hardware.has_gpu():
+            return "torch sees no GPU"
+        return None
+
+
+_ops: dict[str, Op] = {}
+
+
+def built_in(stem: str) -> Op:
+    """The op that ``cuda_src`` has sources of, which may not have been imported yet."""
+    if stem not in _ops:
+        Op.__new__(Op)._begin(stem, *extensions.makers(stem))
+    return _ops[stem]
+
+
+def known() -> dict[str, Op]:
+    """All ops that have back ends, by name: the built-in ones and those of users."""
+    return {**{stem: built_in(stem) for stem in extensions.stems()}, **_ops}
+
+
+def used_by(call: Callable[[], object]) -> list[Op]:
+    """The ops that choose a back end while ``call`` runs on the pure-torch path."""
+    for op in _ops.values():
+        for asked, device in list(op._chosen):
+            if asked == "torch":
+                del op._chosen[asked, device]
+    with selection.use_backend("torch"):
+        call()
+    return [op for op in _ops.values() if any(asked == "torch" for asked, _ in op._chosen)]
+
+
+def _settle(name: str, asked: str | None, device: str) -> str:
+    """Choose, load, and remember."""
+    op = _ops[name]
+    choice = op.choose(asked, device)
+    if choice.backend in DEVICE_OF:
+        try:
+            op.load(choice.backend)
+        except JitopsError as error:
+            choice = op.without(choice.backend, asked, str(error), error)
+    if choice.refused:
+        warnings.warn(
+            f"{name} runs on the pure-torch path, since {choice.refused}. "
+            f"JITOPS_BACKEND=torch asks for that path and silences this",
+            BackendWarning,
+            stacklevel=3,
+        )
+    op._chosen[asked, device] = choice.backend
+    return choice.backend
+
+
+# torch.compile runs it while tracing and takes the result as a constant. The mark is what
+# torch.compiler.assume_constant_result sets; calling that would import all of torch._dynamo.
+_settle._dynamo_marked_constant = True  # type: ignore[attr-defined]

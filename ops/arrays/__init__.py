@@ -1,0 +1,1 @@
+"""Ops made of functions of NumPy and SciPy."""

@@ -1,0 +1,194 @@
+"""Whether a function's gradients are right: on every back end, in every mode autograd has."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+
+from ops._core import checks, dispatch, selection
+from ops._errors import ArgumentError, ArgumentTypeError, ConfigError, JitopsError
+from ops.gradcheck import _consistency, _derivatives
+from ops.gradcheck._differences import Tolerance
+from ops.gradcheck._probe import Outcome, Probe
+from ops.gradcheck._report import FAIL, NOT_RUN, PASS, UNSUPPORTED, Check, GradientReport
+from ops.gradcheck._subject import Subject
+
+__all__ = ["GradientReport", "check_gradients"]
+
+# Whether a function may say that it cannot: then the report says so, and it is no failure.
+_CHECKS: tuple[tuple[str, Callable[[Probe], Outcome], bool], ...] = (
+    ("reverse mode", _derivatives.reverse_mode, False),
+    ("second order", _derivatives.second_order, True),
+    ("forward mode", _derivatives.forward_mode, True),
+    ("batched gradients", _derivatives.batched_gradients, True),
+    ("layouts", _consistency.layouts, True),
+    ("requires_grad subsets", _consistency.subsets, False),
+    ("determinism", _consistency.determinism, False),
+    ("inputs untouched", _consistency.inputs_untouched, False),
+)
+_BACKENDS = ("torch", *selection.DEVICE_OF)
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def check_gradients(
+    function: Callable[..., Any],
+    *inputs: Any,
+    backends: Sequence[str] | None = None,
+    dtypes: Sequence[torch.dtype] = _DTYPES,
+    step: float = 1e-5,
+    rtol: float = 1e-5,
+    atol: float = 0.0,
+    max_elements: int = 200,
+    seed: int = 0,
+    name: str | None = None,
+) -> GradientReport:
+    r"""Check the gradients of a function or module against what they must be.
+
+    For each back end:
+
+    - *reverse mode*: against central differences :math:`(f(x+h) - f(x-h)) / 2h` in float64, for
+      every element of every input, of all results together and of each alone (the results are
+      weighted with fixed random numbers);
+    - *second order*: the same of the gradients themselves;
+    - *forward mode* and *batched gradients* (``is_grads_batched``): against reverse mode;
+    - *layouts*: inputs, and gradients that arrive, transposed, strided, offset and expanded;
+    - *requires_grad subsets*: the same gradients where only some are asked for;
+    - *determinism*: five runs, bit for bit; *inputs untouched*: nothing is written to;
+    - each of ``dtypes``: results and gradients against the pure-torch path in float64, from the
+      same rounded inputs: within :math:`10^{-9}` of the largest element for float64,
+      :math:`2 \cdot 10^{-5}` for float32, :math:`2^{-6}` for bfloat16, :math:`2^{-9}` for float16,
+      plus what rounding the inputs once more would change.
+
+    A gradient that is missing or zero where the result depends on the input fails. What a function
+    refuses by an error is reported as not supported. Points where the differences straddle a kink
+    (a clamp, an argmin) are found by shrinking the step; there the gradient must lie between the
+    slopes on both sides, and the report says where they are.
+
+    Args:
+        function: a function, or a module, whose parameters are checked too.
+        inputs: its arguments: tensors, and anything else. Tensors may lie within lists, tuples and
+            dictionaries. Those that require gradients are checked, or all floating ones if none
+            does. They are not changed. Small ones will do: the time goes with their elements.
+        backends: of the ops that the function calls, among ``torch``, ``cpp``, ``cuda``; one that
+            cannot run fails. By default ``torch``, and those of the others that can run here. A
+            function that calls no op with back ends runs as ``torch``.
+        dtypes: in which to compare with float64.
+        step: :math:`h`, for elements of magnitude up to 1, and relative to larger ones; where the
+            difference disagrees, smaller ones are tried.
+        rtol, atol: how far apart gradient and difference may be, beyond what rounding explains.
+        max_elements: of one input, to compare with differences; evenly spread over larger ones, and
+            the report says so.
+        seed: of the random weights and directions.
+        name: of the function, for the report.
+
+    Returns:
+        The report: prints as a table, is true where nothing is wrong; see :class:`GradientReport`.
+
+    Raises:
+        ArgumentTypeError: ``function`` cannot be called, or returns no floating tensor.
+        ArgumentError: no input has a gradient; an unusable number or dtype.
+        ConfigError: no such back end.
+
+    Example:
+        In a test: ``ops.check_gradients(my_loss, torch.randn(3, 4)).raise_if_failed()``.
+    """
+    subject = Subject(function, inputs, name)
+    tolerance = Tolerance(_number("rtol", rtol), _number("atol", atol), _number("step", step))
+    if tolerance.step == 0:
+        raise ArgumentError(f"step must be positive, got {step}")
+    checks.check_count("max_elements", max_elements)
+    if isinstance(seed, bool) or not isinstance(seed, int):
+        raise ArgumentTypeError(f"seed must be an int, got {type(seed).__name__}")
+    _among("dtypes", dtypes, tuple(_consistency.AGREEMENT), ArgumentError)
+    if backends is not None:
+        _among("backends", backends, _BACKENDS, ConfigError)
+        if not backends:
+            raise ArgumentError("backends must name at least one, or be None, got none")
+    # Whatever mode the caller is in: nothing has a gradient there.
+    with torch.inference_mode(False), torch.enable_grad():
+        outcomes = _checks_of(subject, tolerance, backends, dtypes, max_elements, seed)
+        return GradientReport(subject.name, str(subject), outcomes)
+
+
+def _checks_of(
+    subject: Subject,
+    tolerance: Tolerance,
+    backends: Sequence[str] | None,
+    dtypes: Sequence[torch.dtype],
+    max_elements: int,
+    seed: int,
+) -> list[Check]:
+    home = subject.tensors[0].device
+
+    def probe(backend: str) -> Probe:
+        device = torch.device(selection.DEVICE_OF.get(backend, home))
+        return Probe(subject, backend, device, tolerance, max_elements, seed)
+
+    reference = probe("torch")
+    used = dispatch.used_by(lambda: reference.call(reference.at(None)))
+    found: list[Check] = []
+    for backend in _BACKENDS if backends is None else backends:
+        problem = _cannot_run(used, backend)
+        if not problem:
+            found += _all_of(probe(backend), reference, dtypes)
+        elif backends is not None:
+            found.append(Check(backend, "", FAIL, problem))
+        elif used:
+            found.append(Check(backend, "", NOT_RUN, problem))
+    return found
+
+
+def _among(name: str, values: Any, allowed: Sequence[Any], error: type[JitopsError]) -> None:
+    words = ", ".join(str(value).removeprefix("torch.") for value in allowed)
+    if isinstance(values, str) or not isinstance(values, Sequence):
+        raise ArgumentTypeError(
+            f"{name} must be a list or tuple of {words}, got {type(values).__name__}"
+        )
+    for value in values:
+        if value not in allowed:
+            raise error(f"{name} must be among {words}, got {value!r}")
+
+
+def _number(name: str, value: float) -> float:
+    value = checks.check_number(name, value)
+    if not 0 <= value < float("inf"):
+        raise ArgumentError(f"{name} must be finite and at least 0, got {value}")
+    return value
+
+
+def _cannot_run(used: Sequence[dispatch.Op], backend: str) -> str | None:
+    """Why a back end is out of the question."""
+    if backend == "torch":
+        return None
+    if not used:
+        return "the function calls no op that has back ends"
+    try:
+        with selection.use_backend(backend):
+            return next(filter(None, (op.problem_with(backend) for op in used)), None)
+    except ConfigError as error:
+        return str(error)
+
+
+def _all_of(probe: Probe, reference: Probe, dtypes: Sequence[torch.dtype]) -> Iterator[Check]:
+    for name, question, optional in _CHECKS:
+        yield _ask(probe, name, functools.partial(question, probe), optional)
+    compared = dtypes if probe.backend == "torch" else (torch.float64, *dtypes)
+    for dtype in dict.fromkeys(compared):
+        question = functools.partial(_consistency.agreement, probe, reference, dtype)
+        name = f"agrees in {str(dtype).removeprefix('torch.')}"
+        yield _ask(probe, name, question, optional=dtype is not torch.float64)
+
+
+def _ask(probe: Probe, name: str, question: Callable[[], Outcome], optional: bool) -> Check:
+    try:
+        outcome = question()
+    except Exception as error:  # a function under test may raise anything; the report tells it
+        refused = isinstance(error, (RuntimeError, NotImplementedError, JitopsError))
+        status = UNSUPPORTED if optional and refused else FAIL
+        first = (str(error).strip() or "no message").splitlines()[0]
+        return Check(probe.backend, name, status, f"{type(error).__name__}: {first}")
+    status = FAIL if outcome.problem else PASS
+    return Check(probe.backend, name, status, outcome.problem, outcome.comparison)

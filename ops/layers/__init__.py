@@ -1,0 +1,1 @@
+"""Layers and other ops, a module each."""

@@ -1,0 +1,101 @@
+r"""The affine map, as a :class:`torch.autograd.Function` should be written.
+
+.. math:: y = x W^\top + b
+
+One back end, ``torch``: the work is a matrix product, which torch hands to a library that is at the
+hardware's limit. This is the model of an op without an extension; what its Python costs is measured
+in ``benchmarks/bench_linear.py``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ops._core import autograd, checks
+from ops._errors import ArgumentError
+
+__all__ = ["LinearFunction", "linear"]
+
+
+def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    r"""Apply :math:`y = x W^\top + b`, as :func:`torch.nn.functional.linear` does.
+
+    Args:
+        input: shape ``(*, in_features)``, any number of leading dimensions, also none.
+        weight: shape ``(out_features, in_features)``.
+        bias: shape ``(out_features,)``, or ``None``.
+
+    Returns:
+        Shape ``(*, out_features)``, of the inputs' dtype.
+
+    Raises:
+        ArgumentTypeError: not a tensor, or a dtype other than ``input``'s.
+        ArgumentError: shapes that do not fit together, or a device other than ``input``'s.
+
+    Note:
+        dtypes float64, float32, bfloat16 and float16. Differentiable to any order. The forward pass
+        keeps ``weight`` only if ``input`` needs a gradient, and ``input`` only if ``weight`` does;
+        the backward pass multiplies matrices only for the gradients asked for. Deterministic where
+        torch's matrix product is. Under autocast, computes in the autocast dtype.
+    """
+    tensors = {"input": input, "weight": weight} | ({} if bias is None else {"bias": bias})
+    tensors = checks.autocast(tensors)
+    checks.same_kind(**tensors)
+    input, weight, bias = tensors["input"], tensors["weight"], tensors.get("bias")
+    if weight.dim() != 2:
+        raise ArgumentError(
+            f"weight must have shape (out_features, in_features), got {list(weight.shape)}"
+        )
+    if input.dim() == 0 or input.shape[-1] != weight.shape[1]:
+        raise ArgumentError(
+            f"input must have shape (*, {weight.shape[1]}), as weight has {weight.shape[1]} "
+            f"in_features, got {list(input.shape)}"
+        )
+    if bias is not None and bias.shape != weight.shape[:1]:
+        raise ArgumentError(
+            f"bias must have shape ({weight.shape[0]},), as weight has {weight.shape[0]} "
+            f"out_features, got {list(bias.shape)}"
+        )
+    if autograd.needs_torch_path() or torch.compiler.is_compiling():
+        return F.linear(input, weight, bias)
+    return autograd.apply(LinearFunction, input, weight, bias)
+
+
+class LinearFunction(torch.autograd.Function):
+    """``LinearFunction.apply(input, weight, bias)``; ``bias`` may be ``None``."""
+
+    @staticmethod
+    def forward(ctx: Any, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """Keeps what the gradients asked for are made of, and nothing else."""
+        needs_input, needs_weight, _ = ctx.needs_input_grad
+        ctx.save_for_backward(input if needs_weight else None, weight if needs_input else None)
+        output = F.linear(input, weight, bias)
+        # A Function's result that is a view of something within cannot be changed in place.
+        return torch.ops.aten._unsafe_view(output, output.shape) if output._is_view() else output
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        """Plain differentiable operations, so that autograd can record them in turn."""
+        input, weight = ctx.saved_tensors
+        needs_input, needs_weight, needs_bias = ctx.needs_input_grad
+        rows = _rows(grad)
+        grad_input = grad @ weight if needs_input else None
+        grad_weight = rows.T @ _rows(input) if needs_weight else None
+        grad_bias = rows.sum(0) if needs_bias else None
+        return grad_input, grad_weight, grad_bias
+
+
+def _rows(tensor: Tensor) -> Tensor:
+    return tensor.reshape(tensor.shape[:-1].numel(), tensor.shape[-1])
+
+
+def samples() -> Iterator[checks.Sample]:
+    """Where ``jitops check`` checks the gradients."""
+    input, weight, bias = torch.randn(2, 3, 4), torch.randn(5, 4), torch.randn(5)
+    yield "", linear, (input, weight, bias)
+    yield "without bias", linear, (input, weight)

@@ -1,0 +1,209 @@
+"""The long-long-term-memory unit, a recurrent unit that cannot forget.
+
+Compiled, all that lies between two matrix products is one kernel, and a whole sequence is one call.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ops._core import checks
+from ops._errors import ArgumentError, ArgumentTypeError
+from ops.layers._lltm import LLTMFunction, quick, run
+
+__all__ = ["LLTM", "LLTMFunction", "LLTMState", "lltm", "lltm_sequence"]
+
+
+class LLTMState(NamedTuple):
+    """What a unit hands on to its next step, :math:`(B, S)` each."""
+
+    h: Tensor
+    cell: Tensor
+
+
+# ---- the public functions and module -------------------------------------------------------------
+
+
+def lltm(input: Tensor, weights: Tensor, bias: Tensor, h: Tensor, cell: Tensor) -> LLTMState:
+    r"""One step of the long-long-term-memory unit, an LSTM without a forget gate and with an ELU.
+
+    .. math::
+
+        [i;\, o;\, z] = W \, [h;\, x] + b, \qquad
+        c' = c + \mathrm{elu}(z)\, \sigma(i), \qquad
+        h' = \tanh(c')\, \sigma(o)
+
+    From P. Goldsborough, "Custom C++ and CUDA Extensions", the tutorial of PyTorch, whose layout of
+    the parameters and initialisation are kept: :math:`W` takes first :math:`h`, then :math:`x`, and
+    gives first the input gate, then the output gate, then the candidate.
+
+    Args:
+        input: :math:`(B, F)`.
+        weights: :math:`(3S, S + F)`: rows for input gate, output gate and candidate, columns for
+            ``h`` and ``input``.
+        bias: :math:`(3S)` or, as in the tutorial, :math:`(1, 3S)`.
+        h: the last output, :math:`(B, S)`.
+        cell: the last cell, :math:`(B, S)`.
+
+    Returns:
+        The new :class:`LLTMState`, in the inputs' dtype.
+
+    Raises:
+        ArgumentTypeError: not tensors of one of the dtypes float64, float32, bfloat16 and float16,
+            the same for all.
+        ArgumentError: shapes that do not fit together, different devices.
+        BackendUnavailableError: the back end asked for cannot run here.
+
+    Gradients:
+        For all five, of any order; only those asked for are computed. Forward mode and
+        :mod:`torch.func` run on the pure-torch path.
+
+    Numerics:
+        Between the matrix products bfloat16 and float16 compute in float32, and the cell and its
+        gradient are added up in float32 over all steps of a sequence. Deterministic where torch's
+        matrix products are. Under autocast, computes in the autocast dtype, as these do.
+    """
+    state = quick(2, input, weights, bias, h, cell)
+    if state is None:
+        state = run(*_checked(input, weights, bias, h, cell, dim=2))
+    return LLTMState(*state)
+
+
+def lltm_sequence(
+    input: Tensor, weights: Tensor, bias: Tensor, h: Tensor, cell: Tensor
+) -> tuple[Tensor, LLTMState]:
+    r"""All steps of a sequence: what :func:`lltm` gives, called with one step after the other.
+
+    Args:
+        input: :math:`(T, B, F)`.
+        weights, bias, h, cell: see :func:`lltm`.
+
+    Returns:
+        The outputs ``h`` of all steps, :math:`(T, B, S)`, and the last :class:`LLTMState`.
+
+    Raises, gradients and numerics: see :func:`lltm`.
+    """
+    input, weights, bias, h, cell = _checked(input, weights, bias, h, cell, dim=3)
+    if input.shape[0] == 0:
+        return h.unsqueeze(0)[:0].clone(), LLTMState(h.clone(), cell.clone())
+    output, cell = run(input, weights, bias, h, cell)
+    return output, LLTMState(output[-1], cell)
+
+
+class LLTM(nn.Module):
+    r"""The unit with its parameters.
+
+    Args:
+        input_features: :math:`F`.
+        state_size: :math:`S`.
+
+    Attributes:
+        weights: :math:`(3S, S + F)`, uniform in :math:`\pm 1/\sqrt{S}`.
+        bias: :math:`(1, 3S)`, likewise.
+    """
+
+    def __init__(self, input_features: int, state_size: int) -> None:
+        super().__init__()
+        self.input_features = checks.check_count("input_features", input_features)
+        self.state_size = checks.check_count("state_size", state_size)
+        self.weights = nn.Parameter(torch.empty(3 * state_size, input_features + state_size))
+        self.bias = nn.Parameter(torch.empty(1, 3 * state_size))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw them anew."""
+        bound = 1 / math.sqrt(self.state_size)
+        for parameter in self.parameters():
+            nn.init.uniform_(parameter, -bound, bound)
+
+    def forward(self, input: Any, state: Any = None) -> Any:
+        """A step, for :math:`(B, F)`, or a sequence, for :math:`(T, B, F)`.
+
+        Args:
+            input: a tensor of the one or the other shape.
+            state: ``h`` and ``cell`` to begin with, a pair of tensors; zeros by default.
+
+        Returns:
+            What :func:`lltm` or :func:`lltm_sequence` returns.
+        """
+        sequence = isinstance(input, Tensor) and input.dim() == 3
+        function = lltm_sequence if sequence else lltm
+        if isinstance(state, (tuple, list)) and len(state) == 2:
+            return function(input, self.weights, self.bias, state[0], state[1])
+        if state is None and isinstance(input, Tensor):
+            rows = input.shape[-2] if input.dim() > 1 and not input.is_nested else 0
+            zeros = input.new_zeros(rows, self.state_size)
+            return function(input, self.weights, self.bias, zeros, zeros)
+        got = "None" if state is None else type(state).__name__
+        raise ArgumentTypeError(
+            f"input must be a torch.Tensor and state a pair of them, h and cell, got "
+            f"{type(input).__name__} and {got}"
+        )
+
+    def extra_repr(self) -> str:
+        """The sizes, for ``print(module)``."""
+        return f"input_features={self.input_features}, state_size={self.state_size}"
+
+
+def samples() -> Iterator[checks.Sample]:
+    """Where ``jitops check`` checks the gradients."""
+    parameters = (torch.randn(9, 5), torch.randn(1, 9), torch.randn(2, 3), torch.randn(2, 3))
+    yield "step", lltm, (torch.randn(2, 2), *parameters)
+    yield "sequence", lltm_sequence, (torch.randn(4, 2, 2), *parameters)
+
+
+# ---- what both have in common --------------------------------------------------------------------
+
+
+def _checked(
+    input: Tensor, weights: Tensor, bias: Tensor, h: Tensor, cell: Tensor, dim: int
+) -> tuple[Tensor, ...]:
+    if checks.ready(h, input, weights, bias, cell) and _fits(input, weights, bias, h, cell, dim):
+        return input, weights, bias, h, cell
+    tensors = {"input": input, "weights": weights, "bias": bias, "h": h, "cell": cell}
+    tensors = checks.autocast(tensors)
+    checks.same_kind(**tensors)
+    input, weights, bias, h, cell = tensors.values()
+    if _fits(input, weights, bias, h, cell, dim):
+        return input, weights, bias, h, cell
+    if input.dim() != dim:
+        form = "(batch, features)" if dim == 2 else "(time, batch, features)"
+        raise ArgumentError(f"input must have shape {form}, got {list(input.shape)}")
+    if h.dim() != 2 or h.shape[0] != input.shape[-2] or h.shape[1] == 0:
+        raise ArgumentError(
+            f"h must have shape ({input.shape[-2]}, state_size), as input has a batch of "
+            f"{input.shape[-2]}, got {list(h.shape)}"
+        )
+    size, features = h.shape[1], input.shape[-1]
+    for name, tensor, shape in (
+        ("cell", cell, [len(h), size]),
+        ("weights", weights, [3 * size, size + features]),
+    ):
+        if list(tensor.shape) != shape:
+            raise ArgumentError(
+                f"{name} must have shape {shape} for a state of {size} and {features} input "
+                f"features, got {list(tensor.shape)}"
+            )
+    raise ArgumentError(
+        f"bias must have shape {[1, 3 * size]} or {[3 * size]} for a state of {size}, "
+        f"got {list(bias.shape)}"
+    )
+
+
+def _fits(input: Tensor, weights: Tensor, bias: Tensor, h: Tensor, cell: Tensor, dim: int) -> bool:
+    shape, inputs, gates = h.shape, input.shape, bias.shape
+    if len(shape) != 2 or len(inputs) != dim or cell.shape != shape:
+        return False
+    batch, size = shape
+    return (
+        size > 0
+        and inputs[-2] == batch
+        and weights.shape == (3 * size, size + inputs[-1])
+        and gates[-1:] == (3 * size,)
+        and (len(gates) == 1 or gates == (1, 3 * size))
+    )

@@ -1,0 +1,128 @@
+"""A vector taken apart into direction and norm: the model of a Function with several outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ops._core import autograd, checks
+from ops._errors import ArgumentError, ArgumentTypeError
+
+__all__ = ["DirectionAndNorm", "NormalizeWithNormFunction", "normalize_with_norm"]
+
+
+class DirectionAndNorm(NamedTuple):
+    """What :func:`normalize_with_norm` returns."""
+
+    direction: Tensor
+    norm: Tensor
+    is_zero: Tensor
+
+
+def normalize_with_norm(input: Tensor, dim: int = -1) -> DirectionAndNorm:
+    r"""Split vectors into direction and Euclidean norm.
+
+    .. math:: d = x / \lVert x \rVert_2, \qquad n = \lVert x \rVert_2, \qquad z = [n = 0]
+
+    The gradients of the first two are those of the quotient and of the norm,
+
+    .. math:: \bar x = \frac{\bar d - d \, (d \cdot \bar d)}{n} + \bar n \, d,
+
+    and zero for a zero vector, which has the direction zero; the third output has no gradient.
+
+    Args:
+        input: vectors along ``dim``; any shape of at least one dimension.
+        dim: the dimension of the vectors.
+
+    Returns:
+        ``direction``, of ``input``'s shape: unit vectors, and zeros for zero vectors; ``norm``,
+        without ``dim``; ``is_zero``, boolean, where the norm is zero. The first two have the dtype
+        of ``input``.
+
+    Raises:
+        ArgumentTypeError: ``input`` is no floating tensor, or ``dim`` no integer.
+        ArgumentError: ``input`` has no dimension ``dim``.
+
+    Note:
+        dtypes float64, float32, bfloat16 and float16; the half precisions compute in float32, and
+        under autocast also return it. Differentiable to any order; for a zero vector all gradients
+        are zero, which is a subgradient of the norm there. Outputs whose gradients nobody asks for
+        cost nothing in the backward pass. Vectors of any magnitude will do: no square overflows, or
+        vanishes, that the norm itself could hold. Deterministic. One back end, ``torch``.
+    """
+    (input,) = checks.floating_rows(input=input)
+    if isinstance(dim, bool) or not isinstance(dim, int):
+        raise ArgumentTypeError(f"dim must be an int, got {type(dim).__name__}")
+    if not -input.dim() <= dim < input.dim():
+        raise ArgumentError(
+            f"dim must be a dimension of input, which has shape {list(input.shape)}, got {dim}"
+        )
+    dtype, wide = input.dtype, checks.widened(input)
+    plain = autograd.needs_torch_path() or torch.compiler.is_compiling()
+    call = _torch_path if plain else NormalizeWithNormFunction.apply
+    direction, norm, is_zero = call(wide, dim)
+    return DirectionAndNorm(direction.to(dtype), norm.to(dtype), is_zero)
+
+
+def _torch_path(input: Tensor, dim: int) -> tuple[Tensor, Tensor, Tensor]:
+    is_zero = (input == 0).all(dim, keepdim=True)
+    scale = _scale(input, dim)
+    # A zero vector takes no part in the root, whose slope there is infinite.
+    scaled = torch.where(is_zero, 1, input / scale)
+    length = scaled.square().sum(dim, keepdim=True).sqrt()
+    direction = torch.where(is_zero, 0, scaled / length)
+    norm = torch.where(is_zero, 0, length * scale)
+    return direction, norm.squeeze(dim), is_zero.squeeze(dim)
+
+
+def _scale(input: Tensor, dim: int) -> Tensor:
+    """The largest magnitude, by which to divide: squares neither overflow nor vanish then."""
+    if input.shape[dim] == 0:
+        return input.new_ones(()).expand_as(input.sum(dim, keepdim=True))
+    largest = input.detach().abs().amax(dim, keepdim=True)
+    return torch.where((largest > 0) & largest.isfinite(), largest, 1)
+
+
+class NormalizeWithNormFunction(torch.autograd.Function):
+    """``direction, norm, is_zero = NormalizeWithNormFunction.apply(input, dim)``."""
+
+    @staticmethod
+    def forward(ctx: Any, input: Tensor, dim: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Saves its own outputs: what the gradients are made of."""
+        scale = _scale(input, dim)
+        direction = input / scale
+        length = torch.linalg.vector_norm(direction, dim=dim)
+        is_zero = length == 0
+        direction /= torch.where(is_zero, 1, length).unsqueeze(dim)
+        norm = length * scale.squeeze(dim)
+        ctx.dim = dim
+        ctx.save_for_backward(direction, norm, is_zero)
+        ctx.mark_non_differentiable(is_zero)
+        ctx.set_materialize_grads(False)  # an output without a gradient gives None, not zeros
+        return direction, norm, is_zero
+
+    @staticmethod
+    def backward(
+        ctx: Any, grad_direction: Tensor | None, grad_norm: Tensor | None, _: None
+    ) -> tuple[Tensor | None, None]:
+        """Plain differentiable operations on the outputs, so that autograd can record them."""
+        direction, norm, is_zero = ctx.saved_tensors
+        grad = None
+        if grad_direction is not None:
+            along = (direction * grad_direction).sum(ctx.dim, keepdim=True)
+            safe = torch.where(is_zero, 1, norm).unsqueeze(ctx.dim)
+            across = (grad_direction - direction * along) / safe
+            grad = torch.where(is_zero.unsqueeze(ctx.dim), 0, across)
+        if grad_norm is not None:
+            radial = grad_norm.unsqueeze(ctx.dim) * direction
+            grad = radial if grad is None else grad + radial
+        return grad, None
+
+
+def samples() -> Iterator[checks.Sample]:
+    """Where ``jitops check`` checks the gradients."""
+    yield "", normalize_with_norm, (torch.randn(4, 3),)
+    yield "dim=0", normalize_with_norm, (torch.randn(4, 3), 0)

@@ -1,0 +1,226 @@
+"""Set prediction: the loss of the best assignment of predictions to targets."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ops._core import checks
+from ops._errors import ArgumentError, ArgumentTypeError
+from ops.arrays.conversions import require
+from ops.arrays.from_numpy import from_numpy
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    Array = np.ndarray[Any, Any]
+
+__all__ = ["SetMatching", "SetMatchingLoss", "set_matching_loss"]
+
+
+class SetMatching(NamedTuple):
+    """What :func:`set_matching_loss` returns.
+
+    The pairs are ordered by image, then by prediction, so that ``predicted[m.image, m.prediction]``
+    stands beside the target each was matched with.
+    """
+
+    loss: Tensor
+    image: Tensor
+    prediction: Tensor
+    target: Tensor
+
+
+def set_matching_loss(
+    cost: Tensor | list[Tensor] | tuple[Tensor, ...],
+    sizes: Sequence[int] | Tensor | None = None,
+    reduction: str = "mean",
+) -> SetMatching:
+    r"""Match predictions with targets at the least cost, and return that cost.
+
+    .. math::
+
+        \ell = \sum_b \sum_j C^b_{\sigma_b(j)\, j}, \qquad
+        \sigma_b = \arg\min_{\sigma} \sum_j C^b_{\sigma(j)\, j}
+
+    where :math:`C^b_{ij}` is what it costs to match prediction :math:`i` of image :math:`b` with
+    its target :math:`j`, and :math:`\sigma` gives each target a prediction of its own (or each
+    prediction a target, if there are fewer). The matching of N. Carion, F. Massa, G. Synnaeve, N.
+    Usunier, A. Kirillov, S. Zagoruyko, "End-to-End Object Detection with Transformers" (DETR), ECCV
+    2020, after H. W. Kuhn, "The Hungarian Method for the Assignment Problem", 1955; computed by
+    :func:`scipy.optimize.linear_sum_assignment` on the CPU.
+
+    Args:
+        cost: :math:`(B, N, M)`, what it costs to match each of :math:`N` predictions with each of
+            :math:`M` targets; or :math:`B` matrices of sizes of their own, as a list or tuple.
+        sizes: how many targets each of the :math:`B` images has: its first so many columns count,
+            the others are padding, of any content. All by default.
+        reduction: ``mean`` over all pairs of the batch, ``sum``, or ``none``.
+
+    Returns:
+        ``loss``, a scalar, or with ``reduction="none"`` the cost of each of the :math:`P` pairs;
+        ``image``, ``prediction``, ``target``: the pairs, :math:`(P)` each, int64. Without any pair
+        the mean is 0, for a batch of images that show nothing is no accident in training.
+
+    Raises:
+        ArgumentTypeError: no floating tensor, or tensors of several dtypes; sizes that are no
+            integers.
+        ArgumentError: a wrong shape, sizes out of range, tensors on several devices, NaN or
+            negative infinity among the costs, or so many infinities that no assignment is left.
+        DependencyError: SciPy is not installed (the extra ``scipy``).
+
+    Gradients:
+        For ``cost``, of any order: 1 (or ``1/P``) at each pair, 0 elsewhere, which is a subgradient
+        of the least cost where several assignments have it. Forward mode and :mod:`torch.func` work
+        (:func:`~torch.func.vmap` where all matrices have the same size).
+
+    Note:
+        dtypes float64, float32, bfloat16 and float16; the half precisions are added up in float32.
+        Deterministic. The matrices of a batch come to the CPU in one copy.
+    """
+    number = checks.check_reduction(reduction)
+    matrices = _matrices(cost, sizes)
+    if not matrices:  # an empty batch: of cost itself, so that it has a gradient, of zeros
+        flat = cost.reshape(-1)[:0] if isinstance(cost, Tensor) else torch.zeros(0, device="cpu")
+    else:
+        flat = torch.cat([matrix.reshape(-1) for matrix in matrices])
+    shapes = [tuple(matrix.shape) for matrix in matrices]
+    image, prediction, target, place = _pairs(flat.detach(), shapes=shapes)
+    costs = flat[place]
+    loss = costs if number == 0 else checks.widened(costs).sum()
+    if number == 1:
+        loss = loss / max(1, len(place))
+    return SetMatching(loss.to(costs.dtype), image, prediction, target)
+
+
+class SetMatchingLoss(nn.Module):
+    """:func:`set_matching_loss` as a module.
+
+    Args:
+        reduction: see :func:`set_matching_loss`.
+    """
+
+    def __init__(self, reduction: str = "mean") -> None:
+        super().__init__()
+        self.reduction = checks.one_of("reduction", reduction, checks.REDUCTIONS)
+
+    def forward(
+        self,
+        cost: Tensor | list[Tensor] | tuple[Tensor, ...],
+        sizes: Sequence[int] | Tensor | None = None,
+    ) -> SetMatching:
+        """The loss and the pairs."""
+        return set_matching_loss(cost, sizes, self.reduction)
+
+    def extra_repr(self) -> str:
+        """The parameters, for ``print(module)``."""
+        return f"reduction={self.reduction!r}"
+
+
+def samples() -> Iterator[checks.Sample]:
+    """Where ``jitops check`` checks the gradients."""
+    for reduction in checks.REDUCTIONS:
+        loss = SetMatchingLoss(reduction)
+        yield f"reduction={reduction!r}", loss, (torch.randn(2, 4, 3), [3, 2])
+
+
+# ---- a matrix for each image ---------------------------------------------------------------------
+
+
+def _matrices(
+    cost: Tensor | list[Tensor] | tuple[Tensor, ...], sizes: Sequence[int] | Tensor | None
+) -> list[Tensor]:
+    if isinstance(cost, Tensor):
+        tensors = checks.widened_under_autocast({"cost": cost})
+        checks.same_kind(**tensors)
+        if cost.dim() != 3:
+            raise ArgumentError(f"cost must have shape (B, N, M), got {list(cost.shape)}")
+        matrices = list(tensors["cost"])
+    elif isinstance(cost, (list, tuple)):
+        tensors = {f"cost[{place}]": one for place, one in enumerate(cost)}
+        tensors = checks.widened_under_autocast(tensors)
+        if tensors:
+            checks.same_kind(**tensors)
+        matrices = list(tensors.values())
+        for name, one in tensors.items():
+            if one.dim() != 2:
+                raise ArgumentError(f"{name} must have shape (N, M), got {list(one.shape)}")
+    else:
+        raise ArgumentTypeError(
+            f"cost must be a torch.Tensor or a list of them, got {type(cost).__name__}"
+        )
+    if sizes is None:
+        return matrices
+    counts = _counts(sizes)
+    if len(counts) != len(matrices):
+        raise ArgumentError(
+            f"sizes must have an entry for each of the {len(matrices)} images, got {len(counts)}"
+        )
+    for place, (count, one) in enumerate(zip(counts, matrices, strict=True)):
+        if not 0 <= count <= one.shape[1]:
+            raise ArgumentError(
+                f"sizes[{place}] must be between 0 and the {one.shape[1]} columns of its matrix, "
+                f"got {count}"
+            )
+    return [one[:, :count] for one, count in zip(matrices, counts, strict=True)]
+
+
+def _counts(sizes: Sequence[int] | Tensor) -> list[int]:
+    if isinstance(sizes, Tensor):
+        checks.dense("sizes", sizes)
+        if (
+            sizes.dim() != 1
+            or sizes.is_floating_point()
+            or sizes.is_complex()
+            or (sizes.dtype is torch.bool)
+        ):
+            raise ArgumentTypeError(
+                f"sizes must be integers in one dimension, got {sizes.dtype} of shape "
+                f"{list(sizes.shape)} (cost holds what each match costs: predictions and targets "
+                f"are compared before)"
+            )
+        return sizes.tolist()
+    if not isinstance(sizes, Sequence):
+        raise ArgumentTypeError(
+            f"sizes must be a list of ints or a tensor of them, got {type(sizes).__name__}"
+        )
+    counts = list(sizes)
+    for place, count in enumerate(counts):
+        if isinstance(count, bool) or not isinstance(count, int):
+            raise ArgumentTypeError(f"sizes[{place}] must be an int, got {type(count).__name__}")
+    return counts
+
+
+# ---- SciPy ---------------------------------------------------------------------------------------
+
+
+def _assign(flat: Array, shapes: Sequence[tuple[int, int]]) -> tuple[Array, ...]:
+    """Image, prediction and target of each pair, and its place in ``flat``."""
+    import numpy as np
+
+    assign = require("scipy.optimize", "set_matching_loss").linear_sum_assignment
+    parts, start = [np.zeros((4, 0), np.int64)], 0
+    for image, (rows, columns) in enumerate(shapes):
+        matrix = flat[start : start + rows * columns].reshape(rows, columns)
+        if np.isnan(matrix).any() or np.isneginf(matrix).any():
+            raise ArgumentError(
+                f"cost of image {image} must be free of nan and -inf, got one among its "
+                f"{rows} x {columns} entries"
+            )
+        try:
+            row, column = assign(matrix)
+        except ValueError as error:  # "cost matrix is infeasible"
+            raise ArgumentError(
+                f"cost of image {image} must leave an assignment of finite cost, got {error}"
+            ) from None
+        parts.append(
+            np.stack([np.full_like(row, image), row, column, start + row * columns + column])
+        )
+        start += rows * columns
+    return tuple(np.concatenate(parts, axis=1))
+
+
+_pairs = from_numpy(_assign, name="set_matching_loss")

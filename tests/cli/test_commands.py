@@ -1,0 +1,301 @@
+"""The command ``jitops``: what it says, and its exit status."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+import ops
+from ops import _config
+from ops._cli import main as cli
+from ops.jit import load_inline
+from ops.jit._compile import _toolchain
+from tests.harness.helpers import command, environment
+from tests.jit.support import ANSWER, entries
+
+PLAIN = {"is_python_module": False, "no_implicit_headers": True}
+COMPILERS = ("c++", "g++", "clang++", "cc", "gcc", "clang")
+OP = "improved_triplet_loss"
+
+
+@pytest.fixture
+def cache(tmp_path, settings):
+    """An empty cache."""
+    folder = tmp_path / "cache"
+    folder.mkdir()
+    settings(CACHE_DIR=str(folder))
+    return folder
+
+
+@pytest.fixture
+def full(cache):
+    """A cache with one extension."""
+    load_inline("answer", ANSWER, **PLAIN)
+    return cache
+
+
+def said(capsys, *arguments, status=0):
+    """What the command prints."""
+    assert cli.main(arguments) == status
+    return capsys.readouterr().out
+
+
+# ---- build
+
+
+@pytest.mark.cpp
+def test_build(cache, tmp_path, capsys):
+    out = said(capsys, "build", OP, "--backend=cpp", "--jobs=1")
+    assert out.startswith("1 of 1 built or in the cache")
+    (folder,) = entries(cache)
+    editors = tmp_path / "compile_commands.json"
+    said(capsys, "build", OP, "--backend=cpp", f"--compile-commands={editors}")
+    files = {command["file"] for command in json.loads(editors.read_text())}
+    assert any(file.endswith(f"cuda_src/{OP}.cpp") for file in files)
+    assert entries(cache) == [folder]
+
+
+@pytest.mark.cpp
+@pytest.mark.parametrize("file", ["nowhere/x.json", "folder", "file/x.json"])
+def test_nowhere_to_write_compile_commands_to_is_said_first(cache, tmp_path, capsys, file):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").touch()
+    file = tmp_path / file
+    assert cli.main(["build", OP, "--backend=cpp", f"--compile-commands={file}"]) == 1
+    said = capsys.readouterr()
+    assert "--compile-commands must be a file in a folder that can be written, got" in said.err
+    assert said.out == ""
+    assert entries(cache) == []
+
+
+@pytest.mark.cpp
+def test_build_for_other_machines(cache, capsys):
+    levels = ["--cpu=baseline", "--cpu=x86-64-v3"]
+    assert "2 of 2" in said(capsys, "build", OP, "--backend=cpp", *levels)
+    assert len(entries(cache)) == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["build", "nothing"], f"OP must be among {OP}"),
+        (
+            ["cache", "why", "nothing"],
+            "NAME must be an op, an extension or its start, or the start",
+        ),
+        (["cache", "clean", "--max-size="], "--max-size must be a size like 500M or 2G, got ''"),
+        (["cache", "clean", "--max-size=much"], "--max-size must be a size like 500M or 2G"),
+        (["bundle", "verify", "/no/such/file"], "/no/such/file"),
+        (["bundle", "import", "/no/such/file"], "/no/such/file"),
+        (["bundle", "export", "/tmp/x.zip", "--extension=none"], "called 'none': build it first"),
+        (["build", "--arch=9.9x", "--backend=cuda", OP], "jitops: "),
+        (["build", "--arch=9.9x", OP], "jitops: "),
+    ],
+)
+def test_bad_requests(cache, capsys, arguments, message):
+    assert cli.main(arguments) == 1
+    assert message in capsys.readouterr().err
+
+
+def test_what_is_left_out_is_said_unless_it_was_asked_for(cache, capsys, monkeypatch):
+    def check_cuda():
+        raise ops.ToolchainError("no nvcc here")
+
+    monkeypatch.setattr(_toolchain, "check_cuda", check_cuda)
+    assert cli.main(["cache", "why", OP]) == 0
+    assert capsys.readouterr().err == "jitops: CUDA is left out: no nvcc here\n"
+    for asked in ("--arch=9.0", "--backend=cuda"):
+        assert cli.main(["cache", "why", OP, asked]) == 1
+        assert capsys.readouterr().err == "jitops: no nvcc here\n"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["build", "--jobs=0"], ["build", "--jobs=many"], ["cache", "clean", "--unused-for=x"], []]
+    + [["cache", "clean", f"--unused-for={days}"] for days in ("-1", "nan", "inf")],
+)
+def test_bad_usage(arguments):
+    with pytest.raises(SystemExit) as ended:
+        cli.main(arguments)
+    assert ended.value.code == 2
+
+
+# ---- cache
+
+
+def test_an_empty_cache(cache, capsys):
+    assert said(capsys, "cache", "ls") == f"{cache} holds nothing yet\n"
+    assert said(capsys, "cache", "ls", "--json") == "[]\n"
+    assert said(capsys, "cache", "verify") == "0 damaged\n"
+    assert said(capsys, "cache", "clean").startswith("0 entries deleted")
+    assert "nothing in the cache is called x" in said(capsys, "cache", "info", "x", status=1)
+
+
+@pytest.mark.cpp
+def test_what_is_in_the_cache(full, capsys):
+    (folder,) = entries(full)
+    listed = said(capsys, "cache", "ls")
+    assert "answer" in listed
+    assert "1 entries" in listed
+    (item,) = json.loads(said(capsys, "cache", "ls", "--json"))
+    assert item["folder"] == str(folder)
+    assert item["loads"] == 1
+    assert item["size"] >= (folder / "answer.so").stat().st_size
+    assert json.loads(said(capsys, "cache", "info", "ans"))["manifest"]["name"] == "answer"
+
+
+@pytest.mark.cpp
+def test_why(cache, capsys):
+    why = ["cache", "why", OP, "--backend=cpp"]
+    assert "nothing" in said(capsys, *why)
+    said(capsys, "build", OP, "--backend=cpp", "--cpu=baseline")
+    told = json.loads(said(capsys, *why, "--json"))
+    assert "-march=" in told[f"jitops_{OP}_cpp"]
+    assert "is in the cache: " in said(capsys, *why, "--cpu=baseline")
+
+
+@pytest.mark.cpp
+def test_info_and_why_take_the_same_names(full, capsys, monkeypatch):
+    """An op, an extension or its start, the start of a digest, what `cache ls` shows."""
+    said(capsys, "build", OP, "--backend=cpp")
+    monkeypatch.setattr("torch.__version__", "9.9.9")
+    for name, op in (("answer", False), (f"jitops_{OP}_cpp", True)):
+        (listed,) = json.loads(said(capsys, "cache", "info", name).join("[]"))
+        folder = "/".join(listed["folder"].split("/")[-2:])
+        digest = listed["manifest"]["digest"]
+        starts = [name, digest[:4], digest, folder, folder.split("/")[0]]
+        for start in [*starts, *([OP] if op else [name[:3]])]:
+            (same,) = json.loads(said(capsys, "cache", "info", start).join("[]"))
+            assert same == listed
+            (told,) = json.loads(said(capsys, "cache", "why", start, "--json")).items()
+            assert told[0] == (name if op and start in (OP, name) else folder)
+            assert told[1].startswith("torch: ")
+            assert "9.9.9" in told[1]
+
+
+@pytest.mark.cpp
+def test_why_of_an_extension_that_is_no_ops(full, capsys, monkeypatch):
+    assert "nothing of this machine differs" in said(capsys, "cache", "why", "answer")
+    monkeypatch.setenv("CXX", "g++ -m32")
+    assert "cxx_arguments: none → -m32" in said(capsys, "cache", "why", "answer")
+    monkeypatch.delenv("CXX")
+    (folder,) = entries(full)
+    manifest = folder / "manifest.json"
+    manifest.chmod(0o600)
+    told = json.loads(manifest.read_text())
+    told["compilers"]["cxx"] = {"version": "gcc version 1", "identity": "another"}
+    manifest.write_text(json.dumps(told))
+    assert "cxx: gcc version 1 → " in said(capsys, "cache", "why", "answer")
+    manifest.write_text(json.dumps({**told, "request": {"format": told["request"]["format"]}}))
+    assert "its manifest cannot be read" in said(capsys, "cache", "why", "answer")
+
+
+@pytest.mark.cpp
+def test_damage_is_told(full, capsys):
+    (folder,) = entries(full)
+    library = folder / "answer.so"
+    content = bytearray(library.read_bytes())
+    content[-1] ^= 1
+    library.unlink()  # this process has it loaded
+    library.write_bytes(content)
+    assert f"damaged: {folder}" in said(capsys, "cache", "verify", status=1)
+    told = json.loads(said(capsys, "cache", "verify", "--json", status=1))
+    assert told == {"damaged": [str(folder)]}
+
+
+@pytest.mark.cpp
+def test_clean_spares_what_is_in_use(full, capsys):
+    assert said(capsys, "cache", "clean").endswith("1 left\n")
+    command("build", OP, "--backend=cpp", JITOPS_CACHE_DIR=full)
+    assert "0 entries" in said(capsys, "cache", "clean", "--unused-for=1")
+    assert "0 entries" in said(capsys, "cache", "clean", "lltm")
+    assert cli.main(["cache", "clean", "other"]) == 1
+    assert "NAME must be an op, an extension or its start" in capsys.readouterr().err
+    (gone,) = json.loads(said(capsys, "cache", "clean", OP, "--json"))
+    assert gone["name"] == f"jitops_{OP}_cpp"
+    assert len(entries(full)) == 1
+    assert said(capsys, "cache", "clean", "--max-size=1K").endswith("1 left\n")
+
+
+# ---- bundle
+
+
+@pytest.mark.cpp
+def test_bundle(full, tmp_path, settings, capsys):
+    archive = tmp_path / "bundle.zip"
+    options = [OP, "--extension=answer", "--backend=cpp"]
+    out = said(capsys, "bundle", "export", str(archive), *options)
+    assert out == f"{archive}: answer, jitops_{OP}_cpp\n"
+    assert "are whole" in said(capsys, "bundle", "verify", str(archive))
+    other = tmp_path / "other"
+    settings(CACHE_DIR=str(other), BUILD="never")
+    assert said(capsys, "bundle", "import", str(archive)).endswith("2 new entries\n")
+    assert said(capsys, "bundle", "import", str(archive)).endswith("0 new entries\n")
+    with ops.use_backend("cpp"):
+        assert _config.settings().build == "never"
+        assert "is in the cache" in said(capsys, "cache", "why", OP, "--backend=cpp")
+
+
+# ---- demo
+
+
+@pytest.mark.cpp
+def test_the_demo_says_what_it_does_before_it_is_done(tmp_path):
+    """What takes seconds is announced, though its output is read through a pipe."""
+    pytest.importorskip("sklearn")
+    pytest.importorskip("matplotlib")
+    picture = tmp_path / "picture.png"
+    command = [sys.executable, "-m", "ops", "demo", "--steps=2", f"--output={picture}"]
+    variables = environment(JITOPS_CACHE_DIR=tmp_path / "cache")
+    process = subprocess.Popen(command, env=variables, stdout=subprocess.PIPE, text=True)
+    seen = ""
+    try:
+        for announced in (
+            "Importing torch",
+            "Back end cpp:",
+            "not in the cache: compiling ...",
+            "fresh processes, each of which imports torch first ...",
+            "Training: 1200 handwritten digits",
+            "  cpp    2 steps ...",
+        ):
+            while announced not in seen:
+                letter = process.stdout.read(1)
+                assert letter, seen
+                seen += letter
+            assert not picture.exists()  # the last thing done
+        rest = process.stdout.read()
+        assert process.wait() == 0
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+    assert f"Picture of the embedding before and after: {picture}" in rest
+    assert picture.exists()
+
+
+# ---- output that cannot be written
+
+
+def test_a_terminal_without_arrows(tmp_path):
+    code, out, _ = command("doctor", PYTHONIOENCODING="ascii", JITOPS_CACHE_DIR=tmp_path / "cache")
+    assert code == 0
+    assert out.isascii()
+
+
+def test_output_that_nobody_reads():
+    """A status, and no traceback: neither from the command nor from Python as it ends."""
+    for target, status in ((">/dev/full", 1), (">&-", 0)):
+        done = subprocess.run(
+            ["sh", "-c", f'"$0" -m ops explain {target}', sys.executable],
+            env=environment(),
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == status
+        assert "Traceback" not in done.stderr
+        assert "Exception ignored" not in done.stderr
+        assert ("No space left" in done.stderr) is (target == ">/dev/full")

@@ -1,0 +1,247 @@
+"""What can be known of the CUDA back end without a GPU: that it compiles and links.
+
+nvcc compiles every ``.cu`` for the architectures users have, warnings being errors, and the host
+compiler the ``.cpp`` with the CUDA branch switched on. What the latter calls, the former defines.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+
+from ops._core import extensions
+from ops.jit._compile import _toolchain
+from tests.cuda import emulator as cuda_emulator
+
+pytestmark = pytest.mark.nvcc
+
+FOLDER = extensions.source_folder()
+TORCH = Path(torch.__file__).parent / "include"
+
+
+def run(*command):
+    words = [str(word) for word in command]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout + done.stderr
+
+
+def nvcc():
+    return _toolchain.nvcc().command
+
+
+# Those that users have; the newest one's PTX serves what comes after it.
+ARCHITECTURES = (75, 80, 86, 89, 90, 100, 120)
+
+
+def architectures():
+    """The flags for all of them, and what ``cuobjdump`` would call them."""
+    known = {int(name.partition("_")[2]) for name in run(*nvcc(), "--list-gpu-arch").split()}
+    assert {80, 86, 89, 90} <= known, "an nvcc that is too old to tell anything"
+    ours = [number for number in ARCHITECTURES if number in known]
+    flags = [f"-gencode=arch=compute_{number},code=sm_{number}" for number in ours]
+    return [*flags, f"-gencode=arch=compute_{max(known)},code=compute_{max(known)}"], ours
+
+
+@dataclass
+class Compiled:
+    folder: Path
+    reports: dict[str, str]  # what ptxas says of each op's kernels
+
+
+@pytest.fixture(scope="module")
+def compiled_sources(tmp_path_factory):
+    """Every op's two objects, compiled with the flags that users' builds have."""
+    folder = tmp_path_factory.mktemp("objects")
+    flags, _ = architectures()
+    reports = {}
+    for op in extensions.stems():
+        reports[op] = run(
+            *nvcc(),
+            *extensions.cuda_cflags(),
+            *flags,
+            "-std=c++20",
+            "-Werror=all-warnings",
+            "-Xptxas=-v",
+            "-Xcompiler=-fPIC,-Wall,-Wextra,-Werror",
+            f"-I{FOLDER}",
+            "-MMD",
+            "-MF",
+            folder / f"{op}.d",
+            "-c",
+            FOLDER / f"{op}.cu",
+            "-o",
+            folder / f"{op}.cu.o",
+        )
+        run(
+            *_toolchain.cxx().command,
+            *extensions.cflags(),
+            "-DUSE_CUDA",
+            "-std=c++20",
+            "-Wall",
+            "-Wextra",
+            "-Werror",
+            "-fPIC",
+            f"-I{FOLDER}",
+            f"-isystem{TORCH}",
+            f"-isystem{TORCH / 'torch/csrc/api/include'}",
+            f"-isystem{_toolchain.cuda_home() / 'include'}",
+            "-c",
+            FOLDER / f"{op}.cpp",
+            "-o",
+            folder / f"{op}.o",
+        )
+    return Compiled(folder, reports)
+
+
+@pytest.fixture(scope="module")
+def objects(compiled_sources):
+    return compiled_sources.folder
+
+
+# ---- what each kernel takes of a multiprocessor --------------------------------------------------
+
+USE = re.compile(
+    r"Compiling entry function '(?P<symbol>\w+)' for 'sm_(?P<arch>\d+)'\n.*\n"
+    r"\s+\d+ bytes stack frame, (?P<stored>\d+) bytes spill stores, .*\n"
+    r".*Used (?P<registers>\d+) registers(?:.*?(?P<shared>\d+) bytes smem)?"
+)
+BUDGET = re.compile(
+    r"Budget: (?P<registers>\d+) registers, (?P<shared>\d+) bytes shared"
+    r"(?:, (?P<spilt>\d+) bytes spilt \((?P<dtype>\w+)\))?\."
+    r"\n(?:template <.*>\n)?__global__ void \w+\(.*\) (?P<kernel>\w+)\("
+)
+MANGLED = {"float64": "Id", "float32": "If", "bfloat16": "I13__nv_bfloat16", "float16": "I6__half"}
+
+
+def over_budget(report, text):
+    """What ptxas reports beyond the budgets that the text states, a line each."""
+    budgets = {found["kernel"]: found for found in BUDGET.finditer(text)}
+    over, seen = [], set()
+    for use in USE.finditer(report):
+        kernel = next(name for name in budgets if name in use["symbol"])
+        seen.add((kernel, int(use["arch"])))
+        budget = budgets[kernel]
+        mine = budget["dtype"] and kernel + MANGLED[budget["dtype"]] in use["symbol"]
+        allowed = int(budget["spilt"]) if mine else 0
+        for what, used, most in (
+            ("registers", int(use["registers"]), int(budget["registers"])),
+            ("bytes shared", int(use["shared"] or 0), int(budget["shared"])),
+            ("bytes spilt", int(use["stored"]), allowed),
+        ):
+            if used > most:
+                over.append(f"{use['symbol']} for sm_{use['arch']}: {used} {what}, not {most}")
+    return over, seen
+
+
+@pytest.mark.parametrize("op", extensions.stems())
+def test_budgets(compiled_sources, op):
+    text = (FOLDER / f"{op}.cu").read_text()
+    over, seen = over_budget(compiled_sources.reports[op], text)
+    assert not over
+    _, ours = architectures()
+    kernels = re.findall(r"__global__ void \w+\(.*\) (\w+)\(", text)
+    assert seen == {(kernel, arch) for kernel in kernels for arch in ours}
+
+
+def test_budgets_that_are_exceeded_are_told(compiled_sources):
+    text = (FOLDER / "lltm.cu").read_text()
+    report = compiled_sources.reports["lltm"]
+    over, _ = over_budget(report, text.replace("Budget: 80 registers", "Budget: 16 registers"))
+    assert len([line for line in over if "registers, not 16" in line]) == len(over) > 20
+    assert all("backward_kernel" in line for line in over)
+    over, _ = over_budget(report, text.replace(", 48 bytes spilt (float64)", ""))
+    assert all("bytes spilt, not 0" in line and "backward_kernelId" in line for line in over)
+    assert over
+
+
+# ---- what the two objects of an op have to do with each other ------------------------------------
+
+
+def symbols(path, *kinds):
+    lines = (line.split() for line in run("nm", path).splitlines())
+    return {words[-1] for words in lines if len(words) >= 2 and words[-2] in kinds}
+
+
+@pytest.mark.parametrize("op", extensions.stems())
+def test_every_launcher_called_is_defined(objects, op):
+    called = {name for name in symbols(objects / f"{op}.o", "U") if "launch_" in name}
+    defined = {name for name in symbols(objects / f"{op}.cu.o", "T") if "launch_" in name}
+    assert called
+    assert called == defined
+
+
+@pytest.mark.parametrize("op", extensions.stems())
+def test_kernels_read_no_header_of_torch(objects, op):
+    read = (objects / f"{op}.d").read_text()
+    assert f"{op}.h" in read
+    assert str(TORCH) not in read
+
+
+@pytest.mark.parametrize("op", extensions.stems())
+def test_two_files_make_a_library(objects, op):
+    """Everything undefined but torch's and CUDA's own symbols is an error."""
+    library = objects / f"{op}.so"
+    home = _toolchain.cuda_home()
+    run(
+        *_toolchain.cxx().command,
+        "-shared",
+        objects / f"{op}.o",
+        objects / f"{op}.cu.o",
+        f"-L{home / 'lib64'}",
+        f"-L{home / 'lib'}",
+        "-lcudart",
+        "-o",
+        library,
+    )
+    missing = symbols(library, "U")
+    assert not [name for name in missing if "jitops" in name]
+
+
+def test_what_the_emulator_is_tested_with_is_cuda(tmp_path):
+    source = cuda_emulator.FOLDER / "planted.cu"
+    run(*nvcc(), "-std=c++20", "-arch=sm_80", f"-I{FOLDER}", "-c", source, "-o", tmp_path / "x.o")
+
+
+def test_the_example_compiles(root, tmp_path):
+    """What users copy: the text in the strings of examples/swiglu.py."""
+    texts = {
+        node.targets[0].id: ast.literal_eval(node.value)
+        for node in ast.parse((root / "examples/swiglu.py").read_text()).body
+        if isinstance(node, ast.Assign) and node.targets[0].id in ("CPP", "CUDA")
+    }
+    (tmp_path / "swiglu.cu").write_text(texts["CUDA"])
+    (tmp_path / "swiglu.cpp").write_text(texts["CPP"])
+    flags, _ = architectures()
+    run(
+        *nvcc(),
+        *flags,
+        "-std=c++20",
+        "-Werror=all-warnings",
+        "-c",
+        tmp_path / "swiglu.cu",
+        "-o",
+        tmp_path / "swiglu.cu.o",
+    )
+    includes = [f"-isystem{TORCH}", f"-isystem{_toolchain.cuda_home() / 'include'}"]
+    run(
+        *_toolchain.cxx().command,
+        "-DUSE_CUDA",
+        "-std=c++20",
+        "-Wall",
+        "-Werror",
+        *includes,
+        "-c",
+        tmp_path / "swiglu.cpp",
+        "-o",
+        tmp_path / "swiglu.o",
+    )
+    assert {name for name in symbols(tmp_path / "swiglu.o", "U") if "launch" in name} <= symbols(
+        tmp_path / "swiglu.cu.o", "T"
+    )

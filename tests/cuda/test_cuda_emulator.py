@@ -1,0 +1,363 @@
+"""The emulator itself: it computes what a GPU does, and catches what a GPU hides."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import shutil
+
+import pytest
+import torch
+
+import ops
+from ops._core import extensions
+from ops._core.dispatch import built_in
+from tests.cuda import emulator as cuda_emulator
+from tests.harness.op_under_test import (
+    Mutation,
+    backward,
+    check_far_rows,
+    compiled_ops,
+    leaves,
+    misaligned,
+)
+
+pytestmark = pytest.mark.emulator
+
+
+@functools.cache
+def planted(include):
+    """The kernels of planted.cu, built with the headers in ``include``."""
+    folder = cuda_emulator.FOLDER
+    sources = (folder / "planted.cpp", folder / "planted.cu")
+    cuda_emulator.library("jitops_planted", *sources, include=include).load()
+    return torch.ops.jitops_planted.run
+
+
+def run(name, x, n=None, size=None, shared_bytes=0, folder=None):
+    n = x.numel() if n is None else n
+    kernels = planted(folder or extensions.source_folder())
+    return kernels(name, x, n, n if size is None else size, shared_bytes)
+
+
+# ---- what is right -------------------------------------------------------------------------------
+
+
+def test_indices_in_three_dimensions():
+    x = torch.rand(720)
+    assert torch.equal(run("indices", x), x + torch.arange(720))
+    assert torch.equal(run("indices", x, 700), (x + torch.arange(720))[:700])
+
+
+def test_static_shared_memory():
+    x = torch.rand(150)
+    expected = torch.cat([part.flip(0) for part in x.split(64)])
+    assert torch.equal(run("reversed_in_blocks", x), expected)
+
+
+def test_dynamic_shared_memory():
+    x = torch.arange(100.0)
+    assert run("dynamic_sum", x, size=1, shared_bytes=512).item() == 4950
+
+
+def test_atomics():
+    x = torch.randperm(100).float()
+    assert run("atomics", x, size=3).tolist() == [100, 99, 1]
+    sums = run("adds_up_atomically", torch.ones(50))
+    assert sums.nonzero().flatten().tolist() == [0, 32]
+    assert sums[[0, 32]].tolist() == [32, 18]
+
+
+def test_lanes_pass_values_on():
+    x = torch.rand(32)
+    assert torch.equal(run("passed_on_in_a_warp", x), x.flip(0))
+    halves = torch.cat([half.flip(0) for half in x.split(16)])
+    assert torch.equal(run("passed_on_in_halves_of_a_warp", x), halves + 2)
+
+
+@pytest.mark.parametrize("n", [128, 131, 3])
+def test_vectors(n):
+    x = torch.rand(n)
+    assert torch.equal(run("fours", x), x)
+
+
+def test_shuffles_votes_and_reductions():
+    """As the CUDA C++ programming guide defines them."""
+    x, lane = torch.rand(32), torch.arange(32)
+    clamped = lambda to, stays: torch.where(stays, lane, to)  # noqa: E731
+    odd = lane % 2 == 1
+    bits = torch.tensor(
+        [i.bit_count() + (32 - i.bit_length()) + (i & -i).bit_length() for i in range(32)]
+    )
+    expected = [
+        x[5].expand(32),
+        x[lane // 8 * 8 + 3],
+        x[lane ^ 6],
+        x[clamped(lane - 3, lane < 3)],
+        x[clamped(lane - 3, lane % 16 < 3)],
+        x[clamped(lane + 2, lane > 29)],
+        x[clamped(lane + 2, lane % 4 > 1)],
+        torch.full((32,), float(0xAAAA)),
+        torch.ones(32),
+        torch.zeros(32),
+        torch.full((32,), float(sum(range(-7, 25)))),
+        torch.full((32,), -7.0),
+        torch.full((32,), 31.0),
+        torch.full((32,), 15.0),
+        torch.full((32,), 16.0),
+        torch.ones(32),
+        torch.zeros(32),
+        torch.where(odd, x[lane ^ 2], torch.tensor(240.0)),
+        bits.float(),
+    ]
+    lines = run("intrinsics", x, size=32 * len(expected)).view(-1, 32)
+    for number, (line, right) in enumerate(zip(lines, expected, strict=True)):
+        assert torch.equal(line, right.float()), number
+
+
+# ---- what is wrong -------------------------------------------------------------------------------
+
+WRONG = {
+    "reads_one_too_many": "read out of bounds: 4 bytes, 0 bytes behind a tensor of 256 bytes",
+    "writes_one_too_many": "write out of bounds: 4 bytes, 0 bytes behind a tensor of 256 bytes",
+    "reads_before_the_begin": r"read out of bounds: 4 bytes, 4 bytes before a .* thread \(0, 0",
+    "reads_its_result": "memory of a tensor read before it was written",
+    "misaligned": r"misaligned address at planted.cu:\d+; in .* thread \(0, 0, 0\)",
+    "misaligned_in_pieces": r"misaligned address at planted.cu:\d+; in .* thread",
+    "copies_too_much": "read out of bounds: 260 bytes, the last 4 behind a tensor of 256 bytes",
+    "writes_its_input": "write to a tensor that the host side asked a const pointer of",
+    "without_a_barrier": "shared memory",  # a race, or not written: whichever thread comes first
+    "without_the_second_barrier": "race in shared memory: ",
+    "without_syncwarp": "race in shared memory: read without a barrier after thread",
+    "all_write_one": "race in shared memory: written without a barrier after thread",
+    "counts_without_atomics": "race in shared memory",
+    "unset_shared": r"shared memory read before it was written; in .* thread \(63, 0, 0\)",
+    "shared_of_the_block_before": r"shared memory read before it was written; in block \(1, 0, 0\)",
+    "beyond_its_array": r"index 64 beyond an array at planted.cu:\d+; .* thread \(63, 0, 0\)",
+    "some_wait": r"divergent threads: 32 wait in __syncthreads at planted.cu:\d+, 32 have returned",
+    "wait_apart": r"divergent threads: 32 wait .*:(\d+), 32 wait .* at planted.cu:\d+, 0 have",
+    "mask_of_too_few": r"__shfl_xor_sync at .* with mask 0x0000ffff, which has not the lane",
+    "reads_an_absent_lane": "reads from lane 20, which its mask 0x0000ffff has not",
+    "counts_in_a_static_variable": "race in a static variable",
+    "all_write_one_result": "race in global memory: written without a barrier after thread",
+    "blocks_write_one": "race in global memory: written without a barrier after another block",
+    "blocks_read_what_another_writes": "race in global memory|read before it was written",
+    "reads_beside_atomics": "race in global memory|read before it was written",
+    "block_of_2048": "invalid configuration argument",
+    "block_of_1_by_1_by_65": "invalid configuration argument",
+    "grid_of_65536_in_y": "invalid configuration argument",
+    "empty_grid": "invalid configuration argument",
+    "default_stream": "launched on another stream than the tensors' current one",
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_caught(name):
+    with pytest.raises(RuntimeError, match=f"{name}: .*{WRONG[name]}"):
+        run(name, torch.rand(64))
+    x = torch.rand(64)
+    assert torch.equal(run("indices", x), x + torch.arange(64))  # and the next launch is sound
+
+
+def test_an_error_of_another_is_neither_reported_nor_cleared():
+    x = torch.rand(64)
+    assert torch.equal(run("beside_an_error_of_another", x), x + torch.arange(64))
+
+
+def test_a_failed_launch_says_which_and_leaves_no_error_behind():
+    shape = r"grid \(1, 1, 1\), block \(2048, 1, 1\), 0 bytes of dynamic shared memory"
+    with pytest.raises(RuntimeError, match=f"block_of_2048: .*invalid configuration.*; {shape}"):
+        run("block_of_2048", torch.rand(64))
+    with pytest.raises(RuntimeError) as error:
+        run("empty_grid", torch.rand(64))
+    assert "an earlier call left" not in str(error.value)
+
+
+def test_missing_tail_is_caught():
+    with pytest.raises(RuntimeError, match="a result of which 12 bytes were never written"):
+        run("forgets_the_tail", torch.rand(67))
+
+
+def test_lanes_that_are_not_there_are_caught():
+    with pytest.raises(RuntimeError, match="mask 0xffffffff, of which lanes"):
+        run("mask_of_too_many", torch.rand(32), n=20)
+
+
+def test_threads_that_leave_before_a_barrier_are_caught():
+    with pytest.raises(RuntimeError, match="40 wait in __syncthreads at .*, 24 have returned"):
+        run("leaves_before_the_barrier", torch.rand(64), n=40)
+
+
+def test_dynamic_shared_memory_has_the_size_of_the_launch():
+    assert run("more_than_asked_for", torch.rand(64), n=3, size=1, shared_bytes=16).item() == 1
+    with pytest.raises(
+        RuntimeError, match="an access 16 bytes from its begin, with 16 bytes asked"
+    ):
+        run("more_than_asked_for", torch.rand(64), n=4, size=1, shared_bytes=16)
+    run("much_static_shared", torch.rand(64), shared_bytes=9000)
+    with pytest.raises(RuntimeError, match="more than 49152 bytes of shared memory"):
+        run("much_static_shared", torch.rand(64), shared_bytes=9200)  # 40,000 of its own
+    with pytest.raises(RuntimeError, match="of shared memory, more than 49152 bytes"):
+        run("more_than_asked_for", torch.rand(64), n=4, size=1, shared_bytes=49153)
+
+
+def test_a_view_is_all_that_may_be_touched():
+    """The memory around it is there, and somebody else's."""
+    wide = torch.rand(3, 64)
+    with pytest.raises(RuntimeError, match="0 bytes behind a tensor of 256 bytes"):
+        run("reads_one_too_many", wide[1])
+
+
+# ---- bugs planted into the kernels that ship -----------------------------------------------------
+
+
+def exercise(op):
+    """Every launch shape, with wide loads and without."""
+    variants = (op.variants[0], op.variants[-1])
+    for plain, keywords in itertools.product(op.launches(torch.float32, "cpu"), variants):
+        for inputs in (leaves(plain), misaligned(plain)):
+            results = op.differentiable(inputs, keywords)
+            backward(results, [torch.ones_like(x) for x in results])
+
+
+@pytest.fixture
+def emulated():
+    cuda_emulator.select(True)
+    with ops.use_backend("cpp"):
+        yield
+    cuda_emulator.select(False)
+
+
+OPS = compiled_ops()
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_shipped_kernels_are_sound(emulated, op):
+    exercise(OPS[op])
+
+
+FAR = [name for name, op in OPS.items() if op.far]
+
+
+def check_far(op):
+    check_far_rows(op, "cpu", lambda only: cuda_emulator.only_last_block(op.source, only))
+
+
+@pytest.mark.parametrize("op", FAR)
+def test_indices_beyond_32_bits(emulated, op):
+    check_far(OPS[op])
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_mutations_are_there(op):
+    assert OPS[op].mutations, "an op names bugs that the emulator must catch in its kernels"
+
+
+CHECKS = {
+    "compilation": exercise,
+    "launches": exercise,
+    "far": check_far,
+}
+
+# Of what all ops share; planted under each.
+SHARED = (
+    Mutation(
+        "common/tensor.h",
+        "torch::stable::accelerator::DeviceGuard guard_;",
+        "int32_t guard_;",
+        "launched on another stream than the tensors' current one",
+    ),
+    Mutation(
+        "common/tensor.h",
+        "guard_(tensor.get_device_index())",
+        "guard_(0)",
+        "a guard of another device than the tensors'",
+    ),
+    Mutation(
+        "common/tensor.h",
+        "aoti_torch_get_current_cuda_stream(tensor.get_device_index(), &stream_)",
+        "aoti_torch_get_current_cuda_stream(0, &stream_)",
+        "the stream of another device than the tensors'",
+    ),
+)
+
+
+def planted_into_a_copy(folder, file, before, after):
+    """The sources with one change."""
+    shutil.copytree(extensions.source_folder(), folder)
+    text = (folder / file).read_text()
+    assert before in text
+    (folder / file).write_text(text.replace(before, after))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("op", "mutation"),
+    [(name, one) for name, op in OPS.items() for one in (*op.mutations, *SHARED)],
+)
+def test_bugs_in_shipped_kernels_are_caught(emulated, tmp_path, op, mutation):
+    stem = OPS[op].source
+    folder = planted_into_a_copy(
+        tmp_path / "cuda_src", mutation.file, mutation.before, mutation.after
+    )
+    sources = (folder / f"{stem}.cpp", folder / f"{stem}.cu")
+
+    def build_and_check():
+        extension = cuda_emulator.library(f"jitops_{stem}_cpp", *sources, include=folder)
+        cuda_emulator.exchange(built_in(stem), extension)
+        CHECKS[mutation.by](OPS[op])
+
+    error = AssertionError if mutation.by == "compilation" else RuntimeError
+    with pytest.raises(error, match=mutation.caught):
+        build_and_check()
+
+
+# ---- conversions, bit for bit --------------------------------------------------------------------
+
+
+def stored(dtype, folder=None):
+    """Numbers, and the bits that ``store`` of common/cuda.cuh makes of them."""
+    exact = torch.arange(2**16).int().to(torch.uint16).view(dtype).float()
+    exact = exact[exact.isfinite()].sort().values.unique()
+    between = (exact[:-1] + exact[1:]) / 2  # ties, and beside them what is nearer to one side
+    inf = torch.tensor(float("inf"))
+    x = torch.cat([exact, between, between.nextafter(inf), between.nextafter(-inf)])
+    x = torch.cat(
+        [x, torch.tensor([65519.996, 65520.0, -65520.0, 3.4e38, -3.4e38, inf, -inf, 0.0])]
+    )
+    name = {torch.float16: "stores_float16", torch.bfloat16: "stores_bfloat16"}[dtype]
+    return x, run(name, x, folder=folder).to(torch.int32).to(torch.uint16)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_stores_round_to_nearest_even(dtype):
+    x, bits = stored(dtype)
+    assert torch.equal(bits, x.to(dtype).view(torch.uint16))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "before", "after"),
+    [
+        (torch.float16, "__float2half_rn(x)", "__float2half_rz(x)"),
+        (torch.bfloat16, "__float2bfloat16_rn(x)", "__float2bfloat16_rz(x)"),
+    ],
+    ids=str,
+)
+def test_stores_that_truncate_are_caught(tmp_path, dtype, before, after):
+    folder = planted_into_a_copy(tmp_path / "cuda_src", "common/cuda.cuh", before, after)
+    x, bits = stored(dtype, folder)
+    assert not torch.equal(bits, x.to(dtype).view(torch.uint16))
+
+
+def test_fast_functions_are_no_better_than_on_a_gpu():
+    """The CUDA C++ programming guide allows them these errors, and some results of zero."""
+    x = torch.linspace(-80, 80, 32)
+    exponential, logarithm, quotient = run("fast", x, size=96).view(3, 32).double()
+    wide = x.double()
+    off = (exponential / wide.exp() - 1).abs()
+    assert 2**-23 < off.max() < (2 + 1.173 * 80) * 2**-23
+    positive = wide.abs()
+    off = (logarithm - positive.log()).abs()
+    assert 2**-24 < off.max() < 3 * 2**-21
+    assert (quotient[wide.abs() > 10] != 0).all()  # 1 / x
+    assert run("fast", torch.full((32,), 1.5e38), size=96).view(3, 32)[2].eq(0).all()

@@ -1,0 +1,333 @@
+"""The LLTM: the tutorial's cell, written out; steps and sequences."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import pytest
+import torch
+
+import ops
+from tests.harness.battery import Battery
+from tests.harness.op_under_test import Far, Mutation, OpUnderTest, backward, blank, close, leaves
+
+
+def reference(input, weights, bias, h, cell):
+    """The unit from its formulas; of a sequence, all outputs and the last state."""
+    if input.dim() == 3:
+        outputs = []
+        for step in input:
+            h, cell = reference(step, weights, bias, h, cell)
+            outputs.append(h)
+        return torch.stack(outputs), h, cell
+    joined = torch.cat((h, input), 1)
+    gates = (joined[:, None] * weights[None]).sum(-1) + bias
+    i, o, z = gates.split(h.shape[1], 1)
+    elu = torch.where(z > 0, z, torch.expm1(z.clamp(max=0)))
+    cell = cell + elu / (1 + torch.exp(-i))
+    return torch.tanh(cell) / (1 + torch.exp(-o)), cell
+
+
+def sequence(*tensors):
+    output, state = ops.lltm_sequence(*tensors)
+    return output, *state
+
+
+def inputs(shape, dtype, device, size=3):
+    """For an input of this shape; parameters on the scale that the module draws them at."""
+    *_, batch, features = shape
+    shapes = (shape, (3 * size, size + features), (1, 3 * size), (batch, size), (batch, size))
+    tensors = [torch.randn(s, dtype=torch.float64) for s in shapes]
+    tensors[1] = tensors[1] / math.sqrt(size + features)
+    return [t.to(device, dtype) for t in tensors]
+
+
+def operator_samples(shape):
+    def samples(device):
+        for dtype in (torch.float32, torch.float64):
+            x, w, b, h, c = inputs(shape, dtype, device)
+            forward = torch.ops.jitops.lltm_forward.default
+            yield forward, (x, w, b, h, c)
+            kept = forward(x, w, b, h, c)
+            for needed in ((True,) * 5, (False, True, False, True, False), (False,) * 5):
+                for grads in ((kept[0], c), (kept[0], None), (None, c)):
+                    output = kept[0] if len(shape) == 3 else None
+                    arguments = (*grads, x, w, b, h, output, *kept[1:], *needed)
+                    yield torch.ops.jitops.lltm_backward.default, arguments
+
+    return samples
+
+
+NAMES = ("input", "weights", "bias", "h", "cell")
+
+
+class Outputs(ops.LLTM):
+    """The outputs of a sequence alone."""
+
+    def forward(self, input):
+        return super().forward(input)[0]
+
+
+def launches(*shapes):
+    """Inputs of these shapes and state sizes: packs and single elements, several blocks."""
+    return lambda dtype, device: (inputs(shape, dtype, device, size) for shape, size in shapes)
+
+
+def far(device):
+    """Cells beyond 2^31 on the emulator, where memory that is not touched costs nothing."""
+    batch, size = (2**31 // 48 + 5, 16) if device == "cuda" else (2**31 + 2**20, 1)
+    weights = torch.randn(3 * size, size).bfloat16().to(device)
+    bias = torch.randn(3 * size).bfloat16().to(device)
+    blanks = [blank(batch, cols, device=device) for cols in (0, size, size)]
+    return Far([blanks[0], weights, bias, *blanks[1:]], 4)
+
+
+MUTATIONS = (
+    Mutation(
+        "lltm.cu",
+        "pack_at<T, kWidth>(params.grad_gates, gate + 2 * params.size) = gz;",
+        "pack_at<T, kWidth>(params.grad_gates, gate + 3 * params.size) = gz;",
+        "out of bounds|race in global memory|never written",
+    ),
+    Mutation(
+        "lltm.cu",
+        "for (int64_t n = static_cast<int64_t>(blockIdx.x)",
+        "for (int n = static_cast<int64_t>(blockIdx.x)",
+        "may change value",
+        by="compilation",
+    ),
+    Mutation(
+        "lltm.cu",
+        "const int64_t row = n / packs",
+        "const int64_t row = static_cast<int>(n) / packs",
+        "out of bounds",
+        by="far",
+    ),
+)
+
+STEP = OpUnderTest(
+    name="lltm",
+    source="lltm",
+    call=ops.lltm,
+    reference=reference,
+    names=NAMES,
+    inputs=inputs,
+    shapes=((1, 1), (16, 32), (5, 17), (2, 4)),
+    edges=((0, 4), (1, 4), (1, 1), (3, 0), (0, 0)),
+    large=(300, 40),
+    module=lambda: ops.LLTM(4, 3),
+    module_takes=1,
+    autocast=torch.bfloat16,
+    operator_samples=operator_samples((2, 4)),
+    launches=launches(((16, 32), 128), ((17, 5), 33), ((4, 3), 4), ((20, 5), 7), ((70, 4), 16)),
+    busy=lambda dtype, device: inputs((512, 64), dtype, device, 128),
+    far=far,
+    mutations=MUTATIONS,
+)
+
+SEQUENCE = OpUnderTest(
+    name="lltm_sequence",
+    source="lltm",
+    call=sequence,
+    reference=reference,
+    names=NAMES,
+    inputs=inputs,
+    shapes=((1, 2, 3), (7, 16, 5), (3, 2, 4)),
+    edges=((1, 1, 1), (2, 0, 3), (3, 1, 0)),
+    large=(20, 50, 30),
+    module=lambda: Outputs(4, 3),
+    module_takes=1,
+    autocast=torch.bfloat16,
+    operator_samples=operator_samples((3, 2, 4)),
+    launches=launches(((2, 4, 3), 4), ((5, 17, 5), 33), ((2, 70, 4), 16), ((3, 16, 16), 64)),
+    busy=lambda dtype, device: inputs((16, 64, 32), dtype, device, 128),
+    mutations=tuple(one for one in MUTATIONS if one.by == "launches"),
+)
+
+
+class TestLLTM(Battery):
+    op = STEP
+
+
+class TestLLTMSequence(Battery):
+    op = SEQUENCE
+
+
+@pytest.mark.parametrize("size", [1, 3, 8, 16, 33, 128])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_sizes_around_those_of_registers(backend, device, size, dtype):
+    """Tiles, single vectors and what is left over of the products; packs on a GPU."""
+    for batch, features in itertools.product((1, 3, 16, 17), (0, 1, 5, 32)):
+        mine = leaves(inputs((2, batch, features), dtype, device, size))
+        theirs = [t.detach().double().requires_grad_() for t in mine]
+        results, expected = sequence(*mine), reference(*theirs)
+        grads = [torch.randn_like(x) for x in expected]
+        backward(results, [g.to(dtype) for g in grads])
+        backward(expected, grads)
+        for one, other in zip(results, expected, strict=True):
+            close(one, other, dtype)
+        for one, other in zip(mine, theirs, strict=True):
+            close(one.grad, other.grad, dtype)
+
+
+def test_products_too_large_for_our_own(backend, device):
+    """Beyond some millions of multiplications torch's product runs."""
+    mine = leaves(inputs((80, 100), torch.float64, device, 250))
+    theirs = leaves(mine)
+    results, expected = ops.lltm(*mine), reference(*theirs)
+    sum(x.sum() for x in results).backward()
+    sum(x.sum() for x in expected).backward()
+    for one, other in zip(
+        (*results, *(t.grad for t in mine)), (*expected, *(t.grad for t in theirs)), strict=True
+    ):
+        close(one, other, torch.float64)
+
+
+def test_extreme_gates(backend, device):
+    """Where exponentials overflow and vanish: the limits, and no NaN in any gradient."""
+    for dtype in (torch.float32, torch.float64, torch.float16):
+        large = 6e4 if dtype is torch.float16 else 1e30
+        values = torch.tensor([-large, -100, -20, -1e-3, 0, 1e-3, 20, 100, large], dtype=dtype)
+        x = torch.cartesian_prod(values, values).to(device).requires_grad_()
+        bias = torch.zeros(3, dtype=dtype, device=device)
+        weights = torch.tensor([[0, 1, 0], [0, 0, 1], [0, 0, 0.5]], dtype=dtype, device=device)
+        state = torch.zeros(len(x), 1, dtype=dtype, device=device)
+        results = ops.lltm(x, weights, bias, state, state)
+        with ops.use_backend("torch"):
+            expected = ops.lltm(
+                x.detach().double(), *(t.double() for t in (weights, bias, state, state))
+            )
+        for one, other in zip(results, expected, strict=True):
+            assert one.isfinite().all() or dtype is torch.float16
+            close(one, other.to(dtype).double(), dtype)
+        (grad,) = torch.autograd.grad(results.h.sum(), x)
+        assert grad.isfinite().all()
+
+
+def test_more_elements_than_one_grid(backend, device):
+    batch, size = 20_000, 53  # odd, so that each is a thread's work
+    x, w, b, h, c = inputs((batch, 1), torch.float32, device, size)
+    results = ops.lltm(x, w, b, h.requires_grad_(), c)
+    (grad,) = torch.autograd.grad(results.cell.sum(), h)
+    few = slice(batch - 5, batch)
+    alone = h[few].detach().requires_grad_()
+    expected = ops.lltm(x[few], w, b, alone, c[few])
+    for one, other in zip(results, expected, strict=True):
+        close(one[few], other, torch.float32)
+    close(grad[few], torch.autograd.grad(expected.cell.sum(), alone)[0], torch.float32)
+
+
+def test_a_sequence_is_its_steps(backend, device):
+    x, w, b, h, c = inputs((5, 2, 4), torch.float64, device)
+    output, state = ops.lltm_sequence(x, w, b, h, c)
+    for step, expected in zip(x, output, strict=True):
+        h, c = ops.lltm(step, w, b, h, c)
+        close(h, expected, torch.float64)
+    close(state.h, h, torch.float64)
+    close(state.cell, c, torch.float64)
+
+
+def test_a_long_sequence_in_half_precision_adds_up_in_float32(backend, device):
+    """The cell grows by 2^-9 of itself a step: in bfloat16 it would stand still."""
+    one = torch.ones(1, 1, dtype=torch.bfloat16, device=device)
+    weights = torch.zeros(3, 2, dtype=torch.bfloat16, device=device)
+    bias = torch.tensor(
+        [30.0, 0.0, 2.0**-9], dtype=torch.bfloat16, device=device
+    )  # input gate open
+    steps = torch.zeros(512, 1, 1, dtype=torch.bfloat16, device=device)
+    _, state = ops.lltm_sequence(steps, weights, bias, one, one)
+    assert state.cell.item() == 2.0
+
+
+def test_an_empty_sequence_hands_its_state_on(backend, device):
+    x, w, b, h, c = inputs((0, 2, 4), torch.float32, device)
+    output, state = ops.lltm_sequence(x, w, b, h.requires_grad_(), c)
+    assert output.shape == (0, 2, 3)
+    assert output.requires_grad
+    assert torch.equal(state.h, h)
+    state.h.sum().backward()
+    assert h.grad.sum() == 6
+    before = c.clone()
+    state.cell.add_(1)
+    assert torch.equal(c, before)
+
+
+def test_module():
+    torch.manual_seed(0)
+    module = ops.LLTM(4, 100)
+    shapes = {name: tuple(parameter.shape) for name, parameter in module.named_parameters()}
+    assert shapes == {"weights": (300, 104), "bias": (1, 300)}  # as in the tutorial
+    for parameter in module.parameters():
+        assert 0.095 < parameter.abs().max() <= 0.1
+    x = torch.randn(5, 2, 4)
+    output, _ = module(x)
+    zeros = torch.zeros(2, 100)
+    assert torch.equal(output, module(x, (zeros, zeros))[0])
+    assert torch.equal(module(x[0]).h, output[0])
+    assert repr(module) == "LLTM(input_features=4, state_size=100)"
+    with pytest.raises(ops.ArgumentError, match="state_size must be at least 1, got 0"):
+        ops.LLTM(4, 0)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "text"),
+    [
+        ({"input": 3}, ops.ArgumentTypeError, "input must be a torch.Tensor, got int"),
+        ({"input": torch.ones(2)}, ops.ArgumentError, r"input must have shape \(batch, features"),
+        ({"h": torch.ones(3, 3)}, ops.ArgumentError, r"h must have shape \(2, state_size\)"),
+        ({"cell": torch.ones(2, 4)}, ops.ArgumentError, r"cell must have shape \[2, 3\] .* \[2, 4"),
+        ({"weights": torch.ones(9, 8)}, ops.ArgumentError, r"weights must have shape \[9, 7\] for"),
+        ({"bias": torch.ones(8)}, ops.ArgumentError, r"bias must have shape \[1, 9\] or \[9\]"),
+        ({"bias": torch.ones(9).double()}, ops.ArgumentTypeError, "bias must have input's dtype"),
+        *(
+            ({name: "meta"}, ops.ArgumentError, f"{name} must be on input's device cpu, got meta")
+            for name in NAMES[1:]
+        ),
+    ],
+)
+def test_bad_arguments(backend, device, change, error, text):
+    good = dict(zip(NAMES, inputs((2, 4), torch.float32, device), strict=True))
+    change = {
+        name: good[name].to("meta") if value == "meta" else value for name, value in change.items()
+    }
+    text = text.replace("device cpu", f"device {good['input'].device}")
+    with pytest.raises(error, match=text):
+        ops.lltm(**{**good, **change})
+    with pytest.raises(ops.ArgumentError, match=r"input must have shape \(time, batch, features\)"):
+        ops.lltm_sequence(**good)
+
+
+@pytest.mark.parametrize("arguments", [(3.0,), (torch.ones(2, 4), torch.ones(2, 3)), (3.0, (1, 2))])
+def test_bad_arguments_of_the_module(arguments):
+    with pytest.raises(ops.ArgumentTypeError, match="input must be a torch.Tensor"):
+        ops.LLTM(4, 3)(*arguments)
+
+
+def test_no_gradient_arrives(backend, device):
+    class Dropped(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx, g):
+            return None
+
+    tensors = leaves(inputs((2, 4), torch.float64, device))
+    loss = sum(Dropped.apply(result).sum() for result in ops.lltm(*tensors))
+    for recorded in (False, True):
+        its = torch.autograd.grad(
+            loss, tensors, create_graph=recorded, retain_graph=True, allow_unused=True
+        )
+        assert its == (None,) * len(tensors)
+
+
+def test_the_last_cell_may_be_changed(backend, device):
+    """It is no view of what the backward pass needs."""
+    tensors = leaves(inputs((3, 2, 4), torch.float64, device))
+    _, state = ops.lltm_sequence(*tensors)
+    (expected,) = torch.autograd.grad(state.cell.sum(), tensors[0], retain_graph=True)
+    state.cell.add_(1)
+    (grad,) = torch.autograd.grad(state.cell.sum(), tensors[0])
+    assert torch.equal(grad, expected)
