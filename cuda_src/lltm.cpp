@@ -14,14 +14,9 @@ namespace {
 
 constexpr int64_t kBlockElements = 4096;  // an element is four exponentials
 
-// What `gates` keep for the backward pass: what the gates' functions gave, as torch's own sigmoid
-// does, or in half precision what these were given, which says more where they are flat.
-template <typename T>
-constexpr bool kKeepsResults = std::is_same_v<T, acc_t<T>>;
-
 template <typename T, typename A = acc_t<T>>
 JITOPS_KERNEL void forward_row(T* gates, const T* recurrent, const T* bias, const A* old_state,
-                               A* state, T* h, T* cell, int64_t size) {
+                               A* state, T* h, int64_t size) {
 #pragma omp simd
   for (int64_t j = 0; j < size; ++j) {
     const A i = A(cpu::load(gates[j])) + cpu::load(recurrent[j]) + cpu::load(bias[j]);
@@ -29,33 +24,31 @@ JITOPS_KERNEL void forward_row(T* gates, const T* recurrent, const T* bias, cons
                 cpu::load(bias[size + j]);
     const A z = A(cpu::load(gates[2 * size + j])) + cpu::load(recurrent[2 * size + j]) +
                 cpu::load(bias[2 * size + j]);
-    const A in = cpu::sigmoid(i), out = cpu::sigmoid(o), candidate = cpu::elu(z);
-    cpu::store(gates[j], kKeepsResults<T> ? in : i);
-    cpu::store(gates[size + j], kKeepsResults<T> ? out : o);
-    cpu::store(gates[2 * size + j], kKeepsResults<T> ? candidate : z);
-    const A c = old_state[j] + candidate * in;
+    cpu::store(gates[j], i);
+    cpu::store(gates[size + j], o);
+    cpu::store(gates[2 * size + j], z);
+    const A c = old_state[j] + cpu::elu_and_slope(z).value * cpu::sigmoid(i);
     state[j] = c;
-    cpu::store(cell[j], c);
-    cpu::store(h[j], cpu::tanh(c) * out);
+    cpu::store(h[j], cpu::tanh_sigmoid(c, o));
   }
 }
 
 // What arrives at h is the sum of `from_outside` and `from_next`; both may be rows of zeros.
 template <typename T, typename A = acc_t<T>>
-JITOPS_KERNEL void backward_row(const T* gates, const T* cell, const T* from_outside,
-                                const T* from_next, A* state, T* grad_gates, int64_t size) {
+JITOPS_KERNEL void backward_row(const T* gates, const A* old_state, const T* from_outside,
+                                const T* from_next, A* grad_state, T* grad_gates, int64_t size) {
 #pragma omp simd
   for (int64_t j = 0; j < size; ++j) {
-    A i = cpu::load(gates[j]), o = cpu::load(gates[size + j]), z = cpu::load(gates[2 * size + j]);
-    if constexpr (!kKeepsResults<T>) i = cpu::sigmoid(i), o = cpu::sigmoid(o), z = cpu::elu(z);
-    const A slope = z > 0 ? A(1) : z + 1;
-    const A t = cpu::tanh(A(cpu::load(cell[j])));
+    const auto i = cpu::sigmoid_and_slope(A(cpu::load(gates[j])));
+    const auto o = cpu::sigmoid_and_slope(A(cpu::load(gates[size + j])));
+    const auto z = cpu::elu_and_slope(A(cpu::load(gates[2 * size + j])));
+    const auto t = cpu::tanh_and_slope(A(old_state[j] + z.value * i.value));
     const A grad_h = A(cpu::load(from_outside[j])) + A(cpu::load(from_next[j]));
-    const A grad_c = state[j] + grad_h * o * (1 - t * t);
-    state[j] = grad_c;
-    cpu::store(grad_gates[j], grad_c * z * (i * (1 - i)));
-    cpu::store(grad_gates[size + j], grad_h * t * (o * (1 - o)));
-    cpu::store(grad_gates[2 * size + j], grad_c * i * slope);
+    const A grad_c = grad_state[j] + grad_h * o.value * t.slope;
+    grad_state[j] = grad_c;
+    cpu::store(grad_gates[j], grad_c * z.value * i.slope);
+    cpu::store(grad_gates[size + j], grad_h * t.value * o.slope);
+    cpu::store(grad_gates[2 * size + j], grad_c * i.value * z.slope);
   }
 }
 
@@ -77,6 +70,19 @@ T* row_of(const void* matrix, int64_t row, int64_t cols) {
   return matrix ? static_cast<T*>(const_cast<void*>(matrix)) + row * cols : nullptr;
 }
 
+// The cells before a step, in the type that they are added up in.
+template <typename T, typename A = acc_t<T>>
+const A* old_state_of(const Params& params, int64_t row, A* scratch) {
+  if (params.old_state) return row_of<A>(params.old_state, row, params.size);
+  const T* old_cell = row_of<T>(params.old_cell, row, params.size);
+  if constexpr (std::is_same_v<T, A>) {
+    return old_cell;
+  } else {
+    widen(old_cell, scratch, params.size);
+    return scratch;
+  }
+}
+
 template <typename T>
 void forward_cpu(const Params& params) {
   using A = acc_t<T>;
@@ -84,21 +90,24 @@ void forward_cpu(const Params& params) {
   const std::vector<T> zeros(params.recurrent ? 0 : 3 * size);
   const cpu::RowBlocks blocks(params.rows, size, kBlockElements);
   blocks.for_each([&](int64_t, int64_t from, int64_t to) {
+    std::vector<A> scratch(std::is_same_v<T, A> ? 0 : size);
     for (int64_t row = from; row < to; ++row) {
-      T* gates = row_of<T>(params.gates, row, 3 * size);
       const T* recurrent = row_of<T>(params.recurrent, row, 3 * size);
-      T* h = row_of<T>(params.h, row, size);
       T* cell = row_of<T>(params.cell, row, size);
-      const T* old_cell = row_of<T>(params.old_cell, row, size);
       A* state = row_of<A>(params.state, row, size);
-      const A* old_state = state;
-      if constexpr (std::is_same_v<T, A>) {
-        state = cell, old_state = old_cell;
-      } else if (old_cell) {
-        widen(old_cell, state, size);
+      if (!state) {
+        if constexpr (std::is_same_v<T, A>) {
+          state = cell;
+        } else {
+          state = scratch.data();
+        }
       }
-      forward_row(gates, recurrent ? recurrent : zeros.data(), static_cast<const T*>(params.bias),
-                  old_state, state, h, cell, size);
+      forward_row(row_of<T>(params.gates, row, 3 * size), recurrent ? recurrent : zeros.data(),
+                  static_cast<const T*>(params.bias), old_state_of<T>(params, row, scratch.data()),
+                  state, row_of<T>(params.h, row, size), size);
+      if constexpr (!std::is_same_v<T, A>) {
+        if (cell) narrow(state, cell, size);
+      }
     }
   });
 }
@@ -111,19 +120,24 @@ void backward_cpu(const Params& params) {
   const auto or_zeros = [&](const T* row) { return row ? row : zeros.data(); };
   const cpu::RowBlocks blocks(params.rows, size, kBlockElements);
   blocks.for_each([&](int64_t, int64_t from, int64_t to) {
-    std::vector<A> scratch(params.state ? 0 : size);
+    std::vector<A> old_scratch(std::is_same_v<T, A> ? 0 : size);
+    std::vector<A> grad_scratch(params.grad_state ? 0 : size);
     for (int64_t row = from; row < to; ++row) {
-      A* state = params.state ? row_of<A>(params.state, row, size) : scratch.data();
+      A* grad_state = params.grad_state ? row_of<A>(params.grad_state, row, size)
+                                        : grad_scratch.data();
       if (params.grad_cell) {
-        widen(row_of<T>(params.grad_cell, row, size), state, size);
+        widen(row_of<T>(params.grad_cell, row, size), grad_state, size);
       } else if (params.last) {
-        std::fill_n(state, size, A(0));
+        std::fill_n(grad_state, size, A(0));
       }
-      backward_row(row_of<T>(params.gates, row, 3 * size), row_of<T>(params.cell, row, size),
+      backward_row(row_of<T>(params.gates, row, 3 * size),
+                   old_state_of<T>(params, row, old_scratch.data()),
                    or_zeros(row_of<T>(params.grad_h, row, size)),
-                   or_zeros(row_of<T>(params.grad_next, row, size)), state,
+                   or_zeros(row_of<T>(params.grad_next, row, size)), grad_state,
                    row_of<T>(params.grad_gates, row, 3 * size), size);
-      if (params.grad_old_cell) narrow(state, row_of<T>(params.grad_old_cell, row, size), size);
+      if (params.grad_old_cell) {
+        narrow(grad_state, row_of<T>(params.grad_old_cell, row, size), size);
+      }
     }
   });
 }
@@ -180,16 +194,19 @@ struct Inputs {
   MatrixOf of_both() const { return {weights, 3 * size, size + features}; }
   MatrixOf of_input() const { return {weights, 3 * size, features, size + features, size}; }
 
+  bool sequence() const { return input.dim() == 3; }
   // Of the given columns for each row and step, with the dimensions of input.
-  Tensor for_each_step(int64_t cols) const {
+  Tensor for_each_step(int64_t cols, int32_t dtype) const {
     const std::array<int64_t, 3> all{steps, rows, cols};
     const size_t dims = static_cast<size_t>(input.dim());
-    return empty({all.data() + 3 - dims, dims}, input);
+    return empty({all.data() + 3 - dims, dims}, dtype, input);
   }
-  Tensor for_each_row(int64_t cols) const {
+  Tensor for_each_step(int64_t cols) const { return for_each_step(cols, dtype_number(input)); }
+  Tensor for_each_row(int64_t cols, int32_t dtype) const {
     const std::array<int64_t, 2> sizes{rows, cols};
-    return empty(sizes, input);
+    return empty(sizes, dtype, input);
   }
+  Tensor for_each_row(int64_t cols) const { return for_each_row(cols, dtype_number(input)); }
   // h and input side by side, where one product of both is faster than two: on the CPU, of a step.
   std::optional<Tensor> joined() const {
 #ifndef USE_CUDA
@@ -211,17 +228,15 @@ struct Inputs {
 #endif
     return std::nullopt;
   }
-  bool half() const {
-    const ScalarType dtype = input.scalar_type();
-    return dtype == ScalarType::BFloat16 || dtype == ScalarType::Half;
-  }
-  Tensor state() const {
-    const std::array<int64_t, 2> sizes{rows, size};
-    return half() ? empty(sizes, ScalarType::Float, input) : empty(sizes, input);
+  // In which cells are added up.
+  int32_t state_dtype() const {
+    using torch::stable::detail::from, torch::stable::detail::to;
+    return input.element_size() == 2 ? to<int32_t>(from(ScalarType::Float)) : dtype_number(input);
   }
 };
 
-// The outputs and cells of all steps, and the gates.
+// The outputs and cells of all steps, and the gates. The cells of a sequence are for the backward
+// pass, which needs all digits of them: they have the type they are added up in.
 std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& input, const Tensor& weights,
                                            const Tensor& bias_, const Tensor& h,
                                            const Tensor& cell) {
@@ -233,8 +248,9 @@ std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& input, const Tensor& we
         "bias", " must have shape (3 size) or (1, 3 size)");
   check_same_kind("bias", bias, in.input);
   const OnDeviceOf device(in.input);
-  Tensor output = in.for_each_step(size), cells = in.for_each_step(size);
-  Tensor gates = in.for_each_step(3 * size), state;
+  const Tensor output = in.for_each_step(size), gates = in.for_each_step(3 * size);
+  const Tensor cells = in.sequence() ? in.for_each_step(size, in.state_dtype())
+                                     : in.for_each_step(size);
   const std::optional<Tensor> joined = in.joined();
   Tensor recurrent;
   if (joined) {
@@ -250,10 +266,6 @@ std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& input, const Tensor& we
   params.size = size;
   params.bias = bias.const_data_ptr();
   params.recurrent = joined ? nullptr : recurrent.const_data_ptr();
-  if (in.half()) {
-    state = in.state();
-    params.state = state.mutable_data_ptr();
-  }
   for (int64_t t = 0; t < steps; ++t) {
     if (!joined) {
       const MatrixOf before = t == 0 ? MatrixOf(in.h, rows, size)
@@ -261,13 +273,11 @@ std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& input, const Tensor& we
       multiply(before, in.of_h().transposed(), {recurrent, rows, 3 * size});
     }
     params.gates = MatrixOf(gates, rows, 3 * size, t * rows * 3 * size).data;
-    if (t == 0) {
-      params.old_cell = in.cell.const_data_ptr();
-    } else {
-      params.old_cell = in.half() ? nullptr : params.cell;
-    }
+    params.old_cell = t == 0 ? in.cell.const_data_ptr() : nullptr;
+    params.old_state = params.state;
     params.h = MatrixOf(output, rows, size, t * rows * size).data;
-    params.cell = MatrixOf(cells, rows, size, t * rows * size).data;
+    void* now = MatrixOf(cells, rows, size, t * rows * size).data;
+    (in.sequence() ? params.state : params.cell) = now;
     step_forward(dtype_of(in.input), params, device.stream());
   }
   return {output, cells, gates};
@@ -277,27 +287,34 @@ std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& input, const Tensor& we
 std::vector<Tensor> backward(const std::optional<Tensor>& grad_output,
                              const std::optional<Tensor>& grad_cell, const Tensor& input,
                              const Tensor& weights, const Tensor& bias, const Tensor& h,
-                             const std::optional<Tensor>& output, const Tensor& cells,
-                             const Tensor& gates, bool needs_input, bool needs_weights,
-                             bool needs_bias, bool needs_h, bool needs_cell) {
-  const Inputs in(input, weights, h, h);  // the first cell takes no part
+                             const Tensor& cell, const std::optional<Tensor>& output,
+                             const std::optional<Tensor>& cells, const Tensor& gates,
+                             bool needs_input, bool needs_weights, bool needs_bias, bool needs_h,
+                             bool needs_cell) {
+  const Inputs in(input, weights, h, cell);
   const int64_t steps = in.steps, rows = in.rows, size = in.size, features = in.features;
   const int64_t all = steps * rows;
-  check(cells.is_contiguous() && cells.numel() == all * size, "cells",
-        " must be contiguous, and those of the forward pass");
-  check(output || steps == 1, "output", " must be there for more than one step");
-  if (output) {
-    check_alike("output", *output, cells);
-    check(output->is_contiguous(), "output", " must be contiguous");
-  }
   check(gates.is_contiguous() && gates.numel() == 3 * all * size, "gates",
         " must be contiguous, and those of the forward pass");
   check_same_kind("gates", gates, in.input);
-  check_same_kind("cells", cells, in.input);
+  check((output && cells) || steps == 1, "output and cells",
+        " must be there for more than one step");
+  if (output) {
+    check(output->is_contiguous() && output->numel() == all * size, "output",
+          " must be contiguous, and that of the forward pass");
+    check_same_kind("output", *output, in.input);
+  }
+  if (cells) {
+    check(cells->is_contiguous() && cells->numel() == all * size &&
+              dtype_number(*cells) == in.state_dtype() && cells->is_cuda() == in.input.is_cuda() &&
+              cells->get_device_index() == in.input.get_device_index(),
+          "cells", " must be contiguous, and those of the forward pass");
+  }
   Tensor outside, last_cell;
   if (grad_output) {
     outside = dense(*grad_output);
-    check_alike("grad_output", outside, cells);
+    check_same_kind("grad_output", outside, in.input);
+    check(outside.numel() == all * size, "grad_output", " must have the shape of the output");
   }
   if (grad_cell) {
     last_cell = dense(*grad_cell);
@@ -305,9 +322,12 @@ std::vector<Tensor> backward(const std::optional<Tensor>& grad_output,
   }
   const OnDeviceOf device(in.input);
   const Tensor grad_gates = in.for_each_step(3 * size);
-  Tensor grad_old_cell, next, state;
+  Tensor grad_old_cell, next, grad_state;
   if (needs_cell) grad_old_cell = in.for_each_row(size);
-  if (steps > 1) next = in.for_each_row(size), state = in.state();
+  if (steps > 1) {
+    next = in.for_each_row(size);
+    grad_state = in.for_each_row(size, in.state_dtype());
+  }
 
   const auto of_gates = [&](int64_t t) {
     return MatrixOf(grad_gates, rows, 3 * size, t * rows * 3 * size);
@@ -315,12 +335,14 @@ std::vector<Tensor> backward(const std::optional<Tensor>& grad_output,
   Params params{};
   params.rows = rows;
   params.size = size;
-  params.state = steps > 1 ? state.mutable_data_ptr() : nullptr;
+  params.grad_state = steps > 1 ? grad_state.mutable_data_ptr() : nullptr;
   for (int64_t t = steps - 1; t >= 0; --t) {
     params.last = t == steps - 1;
     if (!params.last) multiply(of_gates(t + 1), in.of_h(), {next, rows, size});
     params.gates = MatrixOf(gates, rows, 3 * size, t * rows * 3 * size).data;
-    params.cell = MatrixOf(cells, rows, size, t * rows * size).data;
+    params.old_cell = t == 0 ? in.cell.const_data_ptr() : nullptr;
+    params.old_state =
+        t == 0 ? nullptr : MatrixOf(*cells, rows, size, (t - 1) * rows * size).data;
     params.grad_h = grad_output ? MatrixOf(outside, rows, size, t * rows * size).data : nullptr;
     params.grad_next = params.last ? nullptr : next.const_data_ptr();
     params.grad_cell = params.last && grad_cell ? last_cell.const_data_ptr() : nullptr;

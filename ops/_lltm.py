@@ -74,14 +74,14 @@ class LLTMFunction(torch.autograd.Function):
     def forward(
         ctx: Any, input: Tensor, weights: Tensor, bias: Tensor, h: Tensor, cell: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Keeps the gates, the cells and, of a sequence, the outputs."""
+        """Keeps the gates and, of a sequence, the outputs and the cells."""
         output, cells, gates = torch.ops.jitops.lltm_forward.default(input, weights, bias, h, cell)
         ctx.set_materialize_grads(False)  # of an output that is not used
         if input.dim() == 2:
-            ctx.save_for_backward(input, weights, bias, h, cell, None, cells, gates)
+            ctx.save_for_backward(input, weights, bias, h, cell, None, None, gates)
             return output, cells
         ctx.save_for_backward(input, weights, bias, h, cell, output, cells, gates)
-        return output, cells[-1].clone()
+        return output, cells[-1].to(cell.dtype, copy=True)
 
     @staticmethod
     def backward(
@@ -97,7 +97,7 @@ class LLTMFunction(torch.autograd.Function):
             gradients = _autograd.differentiable(_torch_path, inputs, (), needed, grads)
         else:
             gradients = torch.ops.jitops.lltm_backward.default(
-                *grads, input, weights, bias, h, output, cells, gates, *needed
+                *grads, input, weights, bias, h, cell, output, cells, gates, *needed
             )
         return tuple(_autograd.place(gradients, needed))
 
@@ -108,16 +108,23 @@ class LLTMFunction(torch.autograd.Function):
 def _forward_shapes(
     input: Tensor, weights: Tensor, bias: Tensor, h: Tensor, cell: Tensor
 ) -> tuple[Tensor, ...]:
-    size = h.shape[1]
-    return tuple(input.new_empty(*input.shape[:-1], cols) for cols in (size, size, 3 * size))
+    steps, size = input.shape[:-1], h.shape[1]
+    dtype = _checks.widened(input).dtype if input.dim() == 3 else input.dtype
+    return (
+        input.new_empty(*steps, size),
+        input.new_empty(*steps, size, dtype=dtype),
+        input.new_empty(*steps, 3 * size),
+    )
 
 
 def _backward_shapes(
     grad_output: Tensor | None, grad_cell: Tensor | None, *rest: Any
 ) -> list[Tensor]:
-    input, weights, bias, h = rest[:4]
-    tensors = zip((input, weights, bias, h, h), rest[7:], strict=True)
-    return [tensor.new_empty(tensor.shape) for tensor, need in tensors if need]
+    return [
+        tensor.new_empty(tensor.shape)
+        for tensor, need in zip(rest[:5], rest[8:], strict=True)
+        if need
+    ]
 
 
 _autograd.define(
@@ -127,7 +134,7 @@ _autograd.define(
 )
 _autograd.define(
     "lltm_backward(Tensor? grad_output, Tensor? grad_cell, Tensor input, Tensor weights, "
-    "Tensor bias, Tensor h, Tensor? output, Tensor cells, Tensor gates, "
+    "Tensor bias, Tensor h, Tensor cell, Tensor? output, Tensor? cells, Tensor gates, "
     "bool needs_input, "
     "bool needs_weights, bool needs_bias, bool needs_h, bool needs_cell) -> Tensor[]",
     _backward_shapes,

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import itertools
 import math
+from typing import NamedTuple
 
 import pytest
 import torch
 
 import ops
 from tests.battery import Battery
-from tests.op_under_test import OpUnderTest, backward, close, leaves
+from tests.op_under_test import DTYPES, OpUnderTest, backward, close, leaves
 
 
 def reference(input, weights, bias, h, cell):
@@ -52,8 +53,8 @@ def operator_samples(shape):
             kept = forward(x, w, b, h, c)
             for needed in ((True,) * 5, (False, True, False, True, False), (False,) * 5):
                 for grads in ((kept[0], c), (kept[0], None), (None, c)):
-                    output = kept[0] if len(shape) == 3 else None
-                    arguments = (*grads, x, w, b, h, output, *kept[1:], *needed)
+                    of_steps = kept[:2] if len(shape) == 3 else (None, None)
+                    arguments = (*grads, x, w, b, h, c, *of_steps, kept[2], *needed)
                     yield torch.ops.jitops.lltm_backward.default, arguments
 
     return samples
@@ -150,6 +151,115 @@ def test_extreme_gates(backend, device):
             close(one, other.to(dtype).double(), dtype)
         (grad,) = torch.autograd.grad(results.h.sum(), x)
         assert grad.isfinite().all()
+
+
+# ---- each element, also where the gates' functions are flat --------------------------------------
+
+VALUES = (0, 1e-7, 1e-5, 1e-3, 0.3, 1, 5, 9, 17, 30, 60, 88.5, 100)
+CELLS = (0, 1e-7, 1e-3, 0.3, 1, 5, 10, 20)
+
+
+class Exact(NamedTuple):
+    """The results and gradients of gates, cell and arriving gradients, in float64."""
+
+    h: torch.Tensor
+    cell: torch.Tensor
+    grad_gates: torch.Tensor
+    grad_cell: torch.Tensor
+    cells: torch.Tensor  # of all steps
+    unscaled: tuple[torch.Tensor, torch.Tensor]  # both gradients, with all slopes as 1
+    kept: torch.Tensor  # where no sum for a cell loses digits
+
+
+def exact(gates, cell, grad_h, grad_cell):
+    """No difference of numbers that are almost the same is taken, so float64 is exact enough."""
+
+    def sigmoid(x):
+        small = torch.exp(-x.abs())
+        return torch.where(x > 0, 1, small) / (1 + small), small / (1 + small) ** 2
+
+    i, o, z = gates.chunk(3, -1)
+    (i, slope_i), (o, slope_o) = sigmoid(i), sigmoid(o)
+    slope_z, z = torch.exp(z.clamp(max=0)), torch.where(z > 0, z, torch.expm1(z.clamp(max=0)))
+    cells, kept = [cell], torch.ones_like(cell, dtype=torch.bool)
+    for product in i * z:
+        cells.append(cells[-1] + product)
+        kept &= 2 * cells[-1].abs() >= cells[-2].abs() + product.abs()
+    cells = torch.stack(cells[1:])
+    square = torch.exp(-2 * cells.abs())
+    slope_c = 4 * square / (1 + square) ** 2
+    arrived = [grad_cell]
+    for from_h in (grad_h * o * slope_c).flip(0):
+        arrived.append(arrived[-1] + from_h)
+    arrived = torch.stack(arrived[1:]).flip(0)
+    tanh = cells.tanh()
+    grad_gates = (arrived * z * slope_i, grad_h * tanh * slope_o, arrived * i * slope_z)
+    most = grad_cell + (grad_h * o).flip(0).cumsum(0).flip(0)
+    unscaled = (torch.cat((most * z, grad_h * tanh, most * i), -1).abs(), most[0])
+    return Exact(
+        tanh * o, cells[-1], torch.cat(grad_gates, -1), arrived[0], cells, unscaled, kept
+    )
+
+
+@pytest.mark.parametrize("size", [16, 5])
+@pytest.mark.parametrize("steps", [None, 3], ids=["step", "sequence"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_every_element_is_right(backend, device, dtype, steps, size):
+    """Results and gradients, compared element by element, with flat gates and tiny ones.
+
+    The weights hand each input to a gate as it is. Tolerances, in units of the last place:
+
+    - 16 of the type computed in: four functions of at most 2, and the roundings between them. In
+      half precision the result is rounded once more.
+    - For gradients as much times the largest later abs(cell): for a large one 1 - tanh(cell)^2 is
+      4 exp(-2 abs(cell)), so that one unit in the cell is 2 abs(cell) units of it.
+    - Four of the smallest normal numbers, which subnormal factors may be off by.
+
+    torch's own derivatives of sigmoid and tanh are s (1 - s) and 1 - t^2 of rounded results. They
+    are exact to 4 units of the slope's largest value only, and its sigmoid is 0 where exp(-x)
+    overflows. So that is all the pure-torch path is held to.
+    """
+    rows = 400
+    shape = (steps or 1, rows, size)
+    pick = lambda values, *shape: (  # noqa: E731
+        torch.tensor(values, dtype=torch.float64)[torch.randint(len(values), shape)]
+        * (torch.randint(2, shape) * 2 - 1)
+    )
+    gates, cell = pick(VALUES, *shape[:2], 3 * size).to(dtype), pick(CELLS, rows, size).to(dtype)
+    grad_h, grad_cell = (torch.rand(s).to(dtype) + 0.5 for s in (shape, (rows, size)))
+    weights = torch.cat((torch.zeros(3 * size, size), torch.eye(3 * size)), 1).to(dtype)
+    zeros = torch.zeros(rows, size, dtype=dtype)
+    at_once = (lambda t: t) if steps else (lambda t: t[0])
+    leaf, last = (t.to(device).requires_grad_() for t in (at_once(gates), cell))
+    arguments = [t.to(device) for t in (weights, torch.zeros(3 * size, dtype=dtype), zeros)]
+    for which in ((1, 1), (1, 0), (0, 1)):
+        grads = [at_once(grad_h) * which[0], grad_cell * which[1]]
+        output, *state = (sequence if steps else ops.lltm)(leaf, *arguments, last)
+        new_cell = state[-1]
+        mine = torch.autograd.grad(
+            [x for x, use in zip((output, new_cell), which, strict=True) if use],
+            (leaf, last),
+            [g.to(device) for g, use in zip(grads, which, strict=True) if use],
+        )
+        right = exact(*(t.double() for t in (gates, cell, grad_h * which[0], grads[1])))
+        computed = torch.finfo(torch.float32 if dtype.itemsize == 2 else dtype)
+        units = 16 * computed.eps + (dtype.itemsize == 2) * torch.finfo(dtype).eps / 2
+        flat = 16 * computed.eps * right.cells.abs().flip(0).cummax(0).values.flip(0)
+        wide = torch.cat((flat, flat, flat), -1)
+        results = ((output, right.h, 0, 0), (new_cell, right.cell, 0, 0))
+        gradients = (
+            (mine[0], right.grad_gates, wide, right.unscaled[0]),
+            (mine[1], right.grad_cell, flat[0], right.unscaled[1]),
+        )
+        for actual, expected, relative, unscaled in (*results, *gradients):
+            floor = 4 * torch.finfo(dtype).tiny
+            if backend == "torch":
+                floor = 128 * floor + 4 * computed.eps * unscaled
+            allowed = (units + relative) * expected.abs() + floor
+            off = (actual.detach().cpu().double().view_as(expected) - expected).abs() / allowed
+            kept = right.kept.repeat(*[1] * (off.dim() - 1), off.shape[-1] // size)
+            assert off.isfinite().all()
+            assert (off * kept).amax() <= 1
 
 
 def test_more_elements_than_one_grid(backend, device):
