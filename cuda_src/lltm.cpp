@@ -15,15 +15,13 @@ namespace {
 constexpr int64_t kBlockElements = 4096;  // an element is four exponentials
 
 template <typename T, typename A = acc_t<T>>
-JITOPS_KERNEL void forward_row(T* gates, const T* recurrent, const T* bias, const A* old_state,
-                               A* state, T* h, int64_t size) {
+JITOPS_KERNEL void forward_row(T* gates, const T* bias, const A* old_state, A* state, T* h,
+                               int64_t size) {
 #pragma omp simd
   for (int64_t j = 0; j < size; ++j) {
-    const A i = A(cpu::load(gates[j])) + cpu::load(recurrent[j]) + cpu::load(bias[j]);
-    const A o = A(cpu::load(gates[size + j])) + cpu::load(recurrent[size + j]) +
-                cpu::load(bias[size + j]);
-    const A z = A(cpu::load(gates[2 * size + j])) + cpu::load(recurrent[2 * size + j]) +
-                cpu::load(bias[2 * size + j]);
+    const A i = A(cpu::load(gates[j])) + cpu::load(bias[j]);
+    const A o = A(cpu::load(gates[size + j])) + cpu::load(bias[size + j]);
+    const A z = A(cpu::load(gates[2 * size + j])) + cpu::load(bias[2 * size + j]);
     cpu::store(gates[j], i);
     cpu::store(gates[size + j], o);
     cpu::store(gates[2 * size + j], z);
@@ -87,12 +85,10 @@ template <typename T>
 void forward_cpu(const Params& params) {
   using A = acc_t<T>;
   const int64_t size = params.size;
-  const std::vector<T> zeros(params.recurrent ? 0 : 3 * size);
   const cpu::RowBlocks blocks(params.rows, size, kBlockElements);
   blocks.for_each([&](int64_t, int64_t from, int64_t to) {
     std::vector<A> scratch(std::is_same_v<T, A> ? 0 : size);
     for (int64_t row = from; row < to; ++row) {
-      const T* recurrent = row_of<T>(params.recurrent, row, 3 * size);
       T* cell = row_of<T>(params.cell, row, size);
       A* state = row_of<A>(params.state, row, size);
       if (!state) {
@@ -102,9 +98,9 @@ void forward_cpu(const Params& params) {
           state = scratch.data();
         }
       }
-      forward_row(row_of<T>(params.gates, row, 3 * size), recurrent ? recurrent : zeros.data(),
-                  static_cast<const T*>(params.bias), old_state_of<T>(params, row, scratch.data()),
-                  state, row_of<T>(params.h, row, size), size);
+      forward_row(row_of<T>(params.gates, row, 3 * size), static_cast<const T*>(params.bias),
+                  old_state_of<T>(params, row, scratch.data()), state,
+                  row_of<T>(params.h, row, size), size);
       if constexpr (!std::is_same_v<T, A>) {
         if (cell) narrow(state, cell, size);
       }
@@ -235,6 +231,17 @@ struct Inputs {
   }
 };
 
+// The memory of a tensor, step by step.
+struct Steps {
+  char* data;
+  int64_t bytes;
+
+  Steps(const Tensor& tensor, int64_t elements)
+      : data(static_cast<char*>(const_cast<void*>(tensor.const_data_ptr()))),
+        bytes(elements * static_cast<int64_t>(tensor.element_size())) {}
+  void* at(int64_t t) const { return data + t * bytes; }
+};
+
 // The outputs and cells of all steps, and the gates. The cells of a sequence are for the backward
 // pass, which needs all digits of them: they have the type they are added up in.
 std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& input, const Tensor& weights,
@@ -251,33 +258,30 @@ std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& input, const Tensor& we
   const Tensor output = in.for_each_step(size), gates = in.for_each_step(3 * size);
   const Tensor cells = in.sequence() ? in.for_each_step(size, in.state_dtype())
                                      : in.for_each_step(size);
-  const std::optional<Tensor> joined = in.joined();
-  Tensor recurrent;
-  if (joined) {
+  if (const std::optional<Tensor> joined = in.joined()) {
     multiply({*joined, rows, size + in.features}, in.of_both().transposed(),
              {gates, rows, 3 * size});
   } else {
-    recurrent = in.for_each_row(3 * size);
     multiply({in.input, steps * rows, in.features}, in.of_input().transposed(),
              {gates, steps * rows, 3 * size});
+    multiply({in.h, rows, size}, in.of_h().transposed(), {gates, rows, 3 * size}, Into::kSum);
   }
+  const int64_t state = rows * size;
+  const Steps at_gates(gates, 3 * state), at_output(output, state), at_cells(cells, state);
   Params params{};
   params.rows = rows;
   params.size = size;
   params.bias = bias.const_data_ptr();
-  params.recurrent = joined ? nullptr : recurrent.const_data_ptr();
   for (int64_t t = 0; t < steps; ++t) {
-    if (!joined) {
-      const MatrixOf before = t == 0 ? MatrixOf(in.h, rows, size)
-                                     : MatrixOf(output, rows, size, (t - 1) * rows * size);
-      multiply(before, in.of_h().transposed(), {recurrent, rows, 3 * size});
+    if (t > 0) {
+      multiply({output, rows, size, (t - 1) * state}, in.of_h().transposed(),
+               {gates, rows, 3 * size, t * 3 * state}, Into::kSum);
     }
-    params.gates = MatrixOf(gates, rows, 3 * size, t * rows * 3 * size).data;
+    params.gates = at_gates.at(t);
     params.old_cell = t == 0 ? in.cell.const_data_ptr() : nullptr;
     params.old_state = params.state;
-    params.h = MatrixOf(output, rows, size, t * rows * size).data;
-    void* now = MatrixOf(cells, rows, size, t * rows * size).data;
-    (in.sequence() ? params.state : params.cell) = now;
+    params.h = at_output.at(t);
+    (in.sequence() ? params.state : params.cell) = at_cells.at(t);
     step_forward(dtype_of(in.input), params, device.stream());
   }
   return {output, cells, gates};
@@ -329,9 +333,14 @@ std::vector<Tensor> backward(const std::optional<Tensor>& grad_output,
     grad_state = in.for_each_row(size, in.state_dtype());
   }
 
+  const int64_t state = rows * size;
   const auto of_gates = [&](int64_t t) {
-    return MatrixOf(grad_gates, rows, 3 * size, t * rows * 3 * size);
+    return MatrixOf(grad_gates, rows, 3 * size, t * 3 * state);
   };
+  const Steps at_gates(gates, 3 * state), at_grad_gates(grad_gates, 3 * state);
+  const std::optional<Steps> at_cells = cells ? std::optional(Steps(*cells, state)) : std::nullopt;
+  const std::optional<Steps> at_outside =
+      grad_output ? std::optional(Steps(outside, state)) : std::nullopt;
   Params params{};
   params.rows = rows;
   params.size = size;
@@ -339,14 +348,13 @@ std::vector<Tensor> backward(const std::optional<Tensor>& grad_output,
   for (int64_t t = steps - 1; t >= 0; --t) {
     params.last = t == steps - 1;
     if (!params.last) multiply(of_gates(t + 1), in.of_h(), {next, rows, size});
-    params.gates = MatrixOf(gates, rows, 3 * size, t * rows * 3 * size).data;
+    params.gates = at_gates.at(t);
     params.old_cell = t == 0 ? in.cell.const_data_ptr() : nullptr;
-    params.old_state =
-        t == 0 ? nullptr : MatrixOf(*cells, rows, size, (t - 1) * rows * size).data;
-    params.grad_h = grad_output ? MatrixOf(outside, rows, size, t * rows * size).data : nullptr;
+    params.old_state = t == 0 ? nullptr : at_cells->at(t - 1);
+    params.grad_h = at_outside ? at_outside->at(t) : nullptr;
     params.grad_next = params.last ? nullptr : next.const_data_ptr();
     params.grad_cell = params.last && grad_cell ? last_cell.const_data_ptr() : nullptr;
-    params.grad_gates = of_gates(t).data;
+    params.grad_gates = at_grad_gates.at(t);
     params.grad_old_cell = t == 0 && needs_cell ? grad_old_cell.mutable_data_ptr() : nullptr;
     step_backward(dtype_of(in.input), params, device.stream());
   }
@@ -359,16 +367,12 @@ std::vector<Tensor> backward(const std::optional<Tensor>& grad_output,
   }
   if (needs_weights) {
     const Tensor gradient = gradients.emplace_back(empty_gradient(in.weights));
-    Tensor before = in.h;
+    const MatrixOf of_h(gradient, 3 * size, size, size + features, 0);
+    multiply(of_gates(0).transposed(), {in.h, rows, size}, of_h);
     if (steps > 1) {
-      before = in.for_each_step(size);
-      Tensor first = MatrixOf(before, rows, size).view();
-      torch::stable::copy_(first, in.h);
-      Tensor rest = MatrixOf(before, all - rows, size, rows * size).view();
-      torch::stable::copy_(rest, MatrixOf(*output, all - rows, size).view());
+      const MatrixOf later(grad_gates, all - rows, 3 * size, 3 * state);
+      multiply(later.transposed(), {*output, all - rows, size}, of_h, Into::kSum);
     }
-    multiply(every.transposed(), {before, all, size},
-             {gradient, 3 * size, size, size + features, 0});
     multiply(every.transposed(), {in.input, all, features},
              {gradient, 3 * size, features, size + features, size});
   }

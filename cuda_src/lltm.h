@@ -23,7 +23,6 @@ struct Params {
   const void* old_state;  // (rows, size) of acc_t<T>: in all other steps, else null
 
   // Forward.
-  const void* recurrent;  // (rows, 3 size): what the previous h gives; null: `gates` has it already
   const void* bias;       // (3 size,)
   void* h;           // (rows, size): written
   void* cell;        // (rows, size): written where there is one step, else null

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import shutil
 
 import pytest
@@ -266,6 +267,13 @@ MUTATIONS = [
         "pack_at<T, kWidth>(params.grad_gates, gate + 3 * params.size) = gz;",
         "out of bounds|race in global memory|never written",
     ),
+    (
+        "lltm",
+        "lltm.cu",
+        "pack_at<A, kEach>(data, at + n * kEach) = packs[n];",
+        "pack_at<A, kEach>(data, at + n * kEach) = packs[0], n = kWidth;",
+        "memory of a tensor read before it was written",
+    ),
 ]
 
 
@@ -273,11 +281,14 @@ def exercise(op):
     """Each path of the kernels: packs and single elements, narrow rows and wide, several blocks."""
     if op == "lltm":
         shapes = [(2, 4, 3, 4), (2, 20, 5, 7), (2, 70, 4, 16)]
-        for steps, batch, features, size in shapes:
-            state = torch.randn(2, batch, size)
-            x = leaves([torch.randn(steps, batch, features)])[0]
-            weights = torch.randn(3 * size, size + features)
-            output, last = ops.lltm_sequence(x, weights, torch.randn(3 * size), *state)
+        for (steps, batch, features, size), dtype in itertools.product(
+            shapes, (torch.float32, torch.bfloat16)
+        ):
+            state = torch.randn(2, batch, size).to(dtype)
+            x = leaves([torch.randn(steps, batch, features).to(dtype)])[0]
+            weights = torch.randn(3 * size, size + features).to(dtype)
+            bias = torch.randn(3 * size).to(dtype)
+            output, last = ops.lltm_sequence(x, weights, bias, *state)
             (output.sum() + last.cell.sum()).backward()
         return
     for rows, cols in ((20, 7), (20, 8), (130, 4096), (2, 8192), (2, 2051)):

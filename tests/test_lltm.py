@@ -196,9 +196,7 @@ def exact(gates, cell, grad_h, grad_cell):
     grad_gates = (arrived * z * slope_i, grad_h * tanh * slope_o, arrived * i * slope_z)
     most = grad_cell + (grad_h * o).flip(0).cumsum(0).flip(0)
     unscaled = (torch.cat((most * z, grad_h * tanh, most * i), -1).abs(), most[0])
-    return Exact(
-        tanh * o, cells[-1], torch.cat(grad_gates, -1), arrived[0], cells, unscaled, kept
-    )
+    return Exact(tanh * o, cells[-1], torch.cat(grad_gates, -1), arrived[0], cells, unscaled, kept)
 
 
 @pytest.mark.parametrize("size", [16, 5])

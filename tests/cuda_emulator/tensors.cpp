@@ -105,6 +105,26 @@ JITOPS_HIDDEN Error aoti_torch_create_tensor_from_blob(void* data, int64_t dim, 
   return error;
 }
 
+// Likewise, of memory that the view shares with a tensor.
+JITOPS_HIDDEN Error aoti_torch__reinterpret_tensor(Handle of, int64_t dim, const int64_t* sizes,
+                                                   const int64_t* strides, int64_t offset,
+                                                   Handle* tensor) {
+  JITOPS_TORCHS(aoti_torch__reinterpret_tensor);
+  const Error error = original(of, dim, sizes, strides, offset, tensor);
+  if (error) return error;
+  const void* data = nullptr;
+  torchs(&torch_get_const_data_ptr, "torch_get_const_data_ptr")(*tensor, &data);
+  count_as_written(span_of(*tensor, data));
+  return error;
+}
+
+// A product of such views, on the tensors' own device.
+JITOPS_HIDDEN Error aoti_torch_cuda_addmm_out(Handle out, Handle self, Handle a, Handle b,
+                                              double beta, double alpha) {
+  static const auto original = torchs(&aoti_torch_cuda_addmm_out, "aoti_torch_cpu_addmm_out");
+  return original(out, self, a, b, beta, alpha);
+}
+
 // Another handle of a tensor, as an operator returns it: by now it must have its content.
 JITOPS_HIDDEN Error aoti_torch_new_tensor_handle(Handle tensor, Handle* other) {
   JITOPS_TORCHS(aoti_torch_new_tensor_handle);
