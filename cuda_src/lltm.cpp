@@ -14,6 +14,11 @@ namespace {
 
 constexpr int64_t kBlockElements = 4096;  // an element is four exponentials
 
+// Whether `gates` keep the input and the output gate as cpu::Sigmoid does, which spares the backward
+// pass two exponentials. Rounded to half precision it would say too little of a cell.
+template <typename T>
+constexpr bool kKeepsSigmoids = std::is_same_v<T, acc_t<T>>;
+
 template <typename T, typename A = acc_t<T>>
 JITOPS_KERNEL void forward_row(T* gates, const T* bias, const A* old_state, A* state, T* h,
                                int64_t size) {
@@ -22,12 +27,13 @@ JITOPS_KERNEL void forward_row(T* gates, const T* bias, const A* old_state, A* s
     const A i = A(cpu::load(gates[j])) + cpu::load(bias[j]);
     const A o = A(cpu::load(gates[size + j])) + cpu::load(bias[size + j]);
     const A z = A(cpu::load(gates[2 * size + j])) + cpu::load(bias[2 * size + j]);
-    cpu::store(gates[j], i);
-    cpu::store(gates[size + j], o);
+    const auto in = cpu::Sigmoid<A>::of(i), out = cpu::Sigmoid<A>::of(o);
+    cpu::store(gates[j], kKeepsSigmoids<T> ? in.kept : i);
+    cpu::store(gates[size + j], kKeepsSigmoids<T> ? out.kept : o);
     cpu::store(gates[2 * size + j], z);
-    const A c = old_state[j] + cpu::elu_and_slope(z).value * cpu::sigmoid(i);
+    const A c = old_state[j] + cpu::elu_and_slope(z).value * in.function().value;
     state[j] = c;
-    cpu::store(h[j], cpu::tanh_sigmoid(c, o));
+    cpu::store(h[j], cpu::tanh_and_slope(c).value * out.function().value);
   }
 }
 
@@ -37,8 +43,9 @@ JITOPS_KERNEL void backward_row(const T* gates, const A* old_state, const T* fro
                                 const T* from_next, A* grad_state, T* grad_gates, int64_t size) {
 #pragma omp simd
   for (int64_t j = 0; j < size; ++j) {
-    const auto i = cpu::sigmoid_and_slope(A(cpu::load(gates[j])));
-    const auto o = cpu::sigmoid_and_slope(A(cpu::load(gates[size + j])));
+    cpu::Sigmoid<A> in{cpu::load(gates[j])}, out{cpu::load(gates[size + j])};
+    if constexpr (!kKeepsSigmoids<T>) in = in.of(in.kept), out = out.of(out.kept);
+    const auto i = in.function(), o = out.function();
     const auto z = cpu::elu_and_slope(A(cpu::load(gates[2 * size + j])));
     const auto t = cpu::tanh_and_slope(A(old_state[j] + z.value * i.value));
     const A grad_h = A(cpu::load(from_outside[j])) + A(cpu::load(from_next[j]));

@@ -10,7 +10,8 @@ namespace jitops::lltm {
 
 // One time step, all between two matrix products. All matrices are dense, of the element type T but
 // those said to be of acc_t<T>, in which cells and their gradients are added up over time.
-//   gates (rows, 3 size): input gate i, output gate o, candidate z, before their functions
+//   gates (rows, 3 size): input gate i, output gate o, candidate z, before their functions; on the
+//     CPU the forward pass may leave there something else of i and o, which says as much
 //   cell = old_cell + elu(z) sigmoid(i);  h = tanh(cell) sigmoid(o)
 // The backward pass computes the functions and the cell once more: their derivatives where they are
 // flat cannot be told from rounded results.

@@ -108,43 +108,21 @@ struct Function {
   A value, slope;
 };
 
-// 1 / (1 + exp(-x)) as a quotient: with exp(-|x|) neither part overflows.
+// A sigmoid and its slope, sigmoid(x) sigmoid(-x), to the last digit from one number that can be
+// kept: the smaller of the two factors, with the sign of x.
 template <typename A>
-struct SigmoidQuotient {
-  A above, below;
+struct Sigmoid {
+  A kept;
 
-  [[gnu::always_inline]] inline explicit SigmoidQuotient(A x) {
-    constexpr A kScale = ExpTraits<A>::kScale;
+  [[gnu::always_inline]] inline static Sigmoid of(A x) {
     const A e = Exponential<A>(minus_magnitude(x)).exp();
-    above = x > 0 ? kScale : e;
-    below = kScale + e;
+    return {with_sign_of(x, e / (ExpTraits<A>::kScale + e))};
+  }
+  [[gnu::always_inline]] inline Function<A> function() const {
+    const A smaller = of_bits<A>(bits_of(kept) & ~kSign<A>), larger = 1 - smaller;
+    return {bits_of(kept) & kSign<A> ? smaller : larger, smaller * larger};
   }
 };
-
-template <typename A>
-[[gnu::always_inline]] inline A sigmoid(A x) {
-  const SigmoidQuotient<A> quotient(x);
-  return quotient.above / quotient.below;
-}
-
-// The slope is sigmoid(x) sigmoid(-x).
-template <typename A>
-[[gnu::always_inline]] inline Function<A> sigmoid_and_slope(A x) {
-  constexpr A kScale = ExpTraits<A>::kScale;
-  const A e = Exponential<A>(minus_magnitude(x)).exp();
-  const A inverse = 1 / (kScale + e);
-  const A larger = kScale * inverse, smaller = e * inverse;
-  return {x > 0 ? larger : smaller, larger * smaller};
-}
-
-// tanh(x) sigmoid(y), with one division; those take as long as all the rest.
-template <typename A>
-[[gnu::always_inline]] inline A tanh_sigmoid(A x, A y) {
-  const A e = Exponential<A>(2 * minus_magnitude(x)).expm1();
-  const SigmoidQuotient<A> quotient(y);
-  return with_sign_of(
-      x, (0 - e) * quotient.above / ((2 * ExpTraits<A>::kScale + e) * quotient.below));
-}
 
 // With e = exp(-2 |x|): (1 - e) / (1 + e), and 4 e / (1 + e)^2.
 template <typename A>
