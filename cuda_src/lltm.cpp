@@ -210,6 +210,20 @@ struct Inputs {
     return empty(sizes, dtype, input);
   }
   Tensor for_each_row(int64_t cols) const { return for_each_row(cols, dtype_number(input)); }
+#ifdef USE_CUDA
+  Sequence all_steps(const Tensor& gates, const Tensor& cells) const {
+    Sequence all{};
+    all.steps = steps;
+    all.rows = rows;
+    all.size = size;
+    all.weights = weights.const_data_ptr();
+    all.weights_row = size + features;
+    all.gates = const_cast<void*>(gates.const_data_ptr());
+    all.old_cell = cell.const_data_ptr();
+    all.states = const_cast<void*>(cells.const_data_ptr());
+    return all;
+  }
+#endif
   // h and input side by side, where one product of both is faster than two: on the CPU, of a step.
   std::optional<Tensor> joined() const {
 #ifndef USE_CUDA
@@ -265,14 +279,24 @@ std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& input, const Tensor& we
   const Tensor output = in.for_each_step(size), gates = in.for_each_step(3 * size);
   const Tensor cells = in.sequence() ? in.for_each_step(size, in.state_dtype())
                                      : in.for_each_step(size);
-  if (const std::optional<Tensor> joined = in.joined()) {
+  const std::optional<Tensor> joined = in.joined();
+  if (joined) {
     multiply({*joined, rows, size + in.features}, in.of_both().transposed(),
              {gates, rows, 3 * size});
   } else {
     multiply({in.input, steps * rows, in.features}, in.of_input().transposed(),
              {gates, steps * rows, 3 * size});
-    multiply({in.h, rows, size}, in.of_h().transposed(), {gates, rows, 3 * size}, Into::kSum);
   }
+#ifdef USE_CUDA
+  if (one_kernel_takes(dtype_of(in.input), steps, rows, size)) {
+    Sequence all = in.all_steps(gates, cells);
+    all.bias = bias.const_data_ptr();
+    all.old_h = in.h.const_data_ptr();
+    all.output = output.mutable_data_ptr();
+    check_launch("lltm", launch_forward_sequence(dtype_of(in.input), all, device.stream()));
+    return {output, cells, gates};
+  }
+#endif
   const int64_t state = rows * size;
   const Steps at_gates(gates, 3 * state), at_output(output, state), at_cells(cells, state);
   Params params{};
@@ -280,9 +304,11 @@ std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& input, const Tensor& we
   params.size = size;
   params.bias = bias.const_data_ptr();
   for (int64_t t = 0; t < steps; ++t) {
-    if (t > 0) {
-      multiply({output, rows, size, (t - 1) * state}, in.of_h().transposed(),
-               {gates, rows, 3 * size, t * 3 * state}, Into::kSum);
+    if (!joined) {
+      const MatrixOf before = t == 0 ? MatrixOf(in.h, rows, size)
+                                     : MatrixOf(output, rows, size, (t - 1) * state);
+      multiply(before, in.of_h().transposed(), {gates, rows, 3 * size, t * 3 * state},
+               Into::kSum);
     }
     params.gates = at_gates.at(t);
     params.old_cell = t == 0 ? in.cell.const_data_ptr() : nullptr;
@@ -333,37 +359,52 @@ std::vector<Tensor> backward(const std::optional<Tensor>& grad_output,
   }
   const OnDeviceOf device(in.input);
   const Tensor grad_gates = in.for_each_step(3 * size);
-  Tensor grad_old_cell, next, grad_state;
+  Tensor grad_old_cell;
   if (needs_cell) grad_old_cell = in.for_each_row(size);
-  if (steps > 1) {
-    next = in.for_each_row(size);
-    grad_state = in.for_each_row(size, in.state_dtype());
-  }
-
   const int64_t state = rows * size;
   const auto of_gates = [&](int64_t t) {
     return MatrixOf(grad_gates, rows, 3 * size, t * 3 * state);
   };
-  const Steps at_gates(gates, 3 * state), at_grad_gates(grad_gates, 3 * state);
-  const std::optional<Steps> at_cells = cells ? std::optional(Steps(*cells, state)) : std::nullopt;
-  const std::optional<Steps> at_outside =
-      grad_output ? std::optional(Steps(outside, state)) : std::nullopt;
-  Params params{};
-  params.rows = rows;
-  params.size = size;
-  params.grad_state = steps > 1 ? grad_state.mutable_data_ptr() : nullptr;
-  for (int64_t t = steps - 1; t >= 0; --t) {
-    params.last = t == steps - 1;
-    if (!params.last) multiply(of_gates(t + 1), in.of_h(), {next, rows, size});
-    params.gates = at_gates.at(t);
-    params.old_cell = t == 0 ? in.cell.const_data_ptr() : nullptr;
-    params.old_state = t == 0 ? nullptr : at_cells->at(t - 1);
-    params.grad_h = at_outside ? at_outside->at(t) : nullptr;
-    params.grad_next = params.last ? nullptr : next.const_data_ptr();
-    params.grad_cell = params.last && grad_cell ? last_cell.const_data_ptr() : nullptr;
-    params.grad_gates = at_grad_gates.at(t);
-    params.grad_old_cell = t == 0 && needs_cell ? grad_old_cell.mutable_data_ptr() : nullptr;
-    step_backward(dtype_of(in.input), params, device.stream());
+#ifdef USE_CUDA
+  const bool one_kernel = one_kernel_takes(dtype_of(in.input), steps, rows, size);
+  if (one_kernel) {
+    Sequence all_steps = in.all_steps(gates, *cells);
+    all_steps.grad_output = grad_output ? outside.const_data_ptr() : nullptr;
+    all_steps.grad_cell = grad_cell ? last_cell.const_data_ptr() : nullptr;
+    all_steps.grad_gates = grad_gates.mutable_data_ptr();
+    all_steps.grad_old_cell = needs_cell ? grad_old_cell.mutable_data_ptr() : nullptr;
+    check_launch("lltm", launch_backward_sequence(dtype_of(in.input), all_steps, device.stream()));
+  }
+#else
+  constexpr bool one_kernel = false;
+#endif
+  if (!one_kernel) {
+    Tensor next, grad_state;
+    if (steps > 1) {
+      next = in.for_each_row(size);
+      grad_state = in.for_each_row(size, in.state_dtype());
+    }
+    const Steps at_gates(gates, 3 * state), at_grad_gates(grad_gates, 3 * state);
+    const std::optional<Steps> at_cells = cells ? std::optional(Steps(*cells, state)) : std::nullopt;
+    const std::optional<Steps> at_outside =
+        grad_output ? std::optional(Steps(outside, state)) : std::nullopt;
+    Params params{};
+    params.rows = rows;
+    params.size = size;
+    params.grad_state = steps > 1 ? grad_state.mutable_data_ptr() : nullptr;
+    for (int64_t t = steps - 1; t >= 0; --t) {
+      params.last = t == steps - 1;
+      if (!params.last) multiply(of_gates(t + 1), in.of_h(), {next, rows, size});
+      params.gates = at_gates.at(t);
+      params.old_cell = t == 0 ? in.cell.const_data_ptr() : nullptr;
+      params.old_state = t == 0 ? nullptr : at_cells->at(t - 1);
+      params.grad_h = at_outside ? at_outside->at(t) : nullptr;
+      params.grad_next = params.last ? nullptr : next.const_data_ptr();
+      params.grad_cell = params.last && grad_cell ? last_cell.const_data_ptr() : nullptr;
+      params.grad_gates = at_grad_gates.at(t);
+      params.grad_old_cell = t == 0 && needs_cell ? grad_old_cell.mutable_data_ptr() : nullptr;
+      step_backward(dtype_of(in.input), params, device.stream());
+    }
   }
 
   const MatrixOf every(grad_gates, all, 3 * size);

@@ -7,54 +7,12 @@
 //             sequence a; its gradient, 2 a in a sequence
 // An element is a thread's work, in packs where they fit; each is written by the thread that reads
 // it, so that there is nothing to synchronise and nothing to add up between threads.
-#include "lltm.h"
-
-#include "common/cuda.cuh"
+#include "lltm.cuh"
 
 namespace jitops::lltm {
 namespace {
 
-using cuda::load;
 using cuda::Pack;
-using cuda::store;
-
-__device__ inline float exponential(float x) { return expf(x); }
-__device__ inline double exponential(double x) { return exp(x); }
-__device__ inline float exp_minus_1(float x) { return expm1f(x); }
-__device__ inline double exp_minus_1(double x) { return expm1(x); }
-__device__ inline float hyperbolic_tangent(float x) { return tanhf(x); }
-__device__ inline double hyperbolic_tangent(double x) { return tanh(x); }
-
-// Derivatives come with the functions. The usual formulas s (1 - s) and 1 - t^2 take them from
-// rounded results and lose all digits where these are flat.
-template <typename A>
-struct Function {
-  A value, slope;
-};
-
-template <typename A>
-__device__ inline A minus_magnitude(A x) {
-  return x < A(0) ? x : -x;
-}
-
-// The slope is sigmoid(x) sigmoid(-x); exp(-|x|) never overflows.
-template <typename A>
-__device__ inline Function<A> sigmoid(A x) {
-  const A e = exponential(minus_magnitude(x)), larger = 1 / (1 + e), smaller = e * larger;
-  return {x > A(0) ? larger : smaller, larger * smaller};
-}
-
-// The slope is 4 e / (1 + e)^2 with e = exp(-2 |x|).
-template <typename A>
-__device__ inline Function<A> tanh_of(A x) {
-  const A e = exponential(2 * minus_magnitude(x)), inverse = 1 / (1 + e);
-  return {hyperbolic_tangent(x), 4 * (e * inverse) * inverse};
-}
-
-template <typename A>
-__device__ inline Function<A> elu(A x) {
-  return {x > A(0) ? x : exp_minus_1(x), x > A(0) ? A(1) : exponential(x)};
-}
 
 template <typename T, int kWidth>
 __device__ Pack<T, kWidth>& pack_at(const void* data, int64_t at) {
@@ -215,6 +173,20 @@ const char* launch_backward(DType dtype, const Params& params, void* stream) {
     constexpr int kWidth = cuda::kPackBytes / sizeof(T);
     return in_packs<T>(params) ? run<T, kWidth>(backward_kernel<T, kWidth>, params, stream)
                                : run<T, 1>(backward_kernel<T, 1>, params, stream);
+  });
+}
+
+const char* launch_forward_sequence(DType dtype, const Sequence& sequence, void* stream) {
+  return dispatch_sequence(dtype, sequence, [&](auto zero, auto size) {
+    constexpr int kS = decltype(size)::value;
+    return run_sequence<kS>(forward_sequence_kernel<decltype(zero), kS>, sequence, stream);
+  });
+}
+
+const char* launch_backward_sequence(DType dtype, const Sequence& sequence, void* stream) {
+  return dispatch_sequence(dtype, sequence, [&](auto zero, auto size) {
+    constexpr int kS = decltype(size)::value;
+    return run_sequence<kS>(backward_sequence_kernel<decltype(zero), kS>, sequence, stream);
   });
 }
 

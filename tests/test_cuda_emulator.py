@@ -274,13 +274,41 @@ MUTATIONS = [
         "pack_at<A, kEach>(data, at + n * kEach) = packs[0], n = kWidth;",
         "memory of a tensor read before it was written",
     ),
+    (
+        "lltm",
+        "lltm.cuh",
+        "    state += step;\n    __syncthreads();\n",
+        "    state += step;\n",
+        "race in shared memory",
+    ),
+    (
+        "lltm",
+        "lltm.cuh",
+        "    __syncthreads();\n  }\n  if (my.has_row && all.grad_old_cell)",
+        "  }\n  if (my.has_row && all.grad_old_cell)",
+        "race in shared memory",
+    ),
+    (
+        "lltm",
+        "lltm.cuh",
+        "const float* mine = gates[my.part] + my.at;",
+        "const float* mine = gates[(my.part + 1) % kTileRows] + my.at;",
+        "shared memory read before it was written",
+    ),
+    (
+        "lltm",
+        "lltm.cuh",
+        "has_row = real && part < rows;",
+        "has_row = part < rows;",
+        "out of bounds|race in global memory",
+    ),
 ]
 
 
 def exercise(op):
     """Each path of the kernels: packs and single elements, narrow rows and wide, several blocks."""
     if op == "lltm":
-        shapes = [(2, 4, 3, 4), (2, 20, 5, 7), (2, 70, 4, 16)]
+        shapes = [(2, 4, 3, 4), (3, 131, 5, 7), (2, 20, 4, 64), (2, 4, 3, 136), (2, 20, 1, 129)]
         for (steps, batch, features, size), dtype in itertools.product(
             shapes, (torch.float32, torch.bfloat16)
         ):

@@ -260,6 +260,61 @@ def test_every_element_is_right(backend, device, dtype, steps, size):
             assert (off * kept).amax() <= 1
 
 
+# ---- sequences, which CUDA takes in one kernel where the state is small --------------------------
+
+
+def agree_with_reference(mine, grads=(True, True, True)):
+    """Results and gradients of a sequence, its steps one by one, and the reference in float64."""
+    dtype = mine[0].dtype
+    theirs = [t.detach().double().requires_grad_(t.requires_grad) for t in mine]
+    results, expected = sequence(*mine), reference(*theirs)
+    arrived = [
+        torch.randn_like(x).to(dtype) if use else None
+        for x, use in zip(expected, grads, strict=True)
+    ]
+    backward(results, arrived)
+    backward(expected, [g if g is None else g.double() for g in arrived])
+    for one, other in zip(results, expected, strict=True):
+        close(one, other, dtype)
+    for one, other in zip(mine, theirs, strict=True):
+        assert (one.grad is None) == (other.grad is None)
+        if one.grad is not None:
+            close(one.grad, other.grad, dtype)
+    if dtype.itemsize == 2:
+        return  # steps on their own round the cell between them
+    input, weights, bias, *state = (t.detach() for t in mine)
+    for step, output in zip(input, results[0], strict=True):
+        state = ops.lltm(step, weights, bias, *state)
+        close(output, state[0], dtype)
+
+
+@pytest.mark.parametrize("size", [1, 3, 31, 33, 64, 65, 127, 128, 129])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_sequences_of_each_size(backend, device, dtype, size):
+    for steps, rows in ((3, 1), (2, 5)):
+        agree_with_reference(leaves(inputs((steps, rows, 3), dtype, device, size)))
+
+
+@pytest.mark.parametrize("rows", [2, 128, 129, 256, 257, 385, 513])
+def test_sequences_of_many_rows(backend, device, rows):
+    """A block takes one row, two or three, and the last block what is left."""
+    for dtype in (torch.float32, torch.bfloat16):
+        agree_with_reference(leaves(inputs((2, rows, 2), dtype, device, 5)))
+
+
+def test_sequences_with_any_gradients(backend, device):
+    for dtype, grads in itertools.product(
+        (torch.float32, torch.float16), ((True, False, False), (False, False, True))
+    ):
+        for needed in itertools.product((True, False), repeat=5):
+            if any(needed):
+                agree_with_reference(leaves(inputs((3, 4, 2), dtype, device), needed), grads)
+
+
+def test_long_sequences(backend, device):
+    agree_with_reference(leaves(inputs((300, 4, 2), torch.float32, device, 6)))
+
+
 def test_more_elements_than_one_grid(backend, device):
     batch, size = 20_000, 53  # odd, so that each is a thread's work
     x, w, b, h, c = inputs((batch, 1), torch.float32, device, size)
