@@ -252,15 +252,17 @@ struct Inputs {
   }
 };
 
-// The memory of a tensor, step by step.
+// The memory of a tensor, step by step; null if there is no tensor.
 struct Steps {
-  char* data;
-  int64_t bytes;
+  char* data = nullptr;
+  int64_t bytes = 0;
 
-  Steps(const Tensor& tensor, int64_t elements)
-      : data(static_cast<char*>(const_cast<void*>(tensor.const_data_ptr()))),
-        bytes(elements * static_cast<int64_t>(tensor.element_size())) {}
-  void* at(int64_t t) const { return data + t * bytes; }
+  Steps(const Tensor* tensor, int64_t elements) {
+    if (!tensor) return;
+    data = static_cast<char*>(const_cast<void*>(tensor->const_data_ptr()));
+    bytes = elements * static_cast<int64_t>(tensor->element_size());
+  }
+  void* at(int64_t t) const { return data ? data + t * bytes : nullptr; }
 };
 
 // The outputs and cells of all steps, and the gates. The cells of a sequence are for the backward
@@ -298,7 +300,7 @@ std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& input, const Tensor& we
   }
 #endif
   const int64_t state = rows * size;
-  const Steps at_gates(gates, 3 * state), at_output(output, state), at_cells(cells, state);
+  const Steps at_gates(&gates, 3 * state), at_output(&output, state), at_cells(&cells, state);
   Params params{};
   params.rows = rows;
   params.size = size;
@@ -384,10 +386,9 @@ std::vector<Tensor> backward(const std::optional<Tensor>& grad_output,
       next = in.for_each_row(size);
       grad_state = in.for_each_row(size, in.state_dtype());
     }
-    const Steps at_gates(gates, 3 * state), at_grad_gates(grad_gates, 3 * state);
-    const std::optional<Steps> at_cells = cells ? std::optional(Steps(*cells, state)) : std::nullopt;
-    const std::optional<Steps> at_outside =
-        grad_output ? std::optional(Steps(outside, state)) : std::nullopt;
+    const Steps at_gates(&gates, 3 * state), at_grad_gates(&grad_gates, 3 * state);
+    const Steps at_cells(cells ? &*cells : nullptr, state);
+    const Steps at_outside(grad_output ? &outside : nullptr, state);
     Params params{};
     params.rows = rows;
     params.size = size;
@@ -397,8 +398,8 @@ std::vector<Tensor> backward(const std::optional<Tensor>& grad_output,
       if (!params.last) multiply(of_gates(t + 1), in.of_h(), {next, rows, size});
       params.gates = at_gates.at(t);
       params.old_cell = t == 0 ? in.cell.const_data_ptr() : nullptr;
-      params.old_state = t == 0 ? nullptr : at_cells->at(t - 1);
-      params.grad_h = at_outside ? at_outside->at(t) : nullptr;
+      params.old_state = t == 0 ? nullptr : at_cells.at(t - 1);
+      params.grad_h = at_outside.at(t);
       params.grad_next = params.last ? nullptr : next.const_data_ptr();
       params.grad_cell = params.last && grad_cell ? last_cell.const_data_ptr() : nullptr;
       params.grad_gates = at_grad_gates.at(t);

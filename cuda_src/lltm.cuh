@@ -116,18 +116,33 @@ struct Place {
   }
 };
 
-// Budget: 168 registers, 7680 bytes shared.
+// Budget: 168 registers, 33792 bytes shared.
 template <typename T, int kS>
 __global__ void __launch_bounds__(3 * kS) forward_sequence_kernel(Sequence all, int tile) {
   __shared__ __align__(16) float h[kTileRows][kS];
   __shared__ float gates[kTileRows][3 * kS];
   __shared__ float biases[3 * kS];  // each thread its own; no register is left for it
+  constexpr int kStaged = 16;
+  __shared__ float staged[3 * kS][kStaged + 1];
   const Place my(all, kS, tile);
   const int size = static_cast<int>(all.size), unit = my.part * size + my.at;
-  const T* row_of_weights = static_cast<const T*>(all.weights) + unit * all.weights_row;
+  // Through shared memory, since a row for each thread is a line of the cache for each read.
   float weights[kS];
 #pragma unroll
-  for (int k = 0; k < kS; ++k) weights[k] = my.real && k < size ? load(row_of_weights[k]) : 0;
+  for (int k = 0; k < kS; k += kStaged) {
+#pragma unroll 8  // so many reads at once
+    for (int n = 0; n < kStaged; ++n) {
+      const int at = static_cast<int>(threadIdx.x) + n * 3 * kS, column = k + at % kStaged;
+      const int part = at / kStaged / kS, element = at / kStaged % kS;
+      const bool used = element < size && column < size;
+      staged[at / kStaged][at % kStaged] =
+          used ? read<T>(all.weights, (part * size + element) * all.weights_row + column) : 0;
+    }
+    __syncthreads();
+#pragma unroll
+    for (int n = 0; n < kStaged; ++n) weights[k + n] = staged[threadIdx.x][n];
+    __syncthreads();
+  }
   biases[threadIdx.x] = my.real ? read<T>(all.bias, unit) : 0;
   float cell = my.has_row ? read<T>(all.old_cell, my.state) : 0;
   h[my.part][my.at] = my.has_row ? read<T>(all.old_h, my.state) : 0;
