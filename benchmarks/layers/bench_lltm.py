@@ -143,22 +143,13 @@ def kernels(device: str, dtype: torch.dtype) -> Iterator[Kernel]:
         forward = torch.ops.jitops.lltm_forward.default
         arguments = (x, weights, bias, h, cell)
         yield Kernel("LLTM step, forward", size, forward, arguments, product + 6 * one)
-        _, cells, kept = forward(*arguments)
+        grads, gates = (torch.ones_like(h), torch.ones_like(h)), forward(*arguments)[2]
         backward = torch.ops.jitops.lltm_backward.default
-        arguments = (
-            *(torch.ones_like(h) for _ in range(2)),
-            x,
-            weights,
-            bias,
-            h,
-            None,
-            cells,
-            kept,
-        )
-        needed = (False, False, False, False, True)
-        yield Kernel("backward, no product", size, backward, (*arguments, *needed), 10 * one)
-        needed = (True,) * 5
-        yield Kernel("backward", size, backward, (*arguments, *needed), 2 * product + 10 * one)
+        for name, needed, moves in (
+            ("backward, no product", (False, False, False, False, True), 10 * one),
+            ("backward", (True,) * 5, 2 * product + 10 * one),
+        ):
+            yield Kernel(name, size, backward, (*grads, *arguments, gates, *needed), moves)
 
 
 def _product(both, weights, gates):

@@ -44,7 +44,7 @@ struct Matrix {
 
 template <int kRows, int kVectors, typename A>
 [[gnu::always_inline]] inline void tile(const Matrix<const A>& a, const Matrix<const A>& b,
-                                        const Matrix<A>& c, int64_t i, int64_t j) {
+                                        const Matrix<A>& c, bool add, int64_t i, int64_t j) {
   using V = typename Vector<A>::Type;
   constexpr int64_t kCount = Vector<A>::kCount;
   V sums[kRows][kVectors] = {};
@@ -63,41 +63,44 @@ template <int kRows, int kVectors, typename A>
   for (int r = 0; r < kRows; ++r) {
     A* out = c.data + (i + r) * c.row + j;
 #pragma GCC unroll 4
-    for (int v = 0; v < kVectors; ++v) *reinterpret_cast<V*>(out + v * kCount) = sums[r][v];
+    for (int v = 0; v < kVectors; ++v) {
+      V& at = *reinterpret_cast<V*>(out + v * kCount);
+      at = add ? at + sums[r][v] : sums[r][v];
+    }
   }
 }
 
 template <int kRows, int kVectors, typename A>
 [[gnu::always_inline]] inline void column_of_tiles(const Matrix<const A>& a,
                                                    const Matrix<const A>& b, const Matrix<A>& c,
-                                                   int64_t j) {
+                                                   bool add, int64_t j) {
   int64_t i = 0;
-  for (; i + kRows <= c.rows; i += kRows) tile<kRows, kVectors>(a, b, c, i, j);
-  for (; i < c.rows; ++i) tile<1, kVectors>(a, b, c, i, j);
+  for (; i + kRows <= c.rows; i += kRows) tile<kRows, kVectors>(a, b, c, add, i, j);
+  for (; i < c.rows; ++i) tile<1, kVectors>(a, b, c, add, i, j);
 }
 
-// C = A B, with B and C dense.
+// C = A B, or with `add` C += A B, with B and C dense.
 template <typename A>
 JITOPS_KERNEL void multiply_dense(const Matrix<const A>& a, const Matrix<const A>& b,
-                                  const Matrix<A>& c) {
+                                  const Matrix<A>& c, bool add) {
   constexpr int64_t kCount = Vector<A>::kCount;
   int64_t j = 0;
   for (; j + kTileVectors * kCount <= c.cols; j += kTileVectors * kCount) {
-    column_of_tiles<kTileRows, kTileVectors>(a, b, c, j);
+    column_of_tiles<kTileRows, kTileVectors>(a, b, c, add, j);
   }
   if constexpr (kTileVectors == 4) {
     for (; j + 2 * kCount <= c.cols; j += 2 * kCount) {
-      column_of_tiles<2 * kTileRows, 2>(a, b, c, j);
+      column_of_tiles<2 * kTileRows, 2>(a, b, c, add, j);
     }
   }
   for (; j + kCount <= c.cols; j += kCount) {
-    column_of_tiles<kTileRows * kTileVectors / 2, 1>(a, b, c, j);
+    column_of_tiles<kTileRows * kTileVectors / 2, 1>(a, b, c, add, j);
   }
   for (; j < c.cols; ++j) {
     for (int64_t i = 0; i < c.rows; ++i) {
       A sum = 0;
       for (int64_t k = 0; k < a.cols; ++k) sum += a.at(i, k) * b.at(k, j);
-      c.at(i, j) = sum;
+      c.at(i, j) = add ? c.at(i, j) + sum : sum;
     }
   }
 }
@@ -144,9 +147,9 @@ template <int64_t kStep, typename V, int64_t kCount>
   if constexpr (2 * kStep < kCount) exchange<2 * kStep>(rows);
 }
 
-// to = from', both dense.
+// to = from', or with `add` to += from', both dense.
 template <typename A>
-JITOPS_KERNEL void transpose(const Matrix<const A>& from, const Matrix<A>& to) {
+JITOPS_KERNEL void transpose(const Matrix<const A>& from, const Matrix<A>& to, bool add) {
   using V = typename Vector<A>::Type;
   constexpr int64_t kCount = Vector<A>::kCount;
   const int64_t rows = from.rows / kCount * kCount, cols = from.cols / kCount * kCount;
@@ -160,19 +163,23 @@ JITOPS_KERNEL void transpose(const Matrix<const A>& from, const Matrix<A>& to) {
       exchange<1>(square);
 #pragma GCC unroll 16
       for (int64_t n = 0; n < kCount; ++n) {
-        *reinterpret_cast<V*>(to.data + (j + n) * to.row + i) = square[n];
+        V& at = *reinterpret_cast<V*>(to.data + (j + n) * to.row + i);
+        at = add ? at + square[n] : square[n];
       }
     }
   }
   for (int64_t i = 0; i < from.rows; ++i) {
-    for (int64_t j = i < rows ? cols : 0; j < from.cols; ++j) to.at(j, i) = from.at(i, j);
+    for (int64_t j = i < rows ? cols : 0; j < from.cols; ++j) {
+      to.at(j, i) = add ? to.at(j, i) + from.at(i, j) : from.at(i, j);
+    }
   }
 }
 
-// C = A B, with C dense. Of the transpose of a dense B, such as weights are, C' = B' A'.
+// C = A B, or with `add` C += A B, with C dense. Of the transpose of a dense B, such as weights are,
+// C' = B' A'.
 template <typename A>
-void multiply(const Matrix<const A>& a, const Matrix<const A>& b, const Matrix<A>& c) {
-  if (b.col == 1) return multiply_dense(a, b, c);
+void multiply(const Matrix<const A>& a, const Matrix<const A>& b, const Matrix<A>& c, bool add) {
+  if (b.col == 1) return multiply_dense(a, b, c, add);
   constexpr int64_t kCount = Vector<A>::kCount;
   const int64_t width = (a.rows + kCount - 1) / kCount * kCount;  // no columns left over
   const std::unique_ptr<A[]> scratch(new A[(a.cols + c.cols) * width]);
@@ -181,9 +188,9 @@ void multiply(const Matrix<const A>& a, const Matrix<const A>& b, const Matrix<A
   for (int64_t k = 0; k < a.cols; ++k) {
     for (int64_t i = a.rows; i < width; ++i) right.at(k, i) = 0;
   }
-  transpose<A>(a, right);
-  multiply_dense<A>(b.transposed(), {right.data, right.rows, width, width, 1}, out);
-  transpose<A>({out.data, c.cols, a.rows, width, 1}, c);
+  transpose<A>(a, right, false);
+  multiply_dense<A>(b.transposed(), {right.data, right.rows, width, width, 1}, out, false);
+  transpose<A>({out.data, c.cols, a.rows, width, 1}, c, add);
 }
 
 }  // namespace jitops::cpu

@@ -2,8 +2,10 @@
 // libm's only under -ffast-math, which gives up NaN and infinity.
 //
 // exp(x) = 2^n exp(r) with |r| <= ln(2)/2, and exp(r) - 1 by its Taylor series, whose first term
-// left out is below half a unit in the last place. NaN stays NaN. Below kLow, about where the normal
-// numbers end, exp stays what it is there; at kHigh 2^n is infinite, half a unit of n early.
+// left out is below half a unit in the last place. NaN stays NaN.
+//
+// Derivatives come with the functions, from the exponentials that both share. The usual formulas
+// s (1 - s) and 1 - t^2 take them from rounded results and lose all digits where these are flat.
 #pragma once
 
 #include <array>
@@ -24,22 +26,56 @@ struct ExpTraits;
 template <>
 struct ExpTraits<float> {
   using Bits = uint32_t;
-  static constexpr int kMantissa = 23, kBias = 127, kTerms = 7;
-  static constexpr float kLow = -87.0f, kHigh = 89.0f;
-  static constexpr float kRound = 0x1.8p23f;  // adding it leaves no fraction
+  static constexpr int kMantissa = 23, kTerms = 7;
+  static constexpr float kLow = -104.0f;  // exp of it rounds to 0
+  static constexpr float kScale = 0x1p32f;
+  // Adding it leaves no fraction, and in the low bits the exponent's bias and that of kScale.
+  static constexpr float kRound = 0x1.8p23f + 127 + 32;
   static constexpr float kLn2High = 0x1.62ep-1f, kLn2Low = 0x1.0bfbe8p-15f;
 };
 
 template <>
 struct ExpTraits<double> {
   using Bits = uint64_t;
-  static constexpr int kMantissa = 52, kBias = 1023, kTerms = 13;
-  static constexpr double kLow = -708.0, kHigh = 710.0;
-  static constexpr double kRound = 0x1.8p52;
+  static constexpr int kMantissa = 52, kTerms = 13;
+  static constexpr double kLow = -746.0;
+  static constexpr double kScale = 0x1p64;
+  static constexpr double kRound = 0x1.8p52 + 1023 + 64;
   static constexpr double kLn2High = 0x1.62e42feep-1, kLn2Low = 0x1.a39ef35793c76p-33;
 };
 
-// exp(x) = power + power * rest, up to where `power` is infinite.
+template <typename A>
+using bits_t = typename ExpTraits<A>::Bits;
+
+template <typename A>
+[[gnu::always_inline]] inline bits_t<A> bits_of(A x) {
+  bits_t<A> bits;
+  std::memcpy(&bits, &x, sizeof bits);
+  return bits;
+}
+
+template <typename A>
+[[gnu::always_inline]] inline A of_bits(bits_t<A> bits) {
+  A x;
+  std::memcpy(&x, &bits, sizeof x);
+  return x;
+}
+
+template <typename A>
+constexpr bits_t<A> kSign = ~(~bits_t<A>(0) >> 1);
+
+template <typename A>
+[[gnu::always_inline]] inline A minus_magnitude(A x) {
+  return of_bits<A>(bits_of(x) | kSign<A>);
+}
+
+template <typename A>
+[[gnu::always_inline]] inline A with_sign_of(A x, A magnitude) {
+  return of_bits<A>(bits_of(magnitude) | (bits_of(x) & kSign<A>));
+}
+
+// exp(x) and exp(x) - 1 for x <= 0, both times kScale: 2^n alone would leave the normal numbers
+// before exp leaves the subnormal ones. In a quotient the scale costs nothing.
 template <typename A>
 struct Exponential {
   A power, rest;
@@ -47,64 +83,63 @@ struct Exponential {
   [[gnu::always_inline]] inline explicit Exponential(A x) {
     using Traits = ExpTraits<A>;
     x = x < Traits::kLow ? Traits::kLow : x;
-    x = x > Traits::kHigh ? Traits::kHigh : x;
     const A shifted = x * A(0x1.71547652b82fep0) + Traits::kRound;  // x / ln 2
     const A n = shifted - Traits::kRound;
     const A r = (x - n * Traits::kLn2High) - n * Traits::kLn2Low;
-    A series = A(kInverseFactorials[Traits::kTerms]);  // 1 + r/2! + r^2/3! + ...
-#pragma GCC unroll 16
-    for (int k = Traits::kTerms - 1; k >= 1; --k) series = A(kInverseFactorials[k]) + r * series;
+    const A square = r * r;
+    A series = A(kInverseFactorials[Traits::kTerms]);  // 1 + r/2! + r^2/3! + ..., two terms at once
+#pragma GCC unroll 8
+    for (int k = Traits::kTerms - 1; k > 1; k -= 2) {
+      series = (A(kInverseFactorials[k - 1]) + A(kInverseFactorials[k]) * r) + square * series;
+    }
     rest = r * series;
-    typename Traits::Bits bits;
-    std::memcpy(&bits, &shifted, sizeof bits);
-    bits = (bits + Traits::kBias) << Traits::kMantissa;  // the low bits of `shifted` are n
-    std::memcpy(&power, &bits, sizeof power);
+    power = of_bits<A>(bits_of(shifted) << Traits::kMantissa);
+  }
+
+  [[gnu::always_inline]] inline A exp() const { return power + power * rest; }
+  [[gnu::always_inline]] inline A expm1() const {
+    return power * rest + (power - ExpTraits<A>::kScale);
   }
 };
 
+// A function and its derivative at one place.
 template <typename A>
-[[gnu::always_inline]] inline A expm1(A x) {
-  const Exponential<A> e(x);
-  return e.power * e.rest + (e.power - 1);
-}
+struct Function {
+  A value, slope;
+};
 
+// A sigmoid and its slope, sigmoid(x) sigmoid(-x), to the last digit from one number that can be
+// kept: the smaller of the two factors, with the sign of x.
 template <typename A>
-[[gnu::always_inline]] inline A magnitude(A x) {
-  return x < 0 ? -x : x;
-}
+struct Sigmoid {
+  A kept;
 
-// exp(-x) + 1, the inverse of the sigmoid: infinite where `power` is.
-template <typename A>
-[[gnu::always_inline]] inline A inverse_sigmoid(A x) {
-  const Exponential<A> e(-x);
-  return 1 + e.power * (1 + e.rest);
-}
+  [[gnu::always_inline]] inline static Sigmoid of(A x) {
+    const A e = Exponential<A>(minus_magnitude(x)).exp();
+    return {with_sign_of(x, e / (ExpTraits<A>::kScale + e))};
+  }
+  [[gnu::always_inline]] inline Function<A> function() const {
+    const A smaller = of_bits<A>(bits_of(kept) & ~kSign<A>), larger = 1 - smaller;
+    return {bits_of(kept) & kSign<A> ? smaller : larger, smaller * larger};
+  }
+};
 
+// With e = exp(-2 |x|): (1 - e) / (1 + e), and 4 e / (1 + e)^2.
 template <typename A>
-[[gnu::always_inline]] inline A sigmoid(A x) {
-  return 1 / inverse_sigmoid(x);
-}
-
-template <typename A>
-[[gnu::always_inline]] inline A tanh(A x) {
-  const A e = expm1(-2 * magnitude(x));
-  const A result = (0 - e) / (2 + e);
-  return x < 0 ? -result : result;
-}
-
-// tanh(x) sigmoid(y), with one division; those take as long as all the rest.
-template <typename A>
-[[gnu::always_inline]] inline A tanh_sigmoid(A x, A y) {
-  const A e = expm1(-2 * magnitude(x));
-  const A result = (0 - e) / ((2 + e) * inverse_sigmoid(y));
-  return x < 0 ? -result : result;
+[[gnu::always_inline]] inline Function<A> tanh_and_slope(A x) {
+  constexpr A kScale = ExpTraits<A>::kScale;
+  const Exponential<A> e(2 * minus_magnitude(x));
+  const A inverse = 1 / (kScale + e.exp());
+  return {with_sign_of(x, (0 - e.expm1()) * inverse),
+          4 * (e.exp() * inverse) * (kScale * inverse)};
 }
 
 // With alpha = 1, as torch's default is.
 template <typename A>
-[[gnu::always_inline]] inline A elu(A x) {
-  const A below = expm1(x);
-  return x > 0 ? x : below;
+[[gnu::always_inline]] inline Function<A> elu_and_slope(A x) {
+  constexpr A kInverseScale = 1 / ExpTraits<A>::kScale;
+  const Exponential<A> e(x);  // of no use where x > 0
+  return {x > 0 ? x : e.expm1() * kInverseScale, x > 0 ? A(1) : e.exp() * kInverseScale};
 }
 
 }  // namespace jitops::cpu

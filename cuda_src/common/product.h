@@ -9,26 +9,30 @@
 #include "cpu_gemm.h"
 #endif
 
+// torch's own, of its stable C interface: out = beta self + alpha a b. The dispatcher's road to it
+// is longer, and takes no Scalar from here.
+#ifdef USE_CUDA
+#define JITOPS_ADDMM_OUT aoti_torch_cuda_addmm_out
+#else
+#define JITOPS_ADDMM_OUT aoti_torch_cpu_addmm_out
+#endif
+extern "C" AOTITorchError JITOPS_ADDMM_OUT(AtenTensorHandle out, AtenTensorHandle self,
+                                           AtenTensorHandle a, AtenTensorHandle b, double beta,
+                                           double alpha);
+
 namespace jitops {
 
 // rows x cols elements within a tensor, `row` and `col` apart; the tensor must outlive it.
 struct MatrixOf {
   const Tensor* tensor;
-  char* data;
-  int64_t rows, cols, row, col;
+  int64_t rows, cols, row, col, offset;
 
   // Dense, from element `offset` on.
-  MatrixOf(const Tensor& within, int64_t rows_, int64_t cols_, int64_t offset = 0)
-      : MatrixOf(within, rows_, cols_, cols_, offset) {}
+  MatrixOf(const Tensor& within, int64_t rows_, int64_t cols_, int64_t offset_ = 0)
+      : MatrixOf(within, rows_, cols_, cols_, offset_) {}
   // Some columns of a matrix whose rows lie `stride` apart.
-  MatrixOf(const Tensor& within, int64_t rows_, int64_t cols_, int64_t stride, int64_t offset)
-      : tensor(&within),
-        data(static_cast<char*>(const_cast<void*>(within.const_data_ptr())) +
-             offset * static_cast<int64_t>(within.element_size())),
-        rows(rows_),
-        cols(cols_),
-        row(stride),
-        col(1) {}
+  MatrixOf(const Tensor& within, int64_t rows_, int64_t cols_, int64_t stride, int64_t offset_)
+      : tensor(&within), rows(rows_), cols(cols_), row(stride), col(1), offset(offset_) {}
 
   MatrixOf transposed() const {
     MatrixOf other = *this;
@@ -37,45 +41,45 @@ struct MatrixOf {
     return other;
   }
 
-  // The same as a tensor, which owns nothing.
+  // The same as a tensor, which shares the memory. Torch adds the offset to the tensor's own.
   Tensor view() const {
     const int64_t sizes[] = {rows, cols}, strides[] = {row, col};
-    int32_t device_type = 0;
     AtenTensorHandle handle = nullptr;
-    TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(tensor->get(), &device_type));
-    TORCH_ERROR_CODE_CHECK(aoti_torch_create_tensor_from_blob(
-        data, 2, sizes, strides, 0,
-        dtype_number(*tensor), device_type, tensor->get_device_index(), &handle));
+    TORCH_ERROR_CODE_CHECK(
+        aoti_torch__reinterpret_tensor(tensor->get(), 2, sizes, strides, offset, &handle));
     return Tensor(handle);
   }
 
 #ifndef USE_CUDA
   template <typename T>
   cpu::Matrix<T> as() const {
-    return {reinterpret_cast<T*>(data), rows, cols, row, col};
+    T* data = static_cast<T*>(const_cast<void*>(tensor->const_data_ptr()));
+    return {data + offset, rows, cols, row, col};
   }
 #endif
 };
 
-// c = a b; one of a and its transpose is dense, and so is c.
-inline void multiply(const MatrixOf& a, const MatrixOf& b, const MatrixOf& c) {
+enum class Into { kFresh, kSum };
+
+// c = a b, or c += a b; one of a and its transpose is dense, and so is c.
+inline void multiply(const MatrixOf& a, const MatrixOf& b, const MatrixOf& c,
+                     Into into = Into::kFresh) {
+  const bool add = into == Into::kSum;
 #ifndef USE_CUDA
   constexpr int64_t kSmall = int64_t{1} << 22;  // multiplications: some 20 us of work
   const ScalarType dtype = c.tensor->scalar_type();
   if (c.rows * c.cols * a.cols <= kSmall) {
     if (dtype == ScalarType::Float) {
-      return cpu::multiply<float>(a.as<const float>(), b.as<const float>(), c.as<float>());
+      return cpu::multiply<float>(a.as<const float>(), b.as<const float>(), c.as<float>(), add);
     }
     if (dtype == ScalarType::Double) {
-      return cpu::multiply<double>(a.as<const double>(), b.as<const double>(), c.as<double>());
+      return cpu::multiply<double>(a.as<const double>(), b.as<const double>(), c.as<double>(), add);
     }
   }
 #endif
-  using torch::stable::detail::from, torch::stable::detail::to;
-  std::array<StableIValue, 3> stack{from(a.view()), from(b.view()), from(c.view())};
+  const Tensor left = a.view(), right = b.view(), out = c.view();
   TORCH_ERROR_CODE_CHECK(
-      torch_call_dispatcher("aten::mm", "out", stack.data(), TORCH_ABI_VERSION));
-  to<Tensor>(stack[0]);  // the result is c again, and a reference to give back
+      JITOPS_ADDMM_OUT(out.get(), out.get(), left.get(), right.get(), add ? 1 : 0, 1));
 }
 
 // The sums of the columns of a dense matrix, with the given sizes.

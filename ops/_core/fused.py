@@ -73,7 +73,7 @@ class FusedOp:
         function.__qualname__ = function.__name__
         autograd.define_in_graphs(f"{name}{signature.schema}", function.apply)
         self.definition = definition
-        self.Function = function
+        self.Function: type[torch.autograd.Function] = function
         self.op = built_in(source or name)
         self._in_graphs = getattr(torch.ops.jitops, name)
         self._first = signature.tensors[0]
@@ -87,6 +87,26 @@ class FusedOp:
         if torch.compiler.is_compiling():
             return self._in_graphs(*arguments)
         return autograd.apply(self.Function, *arguments)
+
+    def unchecked(self, *arguments: Any) -> Any:
+        """The results of arguments that only the kernels' own checks have seen, or ``None``.
+
+        ``None`` means that the kernels do not take part in this call, or refuse the arguments.
+        Then the caller checks them in Python, whose errors say more.
+        """
+        first = arguments[self._first]
+        if (
+            not isinstance(first, Tensor)
+            or autograd.needs_torch_path()
+            or torch.compiler.is_compiling()
+            or self.op.backend_for(first) == "torch"
+            or torch.is_autocast_enabled("cpu" if first.is_cpu else "cuda")
+        ):
+            return None
+        try:
+            return autograd.apply(self.Function, *arguments)
+        except (RuntimeError, TypeError):
+            return None
 
 
 class _Signature:

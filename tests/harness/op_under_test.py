@@ -91,6 +91,7 @@ class OpUnderTest:
         source: the stem of its files in ``cuda_src``, if it has compiled back ends.
         launches: makes inputs that reach each kernel and each launch shape, from (dtype, device).
         busy: makes inputs that give a GPU some work, from (dtype, device).
+        elements: compares each element with float64 where functions are flat, on back end cpp.
         far: makes inputs that 32-bit indices cannot reach, for a device.
         mutations: bugs that the emulator must catch when they are planted into its files.
     """
@@ -121,6 +122,7 @@ class OpUnderTest:
     source: str | None = None
     launches: Callable[..., Iterator[list[Tensor]]] = field(default=lambda dtype, device: iter(()))
     busy: Callable[..., list[Tensor]] | None = None
+    elements: Callable[[], None] | None = None
     far: Callable[[str], Far] | None = None
     mutations: tuple[Mutation, ...] = ()
 

@@ -4,13 +4,23 @@ from __future__ import annotations
 
 import itertools
 import math
+from typing import NamedTuple
 
 import pytest
 import torch
 
 import ops
 from tests.harness.battery import Battery
-from tests.harness.op_under_test import Far, Mutation, OpUnderTest, backward, blank, close, leaves
+from tests.harness.op_under_test import (
+    DTYPES,
+    Far,
+    Mutation,
+    OpUnderTest,
+    backward,
+    blank,
+    close,
+    leaves,
+)
 
 
 def reference(input, weights, bias, h, cell):
@@ -43,18 +53,18 @@ def inputs(shape, dtype, device, size=3):
     return [t.to(device, dtype) for t in tensors]
 
 
-def operator_samples(shape):
+def operator_samples(name, shape):
     def samples(device):
+        forward = getattr(torch.ops.jitops, f"{name}_forward").default
+        backward = getattr(torch.ops.jitops, f"{name}_backward").default
         for dtype in (torch.float32, torch.float64):
             x, w, b, h, c = inputs(shape, dtype, device)
-            forward = torch.ops.jitops.lltm_forward.default
             yield forward, (x, w, b, h, c)
             kept = forward(x, w, b, h, c)
+            saved = kept[2:] if name == "lltm" else (kept[0], *kept[2:])
             for needed in ((True,) * 5, (False, True, False, True, False), (False,) * 5):
                 for grads in ((kept[0], c), (kept[0], None), (None, c)):
-                    output = kept[0] if len(shape) == 3 else None
-                    arguments = (*grads, x, w, b, h, output, *kept[1:], *needed)
-                    yield torch.ops.jitops.lltm_backward.default, arguments
+                    yield backward, (*grads, x, w, b, h, c, *saved, *needed)
 
     return samples
 
@@ -104,6 +114,53 @@ MUTATIONS = (
         "out of bounds",
         by="far",
     ),
+    Mutation(
+        "lltm.cuh",
+        "float exp_minus_1(float x) { return expm1f(x); }",
+        "float exp_minus_1(float x) { return expf(x) - 1; }",
+        "assert",
+        by="elements",
+    ),
+    Mutation(
+        "lltm.cuh",
+        "float exponential(float x) { return expf(x); }",
+        "float exponential(float x) { return __expf(x); }",
+        "assert",
+        by="elements",
+    ),
+)
+
+SEQUENCE_MUTATIONS = (
+    Mutation(
+        "lltm.cu",
+        "pack_at<A, kEach>(data, at + n * kEach) = packs[n];",
+        "pack_at<A, kEach>(data, at + n * kEach) = packs[0], n = kWidth;",
+        "memory of a tensor read before it was written",
+    ),
+    Mutation(
+        "lltm.cuh",
+        "    state += step;\n    __syncthreads();\n",
+        "    state += step;\n",
+        "race in shared memory",
+    ),
+    Mutation(
+        "lltm.cuh",
+        "    __syncthreads();\n  }\n  if (my.has_row && all.grad_old_cell)",
+        "  }\n  if (my.has_row && all.grad_old_cell)",
+        "race in shared memory",
+    ),
+    Mutation(
+        "lltm.cuh",
+        "const float* mine = gates[my.part] + my.at;",
+        "const float* mine = gates[(my.part + 1) % kTileRows] + my.at;",
+        "shared memory read before it was written",
+    ),
+    Mutation(
+        "lltm.cuh",
+        "has_row = real && part < rows;",
+        "has_row = part < rows;",
+        "out of bounds|race in global memory",
+    ),
 )
 
 STEP = OpUnderTest(
@@ -119,10 +176,11 @@ STEP = OpUnderTest(
     module=lambda: ops.LLTM(4, 3),
     module_takes=1,
     autocast=torch.bfloat16,
-    operator_samples=operator_samples((2, 4)),
+    operator_samples=operator_samples("lltm", (2, 4)),
     launches=launches(((16, 32), 128), ((17, 5), 33), ((4, 3), 4), ((20, 5), 7), ((70, 4), 16)),
     busy=lambda dtype, device: inputs((512, 64), dtype, device, 128),
     far=far,
+    elements=lambda: check_elements("cpp", "cpu", torch.float32, None, 5),
     mutations=MUTATIONS,
 )
 
@@ -139,10 +197,12 @@ SEQUENCE = OpUnderTest(
     module=lambda: Outputs(4, 3),
     module_takes=1,
     autocast=torch.bfloat16,
-    operator_samples=operator_samples((3, 2, 4)),
-    launches=launches(((2, 4, 3), 4), ((5, 17, 5), 33), ((2, 70, 4), 16), ((3, 16, 16), 64)),
+    operator_samples=operator_samples("lltm_sequence", (3, 2, 4)),
+    launches=launches(
+        ((2, 4, 3), 4), ((3, 131, 5), 7), ((2, 20, 4), 64), ((2, 4, 3), 136), ((2, 20, 1), 129)
+    ),
     busy=lambda dtype, device: inputs((16, 64, 32), dtype, device, 128),
-    mutations=tuple(one for one in MUTATIONS if one.by == "launches"),
+    mutations=SEQUENCE_MUTATIONS,
 )
 
 
@@ -203,6 +263,172 @@ def test_extreme_gates(backend, device):
             close(one, other.to(dtype).double(), dtype)
         (grad,) = torch.autograd.grad(results.h.sum(), x)
         assert grad.isfinite().all()
+
+
+# ---- each element, also where the gates' functions are flat --------------------------------------
+
+VALUES = (0, 1e-7, 1e-5, 1e-3, 0.3, 1, 5, 9, 17, 30, 60, 88.5, 100)
+CELLS = (0, 1e-7, 1e-3, 0.3, 1, 5, 10, 20)
+
+
+class Exact(NamedTuple):
+    """The results and gradients of gates, cell and arriving gradients, in float64."""
+
+    h: torch.Tensor
+    cell: torch.Tensor
+    grad_gates: torch.Tensor
+    grad_cell: torch.Tensor
+    cells: torch.Tensor  # of all steps
+    unscaled: tuple[torch.Tensor, torch.Tensor]  # both gradients, with all slopes as 1
+    kept: torch.Tensor  # where no sum for a cell loses digits
+
+
+def exact(gates, cell, grad_h, grad_cell):
+    """No difference of numbers that are almost the same is taken, so float64 is exact enough."""
+
+    def sigmoid(x):
+        small = torch.exp(-x.abs())
+        return torch.where(x > 0, 1, small) / (1 + small), small / (1 + small) ** 2
+
+    i, o, z = gates.chunk(3, -1)
+    (i, slope_i), (o, slope_o) = sigmoid(i), sigmoid(o)
+    slope_z, z = torch.exp(z.clamp(max=0)), torch.where(z > 0, z, torch.expm1(z.clamp(max=0)))
+    cells, kept = [cell], torch.ones_like(cell, dtype=torch.bool)
+    for product in i * z:
+        cells.append(cells[-1] + product)
+        kept &= 2 * cells[-1].abs() >= cells[-2].abs() + product.abs()
+    cells = torch.stack(cells[1:])
+    square = torch.exp(-2 * cells.abs())
+    slope_c = 4 * square / (1 + square) ** 2
+    arrived = [grad_cell]
+    for from_h in (grad_h * o * slope_c).flip(0):
+        arrived.append(arrived[-1] + from_h)
+    arrived = torch.stack(arrived[1:]).flip(0)
+    tanh = cells.tanh()
+    grad_gates = (arrived * z * slope_i, grad_h * tanh * slope_o, arrived * i * slope_z)
+    most = grad_cell + (grad_h * o).flip(0).cumsum(0).flip(0)
+    unscaled = (torch.cat((most * z, grad_h * tanh, most * i), -1).abs(), most[0])
+    return Exact(tanh * o, cells[-1], torch.cat(grad_gates, -1), arrived[0], cells, unscaled, kept)
+
+
+def check_elements(backend, device, dtype, steps, size):
+    """Results and gradients, compared element by element, with flat gates and tiny ones.
+
+    The weights hand each input to a gate as it is. Tolerances, in units of the last place:
+
+    - 16 of the type computed in: four functions of at most 2, and the roundings between them. In
+      half precision the result is rounded once more.
+    - For gradients as much times the largest later abs(cell): for a large one 1 - tanh(cell)^2 is
+      4 exp(-2 abs(cell)), so that one unit in the cell is 2 abs(cell) units of it.
+    - Four of the smallest normal numbers, which subnormal factors may be off by.
+
+    torch's own derivatives of sigmoid and tanh are s (1 - s) and 1 - t^2 of rounded results. They
+    are exact to 4 units of the slope's largest value only, and its sigmoid is 0 where exp(-x)
+    overflows. So that is all the pure-torch path is held to.
+    """
+    rows = 400
+    shape = (steps or 1, rows, size)
+    pick = lambda values, *shape: (  # noqa: E731
+        torch.tensor(values, dtype=torch.float64)[torch.randint(len(values), shape)]
+        * (torch.randint(2, shape) * 2 - 1)
+    )
+    gates, cell = pick(VALUES, *shape[:2], 3 * size).to(dtype), pick(CELLS, rows, size).to(dtype)
+    grad_h, grad_cell = (torch.rand(s).to(dtype) + 0.5 for s in (shape, (rows, size)))
+    weights = torch.cat((torch.zeros(3 * size, size), torch.eye(3 * size)), 1).to(dtype)
+    zeros = torch.zeros(rows, size, dtype=dtype)
+    at_once = (lambda t: t) if steps else (lambda t: t[0])
+    leaf, last = (t.to(device).requires_grad_() for t in (at_once(gates), cell))
+    arguments = [t.to(device) for t in (weights, torch.zeros(3 * size, dtype=dtype), zeros)]
+    for which in ((1, 1), (1, 0), (0, 1)):
+        grads = [at_once(grad_h) * which[0], grad_cell * which[1]]
+        output, *state = (sequence if steps else ops.lltm)(leaf, *arguments, last)
+        new_cell = state[-1]
+        mine = torch.autograd.grad(
+            [x for x, use in zip((output, new_cell), which, strict=True) if use],
+            (leaf, last),
+            [g.to(device) for g, use in zip(grads, which, strict=True) if use],
+        )
+        right = exact(*(t.double() for t in (gates, cell, grad_h * which[0], grads[1])))
+        computed = torch.finfo(torch.float32 if dtype.itemsize == 2 else dtype)
+        units = 16 * computed.eps + (dtype.itemsize == 2) * torch.finfo(dtype).eps / 2
+        flat = 16 * computed.eps * right.cells.abs().flip(0).cummax(0).values.flip(0)
+        wide = torch.cat((flat, flat, flat), -1)
+        results = ((output, right.h, 0, 0), (new_cell, right.cell, 0, 0))
+        gradients = (
+            (mine[0], right.grad_gates, wide, right.unscaled[0]),
+            (mine[1], right.grad_cell, flat[0], right.unscaled[1]),
+        )
+        for actual, expected, relative, unscaled in (*results, *gradients):
+            floor = 4 * torch.finfo(dtype).tiny
+            if backend == "torch":
+                floor = 128 * floor + 4 * computed.eps * unscaled
+            allowed = (units + relative) * expected.abs() + floor
+            off = (actual.detach().cpu().double().view_as(expected) - expected).abs() / allowed
+            kept = right.kept.repeat(*[1] * (off.dim() - 1), off.shape[-1] // size)
+            assert off.isfinite().all()
+            assert (off * kept).amax() <= 1
+
+
+# ---- sequences, which CUDA takes in one kernel where the state is small --------------------------
+
+
+@pytest.mark.parametrize("size", [16, 5])
+@pytest.mark.parametrize("steps", [None, 3], ids=["step", "sequence"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_every_element_is_right(backend, device, dtype, steps, size):
+    check_elements(backend, device, dtype, steps, size)
+
+
+def agree_with_reference(mine, grads=(True, True, True)):
+    """Results and gradients of a sequence, its steps one by one, and the reference in float64."""
+    dtype = mine[0].dtype
+    theirs = [t.detach().double().requires_grad_(t.requires_grad) for t in mine]
+    results, expected = sequence(*mine), reference(*theirs)
+    arrived = [
+        torch.randn_like(x).to(dtype) if use else None
+        for x, use in zip(expected, grads, strict=True)
+    ]
+    backward(results, arrived)
+    backward(expected, [g if g is None else g.double() for g in arrived])
+    for one, other in zip(results, expected, strict=True):
+        close(one, other, dtype)
+    for one, other in zip(mine, theirs, strict=True):
+        assert (one.grad is None) == (other.grad is None)
+        if one.grad is not None:
+            close(one.grad, other.grad, dtype)
+    if dtype.itemsize == 2:
+        return  # steps on their own round the cell between them
+    input, weights, bias, *state = (t.detach() for t in mine)
+    for step, output in zip(input, results[0], strict=True):
+        state = ops.lltm(step, weights, bias, *state)
+        close(output, state[0], dtype)
+
+
+@pytest.mark.parametrize("size", [1, 3, 31, 33, 64, 65, 127, 128, 129])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_sequences_of_each_size(backend, device, dtype, size):
+    for steps, rows in ((3, 1), (2, 5)):
+        agree_with_reference(leaves(inputs((steps, rows, 3), dtype, device, size)))
+
+
+@pytest.mark.parametrize("rows", [2, 128, 129, 256, 257, 385, 513])
+def test_sequences_of_many_rows(backend, device, rows):
+    """A block takes one row, two or three, and the last block what is left."""
+    for dtype in (torch.float32, torch.bfloat16):
+        agree_with_reference(leaves(inputs((2, rows, 2), dtype, device, 5)))
+
+
+def test_sequences_with_any_gradients(backend, device):
+    for dtype, grads in itertools.product(
+        (torch.float32, torch.float16), ((True, False, False), (False, False, True))
+    ):
+        for needed in itertools.product((True, False), repeat=5):
+            if any(needed):
+                agree_with_reference(leaves(inputs((3, 4, 2), dtype, device), needed), grads)
+
+
+def test_long_sequences(backend, device):
+    agree_with_reference(leaves(inputs((300, 4, 2), torch.float32, device, 6)))
 
 
 def test_more_elements_than_one_grid(backend, device):

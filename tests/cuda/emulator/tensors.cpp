@@ -120,19 +120,26 @@ JITOPS_HIDDEN Error aoti_torch_create_tensor_from_blob(void* data, int64_t dim, 
   return error;
 }
 
-// A matrix product of tensors whose memory is hardly touched would touch all of it: it is left out.
-JITOPS_HIDDEN Error torch_call_dispatcher(const char* name, const char* overload, uint64_t* stack,
-                                          uint64_t version) {
-  JITOPS_TORCHS(torch_call_dispatcher);
-  const std::string operation = name;
-  if (!only_last_block || (operation != "aten::mm" && operation != "aten::addmm")) {
-    return original(name, overload, stack, version);
-  }
-  const size_t inputs = operation == "aten::mm" ? 2 : 3;  // then `out`, by name: last on the stack
-  const size_t out = operation == "aten::mm" ? inputs : inputs + 2;  // behind beta and alpha
-  for (size_t i = 0; i < inputs; ++i) torchs_delete(reinterpret_cast<Handle>(stack[i]));
-  stack[0] = stack[out];
-  return 0;
+// Likewise, of memory that the view shares with a tensor.
+JITOPS_HIDDEN Error aoti_torch__reinterpret_tensor(Handle of, int64_t dim, const int64_t* sizes,
+                                                   const int64_t* strides, int64_t offset,
+                                                   Handle* tensor) {
+  JITOPS_TORCHS(aoti_torch__reinterpret_tensor);
+  const Error error = original(of, dim, sizes, strides, offset, tensor);
+  if (error) return error;
+  const void* data = nullptr;
+  torchs(&torch_get_const_data_ptr, "torch_get_const_data_ptr")(*tensor, &data);
+  count_as_written(span_of(*tensor, data));
+  return error;
+}
+
+// A product of such views, on the tensors' own device. It would touch all of their memory: it is left
+// out where only the last block runs.
+JITOPS_HIDDEN Error aoti_torch_cuda_addmm_out(Handle out, Handle self, Handle a, Handle b,
+                                              double beta, double alpha) {
+  static const auto original = torchs(&aoti_torch_cuda_addmm_out, "aoti_torch_cpu_addmm_out");
+  if (only_last_block) return 0;
+  return original(out, self, a, b, beta, alpha);
 }
 
 // Another handle of a tensor, as an operator returns it: by now it must have its content.
