@@ -2,18 +2,38 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from ops import _backend, _checks, _op
 from ops._errors import ArgumentError, ArgumentTypeError, ConfigError, JitopsError
-from ops._gradcheck import _consistency, _derivatives
-from ops._gradcheck._differences import Tolerance
+from ops._gradcheck import (
+    _agreement,
+    _calls,
+    _derivatives,
+    _layouts,
+    _requests,
+    _traits,
+    _transforms,
+)
+from ops._gradcheck._comparison import Tolerance
+from ops._gradcheck._differ import AGREEMENT
 from ops._gradcheck._probe import Outcome, Probe
-from ops._gradcheck._report import FAIL, NOT_RUN, PASS, UNSUPPORTED, Check, GradientReport
+from ops._gradcheck._report import (
+    CANNOT_TELL,
+    EXACT_ZEROS,
+    FAIL,
+    NOT_RUN,
+    PASS,
+    UNSUPPORTED,
+    Check,
+    GradientReport,
+)
 from ops._gradcheck._subject import Subject
 
 __all__ = ["GradientReport", "check_gradients"]
@@ -21,14 +41,22 @@ __all__ = ["GradientReport", "check_gradients"]
 # Whether a function may say that it cannot: then the report says so, and it is no failure.
 _CHECKS: tuple[tuple[str, Callable[[Probe], Outcome], bool], ...] = (
     ("reverse mode", _derivatives.reverse_mode, False),
-    ("second order", _derivatives.second_order, True),
-    ("forward mode", _derivatives.forward_mode, True),
-    ("batched gradients", _derivatives.batched_gradients, True),
-    ("layouts", _consistency.layouts, True),
-    ("requires_grad subsets", _consistency.subsets, False),
-    ("determinism", _consistency.determinism, False),
-    ("inputs untouched", _consistency.inputs_untouched, False),
+    (EXACT_ZEROS, _derivatives.exact_zeros, False),
+    ("forward mode", _transforms.forward_mode, True),
+    ("batched gradients", _transforms.batched_gradients, True),
+    ("vmap", _transforms.vmap, True),
+    ("linearity", _requests.linearity, False),
+    ("layouts", _layouts.layouts, True),
+    ("requires_grad subsets", _requests.subsets, False),
+    ("non-leaf inputs", _calls.non_leaf_inputs, True),
+    ("one tensor twice", _calls.one_tensor_twice, True),
+    ("without gradients", _requests.without_gradients, True),
+    ("interleaved calls", _calls.interleaved_calls, True),
+    ("default dtype", _requests.default_dtypes, True),
+    ("determinism", _calls.determinism, False),
+    ("inputs untouched", _calls.inputs_untouched, False),
 )
+_ORDERS = ("second", "third", "fourth", "fifth")
 _BACKENDS = ("torch", *_backend.DEVICE_OF)
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -44,6 +72,7 @@ def check_gradients(
     max_elements: int = 200,
     seed: int = 0,
     name: str | None = None,
+    order: int = 2,
 ) -> GradientReport:
     r"""Check the gradients of a function or module against what they must be.
 
@@ -102,43 +131,63 @@ def check_gradients(
     _checks.check_count("max_elements", max_elements)
     if isinstance(seed, bool) or not isinstance(seed, int):
         raise ArgumentTypeError(f"seed must be an int, got {type(seed).__name__}")
-    _among("dtypes", dtypes, tuple(_consistency.AGREEMENT), ArgumentError)
+    _checks.check_count("order", order)
+    if order > 1 + len(_ORDERS):
+        raise ArgumentError(f"order must be at most {1 + len(_ORDERS)}, got {order}")
+    _among("dtypes", dtypes, tuple(AGREEMENT), ArgumentError)
     if backends is not None:
         _among("backends", backends, _BACKENDS, ConfigError)
         if not backends:
             raise ArgumentError("backends must name at least one, or be None, got none")
-    # Whatever mode the caller is in: nothing has a gradient there.
-    with torch.inference_mode(False), torch.enable_grad():
-        checks = _checks_of(subject, tolerance, backends, dtypes, max_elements, seed)
-        return GradientReport(subject.name, str(subject), checks)
+    options = _Options(tolerance, tuple(dtypes), max_elements, seed, order)
+    # Whatever mode the caller is in: nothing has a gradient there. The caller's random numbers
+    # are not disturbed.
+    with torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng():
+        return _report(subject, backends, options)
 
 
-def _checks_of(
-    subject: Subject,
-    tolerance: Tolerance,
-    backends: Sequence[str] | None,
-    dtypes: Sequence[torch.dtype],
-    max_elements: int,
-    seed: int,
-) -> list[Check]:
+@dataclass(frozen=True)
+class _Options:
+    tolerance: Tolerance
+    dtypes: tuple[torch.dtype, ...]
+    max_elements: int
+    seed: int
+    order: int
+
+
+def _report(subject: Subject, backends: Sequence[str] | None, options: _Options) -> GradientReport:
     home = subject.tensors[0].device
 
     def probe(backend: str) -> Probe:
         device = torch.device(_backend.DEVICE_OF.get(backend, home))
-        return Probe(subject, backend, device, tolerance, max_elements, seed)
+        plain = Probe(
+            subject,
+            backend,
+            device,
+            options.tolerance,
+            options.max_elements,
+            options.seed,
+            options.dtypes,
+        )
+        traits = _traits.find(lambda dtype: subject.at(dtype, device), plain.forward_and_backward)
+        return dataclasses.replace(plain, traits=traits)
 
     reference = probe("torch")
-    used = _op.used_by(lambda: reference.call(reference.at(None)))
+    used = _op.used_by(lambda: reference.call(reference.leaves(reference.as_given())))
     checks: list[Check] = []
+    notes = dict.fromkeys(reference.traits.notes)
     for backend in _BACKENDS if backends is None else backends:
         problem = _cannot_run(used, backend)
         if not problem:
-            checks += _all_of(probe(backend), reference, dtypes)
+            its = reference if backend == "torch" else probe(backend)
+            notes |= dict.fromkeys(its.traits.notes)
+            with _traits.default_dtype(its.traits.default):
+                checks += _all_of(its, reference, options)
         elif backends is not None:
             checks.append(Check(backend, "", FAIL, problem))
         elif used:
             checks.append(Check(backend, "", NOT_RUN, problem))
-    return checks
+    return GradientReport(subject.name, str(subject), checks, tuple(notes))
 
 
 def _among(name: str, values: Any, allowed: Sequence[Any], error: type[JitopsError]) -> None:
@@ -172,13 +221,17 @@ def _cannot_run(used: Sequence[_op.Op], backend: str) -> str | None:
         return str(error)
 
 
-def _all_of(probe: Probe, reference: Probe, dtypes: Sequence[torch.dtype]) -> Iterator[Check]:
-    for name, question, optional in _CHECKS:
+def _all_of(probe: Probe, reference: Probe, options: _Options) -> Iterator[Check]:
+    orders: list[tuple[str, Callable[[Probe], Outcome], bool]] = [
+        (f"{name} order", functools.partial(_derivatives.order, which=which), True)
+        for which, name in enumerate(_ORDERS[: options.order - 1], 2)
+    ]
+    for name, question, optional in (_CHECKS[0], *orders, *_CHECKS[1:]):
         yield _ask(probe, name, functools.partial(question, probe), optional)
-    compared = dtypes if probe.backend == "torch" else (torch.float64, *dtypes)
-    for dtype in dict.fromkeys(compared):
-        question = functools.partial(_consistency.agreement, probe, reference, dtype)
-        name = f"agrees in {str(dtype).removeprefix('torch.')}"
+    dtypes = options.dtypes
+    for dtype in dict.fromkeys(dtypes if probe.backend == "torch" else (torch.float64, *dtypes)):
+        question = functools.partial(_agreement.agreement, probe, reference, dtype)
+        name = f"agrees in {_traits.short(dtype)}"
         yield _ask(probe, name, question, optional=dtype is not torch.float64)
 
 
@@ -190,5 +243,8 @@ def _ask(probe: Probe, name: str, question: Callable[[], Outcome], optional: boo
         status = UNSUPPORTED if optional and refused else FAIL
         first = (str(error).strip() or "no message").splitlines()[0]
         return Check(probe.backend, name, status, f"{type(error).__name__}: {first}")
-    status = FAIL if outcome.problem else PASS
-    return Check(probe.backend, name, status, outcome.problem, outcome.comparison)
+    found = outcome.comparison
+    doubt = found.doubt if found else ""
+    status = FAIL if outcome.problem else CANNOT_TELL if doubt else PASS
+    detail = "\n".join(filter(None, (outcome.problem or doubt or outcome.note,)))
+    return Check(probe.backend, name, status, detail, found)

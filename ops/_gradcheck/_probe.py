@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ops._backend import use_backend
-from ops._gradcheck._differences import Comparison, Tolerance
+from ops._gradcheck._comparison import Comparison, Tolerance
+from ops._gradcheck._differ import AGREEMENT
 from ops._gradcheck._subject import Subject
+from ops._gradcheck._traits import Traits
 
 
 @dataclass(frozen=True)
@@ -20,6 +22,7 @@ class Outcome:
 
     problem: str = ""
     comparison: Comparison | None = None
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,8 @@ class Probe:
     tolerance: Tolerance
     at_most: int
     seed: int
+    dtypes: tuple[torch.dtype, ...]
+    traits: Traits = field(default_factory=Traits)
 
     @property
     def variable(self) -> list[bool]:
@@ -43,14 +48,35 @@ class Probe:
         """The names of those."""
         return [n for n, var in zip(self.subject.names, self.variable, strict=True) if var]
 
-    def call(self, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """The subject's results."""
+    @property
+    def same(self) -> float:
+        """How far two ways to one result may differ, relative to the largest element."""
+        return AGREEMENT[self.precision]
+
+    @property
+    def precision(self) -> torch.dtype:
+        """What the function computes in, in the checks that leave the dtype to the checker."""
+        if self.traits.narrow is not None:
+            return self.traits.narrow
+        if self.traits.wide is not None:
+            return self.traits.wide
+        given = [t.dtype for t in self.subject.tensors if t.is_floating_point()]
+        return max(given, key=lambda dtype: torch.finfo(dtype).eps)
+
+    def call(self, tensors: Sequence[Tensor], seeded: bool = True) -> tuple[Tensor, ...]:
+        """The subject's results, with the same random numbers every time if ``seeded``."""
+        if self.traits.draws and seeded:
+            torch.manual_seed(self.seed)
         with use_backend(self.backend):
             return self.subject(tensors)
 
-    def at(self, dtype: torch.dtype | None = torch.float64) -> list[Tensor]:
-        """Fresh inputs; ``None``: of the dtypes given."""
-        return self.subject.at(dtype, self.device)
+    def at(self, dtype: torch.dtype | None = None) -> list[Tensor]:
+        """Fresh inputs, in that dtype; by default in the widest that the function takes."""
+        return self.subject.at(dtype or self.traits.wide, self.device)
+
+    def as_given(self) -> list[Tensor]:
+        """Fresh inputs, of the dtypes given."""
+        return self.subject.at(None, self.device)
 
     def variables(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         """Those of the tensors that have gradients."""
@@ -60,6 +86,14 @@ class Probe:
         """The same tensors, the variable ones requiring gradients."""
         return [
             t.detach().requires_grad_(var) for t, var in zip(tensors, self.variable, strict=True)
+        ]
+
+    def others(self, by: float) -> list[Tensor]:
+        """Inputs a little way off, as near to zero, or as far from it."""
+        generator = torch.Generator().manual_seed(self.seed)
+        return [
+            t * (1 + by * torch.rand(t.shape, generator=generator).to(t)) if var else t
+            for t, var in zip(self.at(), self.variable, strict=True)
         ]
 
     def seeds(self, results: Sequence[Tensor]) -> list[Tensor]:

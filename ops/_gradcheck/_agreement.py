@@ -1,0 +1,143 @@
+"""Is the gradient in every dtype, on every back end, that of the pure-torch path in float64?"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from ops._gradcheck._differ import AGREEMENT, differ, largest
+from ops._gradcheck._probe import Outcome, Probe, gradients
+from ops._gradcheck._traits import short
+
+Run = Callable[[Sequence[Tensor]], list[Tensor | None]]
+
+
+def agreement(probe: Probe, reference: Probe, dtype: torch.dtype) -> Outcome:
+    """In a dtype, against the pure-torch path in float64 from the same rounded inputs.
+
+    What rounding the inputs once more would change is allowed on top: near a kink, or where large
+    numbers cancel, no implementation can know better.
+    """
+    inputs = probe.at(dtype)
+    mine = probe.forward_and_backward(inputs)
+    wide = [t.to(w.device, w.dtype) for t, w in zip(inputs, reference.at(), strict=True)]
+    count = len(mine) - len(probe.names)
+    seeds = probe.seeds([y for y in mine[:count] if y is not None])
+
+    def expected(tensors: Sequence[Tensor]) -> list[Tensor | None]:
+        leaves = reference.leaves(tensors)
+        results = reference.call(leaves)
+        arriving = [s.to(y.device, y.dtype) for s, y in zip(seeds, results, strict=True)]
+        its = gradients(results, reference.variables(leaves), arriving)
+        return [*(y.detach() for y in results), *its]
+
+    theirs = [_in_range(value, dtype) for value in expected(wide)]
+    spread = shaken(reference, expected, wide, dtype, theirs)
+    here, there = f"in {short(dtype)}", "on the pure-torch path in float64"
+    labels, tolerance = probe.labels(len(mine)), max(AGREEMENT[dtype], reference.same)
+    # Gradients that cancel to nothing are as exact as the others are: one scale for all of them.
+    most = max((largest(t) for t in theirs[count:] if t is not None), default=0.0)
+    problem = differ(labels, mine, theirs, tolerance, here, there, spread, most)
+    if not problem and dtype is not torch.float64:
+        # Small gradients are not to hide behind that scale, where rounding does not explain them.
+        bounds = _explained(expected, wide, dtype, theirs[count:], spread[count:])
+        problem = differ(labels[count:], mine[count:], theirs[count:], 0.0, here, there, bounds)
+    return Outcome(problem)
+
+
+def shaken(
+    probe: Probe,
+    run: Run,
+    tensors: Sequence[Tensor],
+    dtype: torch.dtype,
+    values: Sequence[Tensor | None],
+) -> list[Tensor | None]:
+    """How far the values move when the inputs are rounded in another way: two, and the reverse."""
+    least = torch.finfo(dtype).tiny  # below, numbers have fewer digits
+    spread = [None if value is None else torch.full_like(value, least) for value in values]
+    generator = torch.Generator().manual_seed(probe.seed)
+    signs = [[_signs(t, generator) for t in tensors] for _ in range(2)]
+    step = 2 * torch.finfo(dtype).eps
+    for its, by in itertools.product(signs, (step, -step)):
+        places = zip(tensors, its, probe.variable, strict=True)
+        try:
+            moved = run([t * (1 + by * sign) if var else t for t, sign, var in places])
+        except Exception:
+            continue  # it has left the function's domain
+        for place, (one, other) in enumerate(zip(values, moved, strict=True)):
+            before = spread[place]
+            if before is not None and one is not None and other is not None:
+                # Not where it leaves the function's domain.
+                spread[place] = torch.fmax(before, 2 * (other - one).abs())
+    return spread
+
+
+def _explained(
+    run: Run,
+    tensors: Sequence[Tensor],
+    dtype: torch.dtype,
+    gradients: Sequence[Tensor | None],
+    spread: Sequence[Tensor | None],
+) -> list[Tensor | None]:
+    """Half of each gradient, or what rounding every number on the way to ``dtype`` changes."""
+    bounds = [None if g is None else g.abs() / 2 for g in gradients]
+    eps = torch.finfo(dtype).eps
+    noise = [None if g is None else torch.zeros_like(g) for g in gradients]
+    try:
+        for by in (0.0, 4 * eps, -4 * eps):  # the same formula, rounded in other ways
+            moved = [t * (1 + by) if t.is_floating_point() else t for t in tensors]
+            exact = run(moved)[-len(bounds) :]
+            with _Rounding(dtype):
+                rounded = run(moved)[-len(bounds) :]
+            for place, (one, other) in enumerate(zip(exact, rounded, strict=True)):
+                before = noise[place]
+                if before is not None and one is not None and other is not None:
+                    noise[place] = torch.maximum(before, (one - other).abs().nan_to_num(torch.inf))
+    except Exception:
+        return [None if g is None else torch.full_like(g, torch.inf) for g in gradients]
+    for place, bound in enumerate(bounds):
+        lost, its, extra = noise[place], gradients[place], spread[place]
+        if bound is None or lost is None or its is None or extra is None:
+            continue
+        typical = lost.square().mean().sqrt() if lost.numel() else lost
+        # Sums are taken in float32, or in more.
+        sums = AGREEMENT[torch.float32] * largest(its)
+        bounds[place] = torch.maximum(bound, 8 * torch.maximum(lost, typical) + sums + extra)
+    return bounds
+
+
+class _Rounding(TorchDispatchMode):
+    """Every result of torch's functions rounded to a dtype, as if computed in it."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.dtype = dtype
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        aliases = [r.alias_info for r in func._schema.returns]
+        if any(alias is not None and not alias.is_write for alias in aliases):
+            return result  # a view
+        for leaf in pytree.tree_leaves(result):
+            if isinstance(leaf, Tensor) and leaf.is_floating_point() and leaf._is_view() is False:
+                leaf.copy_(leaf.to(self.dtype).to(leaf.dtype))
+        return result
+
+
+def _in_range(value: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    """Infinite where ``dtype`` has no number as large."""
+    if value is None:
+        return None
+    too_large = value.abs() > torch.finfo(dtype).max
+    return torch.where(too_large, value.sign() * torch.inf, value)
+
+
+def _signs(like: Tensor, generator: torch.Generator) -> Tensor:
+    random = torch.randint(0, 2, like.shape, generator=generator)
+    return (2 * random - 1).to(like.device, like.dtype)

@@ -1,0 +1,162 @@
+"""Is the gradient the same, however tensors lie in memory?"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from ops._gradcheck._agreement import shaken
+from ops._gradcheck._differ import AGREEMENT, differ, largest
+from ops._gradcheck._probe import Outcome, Probe, gradients
+
+Lay = Callable[[Tensor], Tensor]
+
+
+def _expanded(*dims: int) -> Lay:
+    """Equal along these dimensions, with stride zero."""
+
+    def lay(t: Tensor) -> Tensor:
+        if any(not -t.dim() <= dim < t.dim() for dim in dims) or not t.numel():
+            return t
+        one = t
+        for dim in dims:
+            one = one.narrow(dim, 0, 1)
+        return one.expand(t.shape)
+
+    return lay
+
+
+def _in_wider_rows(t: Tensor) -> Tensor:
+    """As a slice of a larger tensor lies."""
+    if t.dim() < 2:
+        return t
+    return torch.cat([t, t[..., :1]], -1)[..., : t.shape[-1]]
+
+
+_SAME_VALUES: dict[str, Lay] = {
+    "transposed": lambda t: t.mT.contiguous().mT if t.dim() > 1 else t,
+    "with dimensions reversed": lambda t: (
+        t.permute(*range(t.dim() - 1, -1, -1)).contiguous().permute(*range(t.dim() - 1, -1, -1))
+        if t.dim() > 2
+        else t
+    ),
+    "with channels last": lambda t: (
+        t.movedim(1, -1).contiguous().movedim(-1, 1) if t.dim() > 2 else t
+    ),
+    "every other element": lambda t: torch.stack([t, t], -1)[..., 0],
+    "at an odd offset": lambda t: torch.cat([t.flatten()[:1], t.flatten()])[1:].view(t.shape),
+    "in wider rows": _in_wider_rows,
+}
+# As broadcasting leaves them, and as .sum(), .sum(0), .sum(-1) and their kin send them back.
+_EQUAL_VALUES: dict[str, Lay] = {
+    "expanded from one element": lambda t: _expanded(*range(t.dim()))(t) if t.dim() else t,
+    "expanded": _expanded(0),
+    "expanded along the last dimension": _expanded(-1),
+    "expanded along the second dimension": _expanded(1),
+    "expanded along the last two dimensions": _expanded(-1, -2),
+}
+_ALL = {**_SAME_VALUES, **_EQUAL_VALUES}
+
+
+def layouts(probe: Probe) -> Outcome:
+    """Inputs, and gradients that arrive, transposed, strided, offset and expanded."""
+    with _in_order() if probe.traits.draws else contextlib.nullcontext():
+        for dtype in _dtypes(probe):
+            problem = _of_inputs(probe, dtype) or _of_arriving(probe, dtype)
+            if problem:
+                return Outcome(problem)
+    return Outcome()
+
+
+def _dtypes(probe: Probe) -> Iterator[torch.dtype | None]:
+    """The widest, and those of ``dtypes`` that the function takes: kernels differ by dtype."""
+    yield None
+    for dtype in probe.dtypes:
+        if dtype is not probe.traits.wide:
+            try:
+                probe.forward_and_backward(probe.at(dtype))
+            except Exception:
+                continue  # agreement() tells of it
+            yield dtype
+
+
+def _of_inputs(probe: Probe, dtype: torch.dtype | None) -> str:
+    exact = AGREEMENT[dtype] if dtype else probe.same
+    suffix = f" in {str(dtype).removeprefix('torch.')}" if dtype else ""
+    for layout, lay in _ALL.items():
+        for place in (None, *range(len(probe.variable))):
+            given = probe.at(dtype)
+            tensors = [lay(t) if place in (None, i) else t for i, t in enumerate(given)]
+            if all(one is other for one, other in zip(tensors, given, strict=True)):
+                continue
+            dense = [t.contiguous() for t in tensors]
+            try:
+                plain = probe.forward_and_backward(dense)
+            except Exception:
+                if layout not in _EQUAL_VALUES:
+                    raise
+                continue  # not for the layout: equal rows are a singular matrix, and no order
+            laid = probe.forward_and_backward(tensors)
+            which = "all inputs" if place is None else probe.subject.names[place]
+            ways = (
+                probe.labels(len(laid)), laid, plain, exact,
+                f"with {which} {layout}{suffix}", "with contiguous ones",
+            )  # fmt: skip
+            # Equal values, as expanded ones are, may lie at a kink: see agreement().
+            if differ(*ways, scale=_scale(plain, dtype)):
+                run = probe.forward_and_backward
+                spread = shaken(probe, run, dense, dtype or probe.precision, plain)
+                problem = differ(*ways, spread, _scale(plain, dtype))
+                if problem:
+                    return problem
+    return ""
+
+
+def _of_arriving(probe: Probe, dtype: torch.dtype | None) -> str:
+    exact = AGREEMENT[dtype] if dtype else probe.same
+    suffix = f" in {str(dtype).removeprefix('torch.')}" if dtype else ""
+    leaves = probe.leaves(probe.at(dtype))
+    results, variables = probe.call(leaves), probe.variables(leaves)
+    seeds = probe.seeds(results)
+    for layout, lay in _ALL.items():
+        for place in (None, *range(len(seeds) if len(seeds) > 1 else 0)):
+            ours = [lay(s) if place in (None, i) else s for i, s in enumerate(seeds)]
+            laid = list(gradients(results, variables, ours))
+            plain = list(gradients(results, variables, [s.contiguous() for s in ours]))
+            labels = probe.labels(len(laid))
+            which = "" if place is None else f" of result {place}"
+            problem = differ(
+                labels, laid, plain, exact,
+                f"with the arriving gradient{which} {layout}{suffix}", "with a contiguous one",
+                scale=_scale(plain, dtype),
+            )  # fmt: skip
+            if problem:
+                return problem
+    return ""
+
+
+def _scale(values: list[Tensor | None], dtype: torch.dtype | None) -> float | None:
+    """One for all in less than float64, where gradients that cancel are as exact as the rest."""
+    return max((largest(v) for v in values if v is not None), default=0.0) if dtype else None
+
+
+# ---- random numbers ------------------------------------------------------------------------------
+
+
+class _in_order(TorchDispatchMode):  # noqa: N801 - used as a function
+    """torch draws random numbers in the order of memory; within this, in that of the elements."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if torch.Tag.nondeterministic_seeded not in func.tags:
+            return func(*args, **kwargs)
+        dense = tuple(a.contiguous() if isinstance(a, Tensor) else a for a in args)
+        result = func(*dense, **kwargs)
+        if args and result is dense[0]:  # drawn in place
+            return args[0].copy_(result)
+        return result

@@ -1,0 +1,146 @@
+"""What a function is like: which dtype it runs in, how precisely it computes, whether it draws."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+
+# Results and gradients of inputs that require gradients.
+Run = Callable[[Sequence[Tensor]], Sequence[Tensor | None]]
+
+
+@dataclass(frozen=True)
+class Traits:
+    """What the checks must know of a function.
+
+    Attributes:
+        wide: the dtype of the inputs that are checked; ``None``: as given.
+        default: the default dtype that the function needs for that, or ``None``.
+        narrow: what it computes in, if that is less precise than the inputs.
+        draws: whether it draws random numbers.
+        notes: the same in words, where there is something to say.
+    """
+
+    wide: torch.dtype | None = torch.float64
+    default: torch.dtype | None = None
+    narrow: torch.dtype | None = None
+    draws: bool = False
+    notes: tuple[str, ...] = ()
+
+
+def find(at: Callable[[torch.dtype | None], list[Tensor]], run: Run) -> Traits:
+    """Run a function a few times, to see what it is like."""
+    wide, default, notes = _runs_in(at, run)
+    with default_dtype(default):
+        draws = False
+        narrow: torch.dtype | None = None
+        with contextlib.suppress(Exception):  # each check tells of what raises there
+            draws = _draws(lambda: run(at(wide)))
+            narrow = _narrow(at(wide), run)
+    if narrow is not None:
+        notes.append(
+            f"the function computes in {short(narrow)}, also where its inputs are more precise: "
+            f"what needs more precision is checked in that of {short(narrow)}"
+        )
+    return Traits(wide, default, narrow, draws, tuple(notes))
+
+
+def short(dtype: torch.dtype) -> str:
+    """As one writes it."""
+    return str(dtype).removeprefix("torch.")
+
+
+@contextlib.contextmanager
+def default_dtype(dtype: torch.dtype | None) -> Iterator[None]:
+    """The default dtype, within a ``with`` block; ``None``: as it is."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype or before)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+def _runs_in(
+    at: Callable[[torch.dtype | None], list[Tensor]], run: Run
+) -> tuple[torch.dtype | None, torch.dtype | None, list[str]]:
+    """float64 wherever that runs: with a default dtype to fit, if constants need it."""
+    ways = (
+        (torch.float64, None, ""),
+        (torch.float64, torch.float64, "checked with the default dtype float64"),
+        (None, None, "checked in the dtypes of the inputs, with the steps that these allow"),
+    )
+    refused = ""
+    for wide, default, note in ways:
+        try:
+            with default_dtype(default):
+                run(at(wide))
+        except Exception as error:
+            refused = refused or (str(error).strip() or type(error).__name__).splitlines()[0]
+        else:
+            return wide, default, [f"{note}, because of float64 inputs: {refused}"] if note else []
+    return torch.float64, None, []
+
+
+def _draws(run: Callable[[], Any]) -> bool:
+    """Whether torch's random numbers are others afterwards."""
+    torch.manual_seed(0x5EED)
+    before = torch.get_rng_state()
+    run()
+    return not torch.equal(before, torch.get_rng_state())
+
+
+class _Casts(TorchDispatchMode):
+    """Sees to which floating dtypes values go from wider ones."""
+
+    def __init__(self, of: torch.dtype) -> None:
+        super().__init__()
+        self.of = torch.finfo(of).eps
+        self.found: set[torch.dtype] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        taken = _dtypes((args, kwargs))
+        if any(torch.finfo(dtype).eps <= self.of for dtype in taken):
+            self.found |= {d for d in _dtypes(result) if torch.finfo(d).eps > self.of}
+        return result
+
+
+def _dtypes(tree: Any) -> set[torch.dtype]:
+    return {
+        leaf.dtype
+        for leaf in pytree.tree_leaves(tree)
+        if isinstance(leaf, Tensor) and leaf.is_floating_point()
+    }
+
+
+def _narrow(tensors: Sequence[Tensor], run: Run) -> torch.dtype | None:
+    """The least precise dtype that values of the inputs go through."""
+    floating = [t.dtype for t in tensors if t.is_floating_point()]
+    wide = min(floating, key=lambda dtype: torch.finfo(dtype).eps)
+    with _Casts(wide) as casts:
+        results = run(tensors)
+    found = casts.found | {y.dtype for y in results if y is not None and y.is_floating_point()}
+    narrower = [d for d in found if torch.finfo(d).eps > torch.finfo(wide).eps]
+    if narrower:
+        return max(narrower, key=lambda dtype: torch.finfo(dtype).eps)
+    # Code that torch does not see may round, too: then it makes no difference who does.
+    for dtype in (torch.float32, torch.bfloat16):
+        if torch.finfo(dtype).eps <= torch.finfo(wide).eps:
+            continue
+        rounded = [t.to(dtype).to(t.dtype) if t.is_floating_point() else t for t in tensors]
+        changed = any(not torch.equal(a, b) for a, b in zip(tensors, rounded, strict=True))
+        pairs = zip(results, run(rounded), strict=True)
+        if changed and all(
+            (a is None and b is None) or (a is not None and b is not None and torch.equal(a, b))
+            for a, b in pairs
+        ):
+            return dtype
+    return None
