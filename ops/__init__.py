@@ -47,6 +47,7 @@ _PUBLIC = {
         "ConfigWarning",
         "DependencyError",
         "GradientCheckError",
+        "GradientCheckWarning",
         "GradientError",
         "JitopsError",
         "NotBuiltError",

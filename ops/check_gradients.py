@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +12,13 @@ from typing import Any
 import torch
 
 from ops import _backend, _checks, _op
-from ops._errors import ArgumentError, ArgumentTypeError, ConfigError, JitopsError
+from ops._errors import (
+    ArgumentError,
+    ArgumentTypeError,
+    ConfigError,
+    GradientCheckWarning,
+    JitopsError,
+)
 from ops._gradcheck import (
     _agreement,
     _calls,
@@ -143,7 +150,15 @@ def check_gradients(
     # Whatever mode the caller is in: nothing has a gradient there. The caller's random numbers
     # are not disturbed.
     with torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng():
-        return _report(subject, backends, options)
+        report = _report(subject, backends, options)
+    for check in report.doubts:
+        first = check.detail.splitlines()[0]
+        warnings.warn(
+            f"{report.function}: {check.name}: {CANNOT_TELL}: {first}",
+            GradientCheckWarning,
+            stacklevel=2,
+        )
+    return report
 
 
 @dataclass(frozen=True)
@@ -169,7 +184,7 @@ def _report(subject: Subject, backends: Sequence[str] | None, options: _Options)
             options.seed,
             options.dtypes,
         )
-        traits = _traits.find(lambda dtype: subject.at(dtype, device), plain.forward_and_backward)
+        traits = _traits.find(lambda dtype: subject.at(dtype, device), plain.results_and_gradients)
         return dataclasses.replace(plain, traits=traits)
 
     reference = probe("torch")

@@ -25,8 +25,8 @@ def agreement(probe: Probe, reference: Probe, dtype: torch.dtype) -> Outcome:
     numbers cancel, no implementation can know better.
     """
     inputs = probe.at(dtype)
-    mine = probe.forward_and_backward(inputs)
     wide = [t.to(w.device, w.dtype) for t, w in zip(inputs, reference.at(), strict=True)]
+    mine = probe.forward_and_backward(inputs)
     count = len(mine) - len(probe.names)
     seeds = probe.seeds([y for y in mine[:count] if y is not None])
 

@@ -142,13 +142,13 @@ def inputs_untouched(probe: Probe) -> Outcome:
                 continue  # agreement() and without_gradients() tell of it
             if changed:
                 where = f" in {short(dtype)}" if dtype else ""
-                where += "" if recorded else " under no_grad"
+                where += "" if recorded else " where no gradient is recorded"
                 return Outcome(f"written to: {', '.join(changed)}{where}")
     return Outcome()
 
 
 def _written_to(probe: Probe, dtype: torch.dtype | None, recorded: bool) -> list[str]:
-    leaves = probe.leaves(probe.at(dtype))
+    leaves = probe.leaves(probe.at(dtype)) if recorded else probe.at(dtype)
     versions = [t._version for t in leaves]
     seeds: list[Tensor] = []
     results: Sequence[Tensor] = ()

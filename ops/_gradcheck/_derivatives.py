@@ -62,6 +62,7 @@ def exact_zeros(probe: Probe) -> Outcome:
             elsewhere = {e.index for e in _quotients(probe, question, only).wrong}
             its.wrong = [e for e in its.wrong if e.index not in elsewhere]
             its.wrong = [e for e in its.wrong if math.isfinite(e.numeric)]
+        its.unclear = []  # reverse_mode() tells of the function's rounding errors
         found.add(its)
     problem = found.problem
     return Outcome(f"with exact zeros in the inputs: {problem}" if problem else "", found)

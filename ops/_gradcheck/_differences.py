@@ -23,8 +23,9 @@ from ops._gradcheck._comparison import Comparison, Element, Tolerance
 from ops._gradcheck._kinks import is_vertical, sides_of_jump, sides_of_kink
 from ops._gradcheck._slopes import Estimate, Line, Noise, Rung, Values, estimate, noise, safely
 
-_NEGLIGIBLE = 1e-7  # of the largest derivative
-_TELLING = 0.25  # of a derivative: rounding errors up to that leave something to compare
+# What rounding errors may be for there to be something to compare: of the derivative itself, of the
+# largest of its input, of the largest of all, and of the slopes with large steps.
+_TELLING, _ITS_OWN, _NEGLIGIBLE, _FLAT = 0.25, 0.05, 1e-7, 1e-3
 _RIGHT, _KINK, _UNCLEAR, _WRONG = range(4)
 
 
@@ -61,9 +62,10 @@ def compare(given: Compared, only: Sequence[Sequence[int]] | None = None) -> Com
     here = given.values(points)
     hidden = noise(points, given.values, given.narrow)
     rows = [d.reshape(len(d), d[0].numel()) for d in given.analytic]
-    sizes = [row.abs().nan_to_num(0, 0, 0) for row in rows]
-    scales = torch.cat(sizes, 1).amax(1).tolist() if sum(d.shape[1] for d in sizes) else []
+    largest = [_largest(row) for row in rows]
+    everything = torch.stack(largest).amax(0)
     for place, (name, point) in enumerate(zip(given.names, points, strict=True)):
+        scales = torch.maximum(_ITS_OWN * largest[place], _NEGLIGIBLE * everything).tolist()
         judge = _Judge(given, points, place, here, hidden, scales)
         count = point.numel()
         result.total += count if only is None else len(only[place])
@@ -79,6 +81,12 @@ def compare(given: Compared, only: Sequence[Sequence[int]] | None = None) -> Com
             if rest.wrong:
                 result.add(rest)
     return result
+
+
+def _largest(rows: Tensor) -> Tensor:
+    """Of each row, in float64."""
+    sizes = rows.double().abs().nan_to_num(0, 0, 0)
+    return torch.cat([sizes, sizes.new_zeros(len(sizes), 1)], 1).amax(1)
 
 
 def _spread(count: int, at_most: int) -> Iterator[int]:
@@ -147,7 +155,7 @@ class _Judge:
         far = None
         for which, (mine, slope, error) in enumerate(zip(analytic, slopes, errors, strict=True)):
             if mine == slope == 0:
-                # No result changes. Those of functions with large results do with a large step.
+                # No result changes. Large ones do so with a larger step only.
                 far = far or line.slopes(-line.far, line.far)[0].tolist()
                 verdict = (_RIGHT, Estimate(0.0, 0.0)) if far[which] == 0 else None
             elif error <= _TELLING * max(abs(mine), abs(slope)):
@@ -175,7 +183,8 @@ class _Judge:
         rungs = line.coarse(which)
         status, found = self._verdict(line, rungs, which, analytic)
         if status != _RIGHT:
-            rungs += line.fine(which, abs(analytic) if math.isfinite(analytic) else 0.0)
+            sizes = [abs(rung.central) for rung in rungs] + [abs(analytic)]
+            rungs += line.fine(which, max(filter(math.isfinite, sizes), default=0.0))
             status, found = self._verdict(line, rungs, which, analytic)
         return status, found
 
@@ -190,7 +199,8 @@ class _Judge:
         size = max(abs(analytic), abs(found.slope))
         allowed = self.given.tolerance.allowed(size, found.error)
         if abs(analytic - found.slope) <= allowed:
-            telling = max(_TELLING * size, _NEGLIGIBLE * self.scales[which])
+            steepest = max((abs(r.central) for r in rungs if math.isfinite(r.central)), default=0.0)
+            telling = max(_TELLING * size, self.scales[which], _FLAT * steepest)
             return (_RIGHT if found.error <= telling else _UNCLEAR), found
         sides = sides_of_jump(line, rungs, which) or sides_of_kink(rungs)
         if sides:

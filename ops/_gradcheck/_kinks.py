@@ -14,15 +14,15 @@ def sides_of_kink(rungs: list[Rung]) -> tuple[float, float] | None:
     gaps = [abs(rung.right - rung.left) for rung in usable]
     for place in range(len(usable) - 1, 2, -1):
         rung, gap = usable[place], gaps[place]
-        if gap > 10 * rung.noise:
+        if gap > 20 * rung.noise:
             # That of a smooth function would be 64 times as large three rungs above.
             if gap < gaps[place - 3] / 4:
                 return None
             finer = zip(usable[place + 1 :], gaps[place + 1 :], strict=True)
-            if any(its < gap / 8 and r.noise < gap / 20 for r, its in finer):
+            if any(its < gap / 8 and r.noise < gap / 40 for r, its in finer):
                 return None  # it is a little way off
             low, high = min(rung.left, rung.right), max(rung.left, rung.right)
-            return low - rung.noise, high + rung.noise
+            return low - 2 * rung.noise, high + 2 * rung.noise
     return None
 
 

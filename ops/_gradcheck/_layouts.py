@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from ops._gradcheck._agreement import shaken
 from ops._gradcheck._differ import AGREEMENT, differ, largest
 from ops._gradcheck._probe import Outcome, Probe, gradients
+from ops._gradcheck._traits import short
 
 Lay = Callable[[Tensor], Tensor]
 
@@ -86,63 +88,77 @@ def _dtypes(probe: Probe) -> Iterator[torch.dtype | None]:
 
 
 def _of_inputs(probe: Probe, dtype: torch.dtype | None) -> str:
-    exact = AGREEMENT[dtype] if dtype else probe.same
-    suffix = f" in {str(dtype).removeprefix('torch.')}" if dtype else ""
-    for layout, lay in _ALL.items():
-        for place in (None, *range(len(probe.variable))):
-            given = probe.at(dtype)
-            tensors = [lay(t) if place in (None, i) else t for i, t in enumerate(given)]
-            if all(one is other for one, other in zip(tensors, given, strict=True)):
-                continue
-            dense = [t.contiguous() for t in tensors]
+    as_they_are = probe.forward_and_backward(probe.at(dtype))
+    # Each argument alone, too, but not each parameter of a module: nobody lays those out.
+    alone = range(probe.subject.arguments if probe.subject.arguments > 1 and not dtype else 0)
+    seen = {_strides(probe.at(dtype))}
+    for (layout, lay), place in itertools.product(_ALL.items(), (None, *alone)):
+        given = probe.at(dtype)
+        tensors = [lay(t) if place in (None, i) else t for i, t in enumerate(given)]
+        if _strides(tensors) in seen:
+            continue
+        seen.add(_strides(tensors))
+        dense = [t.contiguous() for t in tensors]
+        plain = as_they_are
+        if layout in _EQUAL_VALUES:
             try:
                 plain = probe.forward_and_backward(dense)
             except Exception:
-                if layout not in _EQUAL_VALUES:
-                    raise
                 continue  # not for the layout: equal rows are a singular matrix, and no order
-            laid = probe.forward_and_backward(tensors)
-            which = "all inputs" if place is None else probe.subject.names[place]
-            ways = (
-                probe.labels(len(laid)), laid, plain, exact,
-                f"with {which} {layout}{suffix}", "with contiguous ones",
-            )  # fmt: skip
-            # Equal values, as expanded ones are, may lie at a kink: see agreement().
-            if differ(*ways, scale=_scale(plain, dtype)):
-                run = probe.forward_and_backward
-                spread = shaken(probe, run, dense, dtype or probe.precision, plain)
-                problem = differ(*ways, spread, _scale(plain, dtype))
-                if problem:
-                    return problem
-    return ""
-
-
-def _of_arriving(probe: Probe, dtype: torch.dtype | None) -> str:
-    exact = AGREEMENT[dtype] if dtype else probe.same
-    suffix = f" in {str(dtype).removeprefix('torch.')}" if dtype else ""
-    leaves = probe.leaves(probe.at(dtype))
-    results, variables = probe.call(leaves), probe.variables(leaves)
-    seeds = probe.seeds(results)
-    for layout, lay in _ALL.items():
-        for place in (None, *range(len(seeds) if len(seeds) > 1 else 0)):
-            ours = [lay(s) if place in (None, i) else s for i, s in enumerate(seeds)]
-            laid = list(gradients(results, variables, ours))
-            plain = list(gradients(results, variables, [s.contiguous() for s in ours]))
-            labels = probe.labels(len(laid))
-            which = "" if place is None else f" of result {place}"
-            problem = differ(
-                labels, laid, plain, exact,
-                f"with the arriving gradient{which} {layout}{suffix}", "with a contiguous one",
-                scale=_scale(plain, dtype),
-            )  # fmt: skip
+        laid = probe.forward_and_backward(tensors)
+        which = "all inputs" if place is None else probe.subject.names[place]
+        ours, theirs = f"with {which} {layout}", "with contiguous ones"
+        # Equal values, as expanded ones are, may lie at a kink: see agreement().
+        if _differ(probe, dtype, laid, plain, ours, theirs):
+            run = probe.forward_and_backward
+            spread = shaken(probe, run, dense, dtype or probe.precision, plain)
+            problem = _differ(probe, dtype, laid, plain, ours, theirs, spread)
             if problem:
                 return problem
     return ""
 
 
-def _scale(values: list[Tensor | None], dtype: torch.dtype | None) -> float | None:
-    """One for all in less than float64, where gradients that cancel are as exact as the rest."""
-    return max((largest(v) for v in values if v is not None), default=0.0) if dtype else None
+def _of_arriving(probe: Probe, dtype: torch.dtype | None) -> str:
+    leaves = probe.leaves(probe.at(dtype))
+    results, variables = probe.call(leaves), probe.variables(leaves)
+    seeds = probe.seeds(results)
+    seen = {_strides(seeds)}
+    alone = range(len(seeds) if len(seeds) > 1 and not dtype else 0)
+    for (layout, lay), place in itertools.product(_ALL.items(), (None, *alone)):
+        ours = [lay(s) if place in (None, i) else s for i, s in enumerate(seeds)]
+        if _strides(ours) in seen:
+            continue
+        seen.add(_strides(ours))
+        laid = list(gradients(results, variables, ours))
+        plain = list(gradients(results, variables, [s.contiguous() for s in ours]))
+        which = "" if place is None else f" of result {place}"
+        how = f"with the arriving gradient{which} {layout}"
+        problem = _differ(probe, dtype, laid, plain, how, "with a contiguous one")
+        if problem:
+            return problem
+    return ""
+
+
+def _strides(tensors: Sequence[Tensor]) -> tuple[tuple[int, ...], ...]:
+    return tuple((*t.stride(), t.storage_offset()) for t in tensors)
+
+
+def _differ(
+    probe: Probe,
+    dtype: torch.dtype | None,
+    laid: list[Tensor | None],
+    plain: list[Tensor | None],
+    ours: str,
+    theirs: str,
+    spread: list[Tensor | None] | None = None,
+) -> str:
+    scale = None
+    if dtype:
+        ours += f" in {short(dtype)}"
+        # Gradients that cancel to nothing are as exact as the others are: see agreement().
+        scale = max((largest(v) for v in plain if v is not None), default=0.0)
+    exact = AGREEMENT[dtype] if dtype else probe.same
+    return differ(probe.labels(len(laid)), laid, plain, exact, ours, theirs, spread, scale)
 
 
 # ---- random numbers ------------------------------------------------------------------------------

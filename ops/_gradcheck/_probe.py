@@ -104,12 +104,19 @@ class Probe:
             for y in results
         ]
 
-    def forward_and_backward(self, tensors: Sequence[Tensor]) -> list[Tensor | None]:
+    def results_and_gradients(
+        self, tensors: Sequence[Tensor]
+    ) -> tuple[list[Tensor], list[Tensor | None]]:
         """Results, and the gradients of the variables."""
         leaves = self.leaves(tensors)
         results = self.call(leaves)
         its = gradients(results, self.variables(leaves), self.seeds(results))
-        return [*(y.detach() for y in results), *its]
+        return [y.detach() for y in results], list(its)
+
+    def forward_and_backward(self, tensors: Sequence[Tensor]) -> list[Tensor | None]:
+        """Both in one list."""
+        results, its = self.results_and_gradients(tensors)
+        return [*results, *its]
 
     def labels(self, count: int) -> list[str]:
         """``count`` values of :meth:`forward_and_backward`, or its last ones, in words."""

@@ -42,9 +42,9 @@ class Noise:
     fixed: Tensor
 
     def between(self, one: Tensor, other: Tensor) -> Tensor:
-        """Of each result of a difference. One that is the same, bit for bit, has no error."""
-        size = torch.maximum(one.abs(), other.abs())
-        return torch.where(one != other, _ROUNDINGS * self.eps * size, 0) + self.fixed
+        """Of each result of a difference; of one that stays the same, bit for bit, its last bit."""
+        size = self.eps * torch.maximum(one.abs(), other.abs())
+        return torch.where(one != other, _ROUNDINGS * size, size) + self.fixed
 
 
 def noise(points: list[Tensor], values: Values, narrow: float | None = None) -> Noise:
@@ -98,7 +98,7 @@ def safely(values: Values, points: list[Tensor]) -> Tensor:
 
 @dataclass(frozen=True)
 class Rung:
-    """Slopes with one step, and the error that rounding may cause in each."""
+    """Slopes with one step, and the error that rounding may cause: in those of a side, twice that."""
 
     step: float
     left: float
@@ -152,9 +152,9 @@ class Line:
         found = [self.slopes(*ends) for ends in ((-step, 0.0), (0.0, step), (-step, step))]
         noises = [hidden[which].item() for _, hidden in found]
         left, right, central = (slope[which].item() for slope, _ in found)
-        return Rung(
-            step, left, right, central, max(filter(math.isfinite, noises), default=math.nan)
-        )
+        noises[2] *= 2
+        error = max(filter(math.isfinite, noises), default=math.nan) / 2
+        return Rung(step, left, right, central, error)
 
     def coarse(self, which: int) -> list[Rung]:
         """The rungs from the largest step to the first one."""
@@ -191,16 +191,18 @@ def estimate(rungs: Sequence[Rung], side: str) -> Estimate | None:
     usable = [rung for rung in rungs if math.isfinite(getattr(rung, side))]
     if len(usable) < 3:
         return None
-    factor = RATIO**2 if side == "central" else RATIO
+    factor, sides = (RATIO**2, 1) if side == "central" else (RATIO, 2)
     found = []
     for rung, finer in zip(usable, [*usable[1:], None], strict=True):
-        slope, error = getattr(rung, side), rung.noise
+        slope, error = getattr(rung, side), rung.noise * sides
         if finer is not None and finer.step * RATIO * 1.01 > rung.step:
             slope = (factor * getattr(finer, side) - slope) / (factor - 1)
-            error = (factor * finer.noise + error) / (factor - 1)
+            error = (factor * sides * finer.noise + error) / (factor - 1)
         found.append(Estimate(slope, error))
     for place, coarse in enumerate(found[:-1]):
         finer_ones = found[place + 1 :]
         if all(abs(coarse.slope - f.slope) <= coarse.error + f.error for f in finer_ones):
-            return Estimate(coarse.slope, coarse.error + 2 * min(f.error for f in finer_ones))
+            # The next ones vouch for it.
+            error = min(abs(coarse.slope - f.slope) + f.error for f in finer_ones)
+            return Estimate(coarse.slope, error)
     return found[-1]
