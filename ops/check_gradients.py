@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -19,51 +17,19 @@ from ops._errors import (
     GradientCheckWarning,
     JitopsError,
 )
-from ops._gradcheck import (
-    _agreement,
-    _calls,
-    _derivatives,
-    _layouts,
-    _requests,
-    _traits,
-    _transforms,
-)
+from ops._gradcheck import _table, _traits
 from ops._gradcheck._comparison import Tolerance
 from ops._gradcheck._differ import AGREEMENT
-from ops._gradcheck._probe import Outcome, Probe
-from ops._gradcheck._report import (
-    CANNOT_TELL,
-    EXACT_ZEROS,
-    FAIL,
-    NOT_RUN,
-    PASS,
-    UNSUPPORTED,
-    Check,
-    GradientReport,
-)
+from ops._gradcheck._probe import Probe, Settings
+from ops._gradcheck._report import CANNOT_TELL, FAIL, NOT_RUN, Check, GradientReport
 from ops._gradcheck._subject import Subject
 
 __all__ = ["GradientReport", "check_gradients"]
 
-# Whether a function may say that it cannot: then the report says so, and it is no failure.
-_CHECKS: tuple[tuple[str, Callable[[Probe], Outcome], bool], ...] = (
-    ("reverse mode", _derivatives.reverse_mode, False),
-    (EXACT_ZEROS, _derivatives.exact_zeros, False),
-    ("forward mode", _transforms.forward_mode, True),
-    ("batched gradients", _transforms.batched_gradients, True),
-    ("vmap", _transforms.vmap, True),
-    ("linearity", _requests.linearity, False),
-    ("layouts", _layouts.layouts, True),
-    ("requires_grad subsets", _requests.subsets, False),
-    ("non-leaf inputs", _calls.non_leaf_inputs, True),
-    ("one tensor twice", _calls.one_tensor_twice, True),
-    ("without gradients", _requests.without_gradients, True),
-    ("interleaved calls", _calls.interleaved_calls, True),
-    ("default dtype", _requests.default_dtypes, True),
-    ("determinism", _calls.determinism, False),
-    ("inputs untouched", _calls.inputs_untouched, False),
+_CHOOSE = (
+    "no input requires gradients, so all floating ones are checked: mark some with "
+    "requires_grad_() to check only these"
 )
-_ORDERS = ("second", "third", "fourth", "fifth")
 _BACKENDS = ("torch", *_backend.DEVICE_OF)
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -139,18 +105,19 @@ def check_gradients(
     if isinstance(seed, bool) or not isinstance(seed, int):
         raise ArgumentTypeError(f"seed must be an int, got {type(seed).__name__}")
     _checks.check_count("order", order)
-    if order > 1 + len(_ORDERS):
-        raise ArgumentError(f"order must be at most {1 + len(_ORDERS)}, got {order}")
+    if order > 1 + len(_table.ORDERS):
+        raise ArgumentError(f"order must be at most {1 + len(_table.ORDERS)}, got {order}")
     _among("dtypes", dtypes, tuple(AGREEMENT), ArgumentError)
     if backends is not None:
         _among("backends", backends, _BACKENDS, ConfigError)
         if not backends:
             raise ArgumentError("backends must name at least one, or be None, got none")
-    options = _Options(tolerance, tuple(dtypes), max_elements, seed, order)
-    # Whatever mode the caller is in: nothing has a gradient there. The caller's random numbers
-    # are not disturbed.
-    with torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng():
-        report = _report(subject, backends, options)
+    settings = Settings(tolerance, tuple(dtypes), max_elements, seed)
+    cuda = {t.device for t in subject.tensors if t.is_cuda}
+    # Whatever mode the caller is in, because nothing has a gradient there; and the caller's random
+    # numbers are not disturbed.
+    with torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng([*cuda]):
+        report = _report(subject, settings, backends, order)
     for check in report.doubts:
         first = check.detail.splitlines()[0]
         warnings.warn(
@@ -161,30 +128,17 @@ def check_gradients(
     return report
 
 
-@dataclass(frozen=True)
-class _Options:
-    tolerance: Tolerance
-    dtypes: tuple[torch.dtype, ...]
-    max_elements: int
-    seed: int
-    order: int
-
-
-def _report(subject: Subject, backends: Sequence[str] | None, options: _Options) -> GradientReport:
+def _report(
+    subject: Subject, settings: Settings, backends: Sequence[str] | None, order: int
+) -> GradientReport:
     home = subject.tensors[0].device
 
     def probe(backend: str) -> Probe:
         device = torch.device(_backend.DEVICE_OF.get(backend, home))
-        plain = Probe(
-            subject,
-            backend,
-            device,
-            options.tolerance,
-            options.max_elements,
-            options.seed,
-            options.dtypes,
+        plain = Probe(subject, backend, device, settings)
+        traits = _traits.find(
+            lambda dtype: subject.at(dtype, device), plain.results_and_gradients, plain.call
         )
-        traits = _traits.find(lambda dtype: subject.at(dtype, device), plain.results_and_gradients)
         return dataclasses.replace(plain, traits=traits)
 
     reference = probe("torch")
@@ -196,12 +150,13 @@ def _report(subject: Subject, backends: Sequence[str] | None, options: _Options)
         if not problem:
             its = reference if backend == "torch" else probe(backend)
             notes |= dict.fromkeys(its.traits.notes)
-            with _traits.default_dtype(its.traits.default):
-                checks += _all_of(its, reference, options)
+            checks += _table.run(its, reference, order)
         elif backends is not None:
             checks.append(Check(backend, "", FAIL, problem))
         elif used:
             checks.append(Check(backend, "", NOT_RUN, problem))
+    if subject.chosen and any(check.status == FAIL and check.name for check in checks):
+        notes[_CHOOSE] = None
     return GradientReport(subject.name, str(subject), checks, tuple(notes))
 
 
@@ -234,32 +189,3 @@ def _cannot_run(used: Sequence[_op.Op], backend: str) -> str | None:
             return next(filter(None, (op.problem_with(backend) for op in used)), None)
     except ConfigError as error:
         return str(error)
-
-
-def _all_of(probe: Probe, reference: Probe, options: _Options) -> Iterator[Check]:
-    orders: list[tuple[str, Callable[[Probe], Outcome], bool]] = [
-        (f"{name} order", functools.partial(_derivatives.order, which=which), True)
-        for which, name in enumerate(_ORDERS[: options.order - 1], 2)
-    ]
-    for name, question, optional in (_CHECKS[0], *orders, *_CHECKS[1:]):
-        yield _ask(probe, name, functools.partial(question, probe), optional)
-    dtypes = options.dtypes
-    for dtype in dict.fromkeys(dtypes if probe.backend == "torch" else (torch.float64, *dtypes)):
-        question = functools.partial(_agreement.agreement, probe, reference, dtype)
-        name = f"agrees in {_traits.short(dtype)}"
-        yield _ask(probe, name, question, optional=dtype is not torch.float64)
-
-
-def _ask(probe: Probe, name: str, question: Callable[[], Outcome], optional: bool) -> Check:
-    try:
-        outcome = question()
-    except Exception as error:  # a function under test may raise anything; the report tells it
-        refused = isinstance(error, (RuntimeError, NotImplementedError, JitopsError))
-        status = UNSUPPORTED if optional and refused else FAIL
-        first = (str(error).strip() or "no message").splitlines()[0]
-        return Check(probe.backend, name, status, f"{type(error).__name__}: {first}")
-    found = outcome.comparison
-    doubt = found.doubt if found else ""
-    status = FAIL if outcome.problem else CANNOT_TELL if doubt else PASS
-    detail = "\n".join(filter(None, (outcome.problem or doubt or outcome.note,)))
-    return Check(probe.backend, name, status, detail, found)

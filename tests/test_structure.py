@@ -52,11 +52,15 @@ LAYERS = (
     {"ops._op"},
     {"ops._lltm"},
     {"ops._gradcheck"},
-    {f"ops._gradcheck.{name}" for name in ("_comparison", "_differ", "_slopes", "_subject")},
+    {
+        f"ops._gradcheck.{name}"
+        for name in ("_comparison", "_differ", "_draws", "_slopes", "_subject")
+    },
     {f"ops._gradcheck.{name}" for name in ("_kinks", "_plot", "_traits")},
     {"ops._gradcheck._differences", "ops._gradcheck._probe", "ops._gradcheck._report"},
     {f"ops._gradcheck.{name}" for name in ("_agreement", "_second_opinion", "_transforms")},
     {f"ops._gradcheck.{name}" for name in ("_calls", "_derivatives", "_layouts", "_requests")},
+    {"ops._gradcheck._table"},
     {"ops._explain", *(f"ops.{op}" for op in PUBLIC if op != "from_numpy")},
     {"ops"},
     {"ops._commands", "ops._commands._build", "ops._commands._check"},

@@ -1,9 +1,10 @@
 """The parts of :func:`ops.check_gradients`.
 
 ====================  ==============================================================================
+``_table``            every promise, and the function that checks it
 ``_subject``          makes any function or module a function of a list of tensors
 ``_traits``           which dtype it runs in, how precisely it computes, whether it draws numbers
-``_probe``            runs it on one back end
+``_probe``            runs it on one back end; ``_draws`` gives it the same random numbers
 ``_derivatives``      checks: gradients against difference quotients, in any order
 ``_second_opinion``   what torch's own check says of a gradient that is wrong
 ``_transforms``       checks: forward mode, batched gradients, vmap

@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ops._gradcheck._differ import AGREEMENT, differ, largest
 from ops._gradcheck._probe import Outcome, Probe, gradients
-from ops._gradcheck._traits import short
+from ops._gradcheck._traits import narrowest, short
 
 Run = Callable[[Sequence[Tensor]], list[Tensor | None]]
 
@@ -24,6 +24,11 @@ def agreement(probe: Probe, reference: Probe, dtype: torch.dtype) -> Outcome:
     What rounding the inputs once more would change is allowed on top: near a kink, or where large
     numbers cancel, no implementation can know better.
     """
+    with probe.same_draws():
+        return _agreement(probe, reference, dtype)
+
+
+def _agreement(probe: Probe, reference: Probe, dtype: torch.dtype) -> Outcome:
     inputs = probe.at(dtype)
     wide = [t.to(w.device, w.dtype) for t, w in zip(inputs, reference.at(), strict=True)]
     mine = probe.forward_and_backward(inputs)
@@ -48,6 +53,9 @@ def agreement(probe: Probe, reference: Probe, dtype: torch.dtype) -> Outcome:
         # Small gradients are not to hide behind that scale, where rounding does not explain them.
         bounds = _explained(expected, wide, dtype, theirs[count:], spread[count:])
         problem = differ(labels[count:], mine[count:], theirs[count:], 0.0, here, there, bounds)
+    if problem:
+        narrow = narrowest(inputs, probe.results_and_gradients)
+        problem += f"\nvalues go through {short(narrow)} on the way" if narrow else ""
     return Outcome(problem)
 
 
@@ -61,7 +69,7 @@ def shaken(
     """How far the values move when the inputs are rounded in another way: two, and the reverse."""
     least = torch.finfo(dtype).tiny  # below, numbers have fewer digits
     spread = [None if value is None else torch.full_like(value, least) for value in values]
-    generator = torch.Generator().manual_seed(probe.seed)
+    generator = torch.Generator().manual_seed(probe.settings.seed)
     signs = [[_signs(t, generator) for t in tensors] for _ in range(2)]
     step = 2 * torch.finfo(dtype).eps
     for its, by in itertools.product(signs, (step, -step)):

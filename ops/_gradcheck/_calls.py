@@ -74,6 +74,8 @@ def non_leaf_inputs(probe: Probe) -> Outcome:
 
 def one_tensor_twice(probe: Probe) -> Outcome:
     """One tensor in two places has the sum of their gradients."""
+    if probe.traits.differentiates:
+        raise NotImplementedError("it takes gradients of its inputs itself: others of one tensor")
     places = [i for i, var in enumerate(probe.variable) if var]
     tensors = probe.at()
     alike = [
@@ -114,7 +116,7 @@ def determinism(probe: Probe) -> Outcome:
     """Five runs in the dtypes given, bit for bit."""
 
     def run() -> list[Tensor | None]:
-        leaves = probe.leaves(probe.as_given())
+        leaves = probe.leaves(probe.at() if probe.traits.default else probe.as_given())
         results = probe.call(leaves, seeded=False)
         its = gradients(results, probe.variables(leaves), probe.seeds(results))
         return [*(y.detach() for y in results), *its]
@@ -132,7 +134,7 @@ def determinism(probe: Probe) -> Outcome:
 
 def inputs_untouched(probe: Probe) -> Outcome:
     """Neither the inputs nor the gradients that arrive are written to, in any dtype or mode."""
-    for dtype in (None, *probe.dtypes):
+    for dtype in (None, *probe.settings.dtypes):
         for recorded in (True, False):
             try:
                 changed = _written_to(probe, dtype, recorded)

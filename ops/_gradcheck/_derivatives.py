@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -36,6 +35,8 @@ def order(probe: Probe, which: int) -> Outcome:
         if problem:
             return Outcome(problem)
         question = _derived(probe, question)
+        if not all(bool(g.isfinite().all()) for g in question.call(question.tensors, False)):
+            raise NotImplementedError("the gradient is not finite: its own gradient is not either")
     return second_opinion(probe, _in_its_precision(probe, question), which)
 
 
@@ -48,24 +49,32 @@ def exact_zeros(probe: Probe) -> Outcome:
         if not question.variable[place] or not zeros:
             continue
         tensors = [t.clone() for t in question.tensors]
-        tensors[place].view(-1)[zeros] = 0
-        try:
-            values = question.call(tensors, False)
-        except Exception:
-            continue  # zero is not in its domain
-        if not all(bool(y.isfinite().all()) for y in values):
-            continue
+        if not all(_is_finite(question, tensors, place, zeros, by) for by in (-1e-6, 1e-6, 0.0)):
+            continue  # zero is not within its domain
         only = [zeros if i == place else [] for i, var in enumerate(question.variable) if var]
-        its = _quotients(probe, dataclasses.replace(question, tensors=tensors), only)
+        its = _compared(probe, dataclasses.replace(question, tensors=tensors), only)
         if its.wrong:
             # What is wrong elsewhere, too, is not the zeros' fault.
-            elsewhere = {e.index for e in _quotients(probe, question, only).wrong}
+            elsewhere = {e.index for e in _compared(probe, question, only).wrong}
             its.wrong = [e for e in its.wrong if e.index not in elsewhere]
-            its.wrong = [e for e in its.wrong if math.isfinite(e.numeric)]
         its.unclear = []  # reverse_mode() tells of the function's rounding errors
         found.add(its)
     problem = found.problem
     return Outcome(f"with exact zeros in the inputs: {problem}" if problem else "", found)
+
+
+def _compared(probe: Probe, question: _Question, only: Sequence[Sequence[int]]) -> Comparison:
+    return _in_its_precision(probe, question, only).comparison or Comparison()
+
+
+def _is_finite(
+    question: _Question, tensors: list[Tensor], place: int, where: list[int], value: float
+) -> bool:
+    tensors[place].view(-1)[where] = value
+    try:
+        return all(bool(y.isfinite().all()) for y in question.call(tensors, False))
+    except Exception:
+        return False
 
 
 # ---- what is asked -------------------------------------------------------------------------------
@@ -157,13 +166,18 @@ def _derived(probe: Probe, question: _Question) -> _Question:
 # ---- the answer ----------------------------------------------------------------------------------
 
 
-def _in_its_precision(probe: Probe, question: _Question) -> Outcome:
+def _in_its_precision(
+    probe: Probe, question: _Question, only: Sequence[Sequence[int]] | None = None
+) -> Outcome:
     """Where the function computes in less than its inputs' precision, allow for that."""
-    found = _quotients(probe, question)
+    found = _quotients(probe, question, only)
     narrow = probe.traits.narrow
     if narrow is None or not (found.wrong or found.unclear):
         return Outcome(found.problem, found)
-    found = _quotients(probe, question, narrow=torch.finfo(narrow).eps)
+    found = _quotients(probe, question, only, torch.finfo(narrow).eps)
+    # Some elements are always lost then: what matters is whether all of an input are.
+    told = {element.input for element in found.elements if element not in found.unclear}
+    found.unclear = [element for element in found.unclear if element.input not in told]
     note = f"it computes in {short(narrow)}, and was checked as precisely as that allows"
     return Outcome(f"{found.problem}\n{note}" if found.problem else "", found, note)
 
@@ -208,8 +222,8 @@ def _quotients(
         analytic,
         values,
         weights,
-        probe.tolerance,
-        probe.at_most,
+        probe.settings.tolerance,
+        probe.settings.at_most,
         narrow,
     )
     return compare(given, only)

@@ -23,6 +23,7 @@ from ops._gradcheck._comparison import Comparison, Element, Tolerance
 from ops._gradcheck._kinks import is_vertical, sides_of_jump, sides_of_kink
 from ops._gradcheck._slopes import Estimate, Line, Noise, Rung, Values, estimate, noise, safely
 
+_CLEAR = 1e-3  # of a derivative: what rounding errors may be for one step to be enough
 # What rounding errors may be for there to be something to compare: of the derivative itself, of the
 # largest of its input, of the largest of all, and of the slopes with large steps.
 _TELLING, _ITS_OWN, _NEGLIGIBLE, _FLAT = 0.25, 0.05, 1e-7, 1e-3
@@ -158,7 +159,7 @@ class _Judge:
                 # No result changes. Large ones do so with a larger step only.
                 far = far or line.slopes(-line.far, line.far)[0].tolist()
                 verdict = (_RIGHT, Estimate(0.0, 0.0)) if far[which] == 0 else None
-            elif error <= _TELLING * max(abs(mine), abs(slope)):
+            elif error <= _CLEAR * max(abs(mine), abs(slope)):
                 allowed = self.given.tolerance.allowed(max(abs(mine), abs(slope)), error)
                 good = abs(mine - slope) <= allowed
                 verdict = (_RIGHT, Estimate(slope, error)) if good else None

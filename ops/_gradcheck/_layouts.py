@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from ops._gradcheck._agreement import shaken
 from ops._gradcheck._differ import AGREEMENT, differ, largest
@@ -67,7 +65,7 @@ _ALL = {**_SAME_VALUES, **_EQUAL_VALUES}
 
 def layouts(probe: Probe) -> Outcome:
     """Inputs, and gradients that arrive, transposed, strided, offset and expanded."""
-    with _in_order() if probe.traits.draws else contextlib.nullcontext():
+    with probe.same_draws():
         for dtype in _dtypes(probe):
             problem = _of_inputs(probe, dtype) or _of_arriving(probe, dtype)
             if problem:
@@ -78,7 +76,7 @@ def layouts(probe: Probe) -> Outcome:
 def _dtypes(probe: Probe) -> Iterator[torch.dtype | None]:
     """The widest, and those of ``dtypes`` that the function takes: kernels differ by dtype."""
     yield None
-    for dtype in probe.dtypes:
+    for dtype in probe.settings.dtypes:
         if dtype is not probe.traits.wide:
             try:
                 probe.forward_and_backward(probe.at(dtype))
@@ -139,7 +137,7 @@ def _of_arriving(probe: Probe, dtype: torch.dtype | None) -> str:
     return ""
 
 
-def _strides(tensors: Sequence[Tensor]) -> tuple[tuple[int, ...], ...]:
+def _strides(tensors: Sequence[Tensor]) -> tuple[Any, ...]:
     return tuple((*t.stride(), t.storage_offset()) for t in tensors)
 
 
@@ -159,20 +157,3 @@ def _differ(
         scale = max((largest(v) for v in plain if v is not None), default=0.0)
     exact = AGREEMENT[dtype] if dtype else probe.same
     return differ(probe.labels(len(laid)), laid, plain, exact, ours, theirs, spread, scale)
-
-
-# ---- random numbers ------------------------------------------------------------------------------
-
-
-class _in_order(TorchDispatchMode):  # noqa: N801 - used as a function
-    """torch draws random numbers in the order of memory; within this, in that of the elements."""
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if torch.Tag.nondeterministic_seeded not in func.tags:
-            return func(*args, **kwargs)
-        dense = tuple(a.contiguous() if isinstance(a, Tensor) else a for a in args)
-        result = func(*dense, **kwargs)
-        if args and result is dense[0]:  # drawn in place
-            return args[0].copy_(result)
-        return result

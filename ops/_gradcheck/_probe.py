@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,8 +13,11 @@ from torch import Tensor
 from ops._backend import use_backend
 from ops._gradcheck._comparison import Comparison, Tolerance
 from ops._gradcheck._differ import AGREEMENT
+from ops._gradcheck._draws import SameDraws
 from ops._gradcheck._subject import Subject
 from ops._gradcheck._traits import Traits
+
+NOTHING = contextlib.nullcontext()
 
 
 @dataclass(frozen=True)
@@ -26,16 +30,30 @@ class Outcome:
 
 
 @dataclass(frozen=True)
+class Settings:
+    """How closely to look.
+
+    Attributes:
+        tolerance: of derivatives.
+        dtypes: in which to compare with float64.
+        at_most: how many elements of an input to look at.
+        seed: of the random weights and directions.
+    """
+
+    tolerance: Tolerance
+    dtypes: tuple[torch.dtype, ...]
+    at_most: int
+    seed: int
+
+
+@dataclass(frozen=True)
 class Probe:
-    """One subject on one back end, and how closely to look at it."""
+    """One subject on one back end, and what is known of it."""
 
     subject: Subject
     backend: str
     device: torch.device
-    tolerance: Tolerance
-    at_most: int
-    seed: int
-    dtypes: tuple[torch.dtype, ...]
+    settings: Settings
     traits: Traits = field(default_factory=Traits)
 
     @property
@@ -66,9 +84,13 @@ class Probe:
     def call(self, tensors: Sequence[Tensor], seeded: bool = True) -> tuple[Tensor, ...]:
         """The subject's results, with the same random numbers every time if ``seeded``."""
         if self.traits.draws and seeded:
-            torch.manual_seed(self.seed)
+            torch.manual_seed(self.settings.seed)
         with use_backend(self.backend):
             return self.subject(tensors)
+
+    def same_draws(self) -> contextlib.AbstractContextManager[Any]:
+        """The same random numbers in each layout and dtype, within a ``with`` block."""
+        return SameDraws() if self.traits.draws else NOTHING
 
     def at(self, dtype: torch.dtype | None = None) -> list[Tensor]:
         """Fresh inputs, in that dtype; by default in the widest that the function takes."""
@@ -90,7 +112,7 @@ class Probe:
 
     def others(self, by: float) -> list[Tensor]:
         """Inputs a little way off, as near to zero, or as far from it."""
-        generator = torch.Generator().manual_seed(self.seed)
+        generator = torch.Generator().manual_seed(self.settings.seed)
         return [
             t * (1 + by * torch.rand(t.shape, generator=generator).to(t)) if var else t
             for t, var in zip(self.at(), self.variable, strict=True)
@@ -98,19 +120,22 @@ class Probe:
 
     def seeds(self, results: Sequence[Tensor]) -> list[Tensor]:
         """Random weights of the results: the gradients that arrive at them."""
-        generator = torch.Generator().manual_seed(self.seed)
+        generator = torch.Generator().manual_seed(self.settings.seed)
         return [
             torch.randn(y.shape, dtype=torch.float64, generator=generator).to(y.device, y.dtype)
             for y in results
         ]
 
     def results_and_gradients(
-        self, tensors: Sequence[Tensor]
+        self, tensors: Sequence[Tensor], within: contextlib.AbstractContextManager[Any] = NOTHING
     ) -> tuple[list[Tensor], list[Tensor | None]]:
-        """Results, and the gradients of the variables."""
+        """Results, and the gradients of the variables, both computed ``within`` a context."""
         leaves = self.leaves(tensors)
-        results = self.call(leaves)
-        its = gradients(results, self.variables(leaves), self.seeds(results))
+        with within:
+            results = self.call(leaves)
+        seeds = self.seeds(results)
+        with within:
+            its = gradients(results, self.variables(leaves), seeds)
         return [y.detach() for y in results], list(its)
 
     def forward_and_backward(self, tensors: Sequence[Tensor]) -> list[Tensor | None]:

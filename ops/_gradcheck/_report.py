@@ -90,7 +90,9 @@ class GradientReport:
         self.function = function
         self.inputs = inputs
         self.checks = tuple(checks)
-        self.notes = tuple(notes)
+        passed = [check for check in self.checks if check.status == PASS and check.detail]
+        of_checks = dict.fromkeys(f"{check.name}: {check.detail}" for check in passed)
+        self.notes = (*notes, *of_checks)
 
     @property
     def ok(self) -> bool:
@@ -155,15 +157,11 @@ class GradientReport:
                 what = f"{check.backend}, {check.name}" if check.name else check.backend
                 lines.append(f"{what}: {check.status}")
                 lines += [f"    {line}" for line in check.detail.splitlines()]
-        lines += self._kinks() + [f"note: {note}" for note in self._all_notes()]
+        lines += self._kinks() + [f"note: {note}" for note in self.notes]
         lines.append("ok" if self.ok else f"{len(self.failures)} failed")
         return "\n".join(lines)
 
     __repr__ = __str__
-
-    def _all_notes(self) -> list[str]:
-        passed = [c for c in self.checks if c.status == PASS and c.detail]
-        return [*self.notes, *dict.fromkeys(f"{c.name}: {c.detail}" for c in passed)]
 
     def _kinks(self) -> list[str]:
         """The places where a quotient says nothing: the same ones on most back ends."""

@@ -13,7 +13,7 @@ from ops._gradcheck._probe import Outcome, Probe
 def second_opinion(probe: Probe, outcome: Outcome, which: int) -> Outcome:
     """Where something is wrong, add what torch's own check says."""
     tensors = probe.variables(probe.at())
-    if not outcome.problem or which > 2 or sum(t.numel() for t in tensors) > probe.at_most:
+    if not outcome.problem or which > 2 or sum(t.numel() for t in tensors) > probe.settings.at_most:
         return outcome
 
     def function(*variables: Tensor) -> tuple[Tensor, ...]:

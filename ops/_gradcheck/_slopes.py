@@ -9,6 +9,7 @@ extrapolation to the step zero (Richardson's).
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from torch import Tensor
 Values = Callable[[list[Tensor]], Tensor]
 
 RATIO = 4  # of one step to the next
-_UP = 8  # rungs above the first step
+_UP = 9  # rungs above the first step
 _SMALLEST = 1e-30
 _ROUNDINGS = 64  # in a result that takes a few operations
 _ORDER = 8
@@ -56,7 +57,7 @@ def noise(points: list[Tensor], values: Values, narrow: float | None = None) -> 
     here = safely(values, points)
     size = here.abs().nan_to_num(0, 0, 0)
     if narrow is not None:
-        return Noise(eps, 4 * narrow * size)
+        return Noise(eps, 2 * narrow * size)
     # At this spacing, high differences of a smooth function vanish, and those of rounding errors
     # do not. Each side is measured alone, because the point may be a kink.
     generator = torch.Generator().manual_seed(0)
@@ -98,7 +99,7 @@ def safely(values: Values, points: list[Tensor]) -> Tensor:
 
 @dataclass(frozen=True)
 class Rung:
-    """Slopes with one step, and the error that rounding may cause: in those of a side, twice that."""
+    """Slopes with one step, and what rounding may change: those of a side twice as much."""
 
     step: float
     left: float
@@ -191,18 +192,28 @@ def estimate(rungs: Sequence[Rung], side: str) -> Estimate | None:
     usable = [rung for rung in rungs if math.isfinite(getattr(rung, side))]
     if len(usable) < 3:
         return None
-    factor, sides = (RATIO**2, 1) if side == "central" else (RATIO, 2)
-    found = []
-    for rung, finer in zip(usable, [*usable[1:], None], strict=True):
-        slope, error = getattr(rung, side), rung.noise * sides
-        if finer is not None and finer.step * RATIO * 1.01 > rung.step:
-            slope = (factor * getattr(finer, side) - slope) / (factor - 1)
-            error = (factor * sides * finer.noise + error) / (factor - 1)
-        found.append(Estimate(slope, error))
+    # Slopes of a side come nearer to the derivative with the step, central ones with its square.
+    factor, noises = (RATIO**2, 1) if side == "central" else (RATIO, 2)
+    plain = [Estimate(getattr(rung, side), noises * rung.noise) for rung in usable]
+    extrapolated = [
+        Estimate(
+            (factor * finer.slope - coarse.slope) / (factor - 1),
+            (factor * finer.error + coarse.error) / (factor - 1),
+        )
+        for coarse, finer in itertools.pairwise(plain)
+    ]
+    # Where the slope hardly changes, the plain ones suffer less from rounding.
+    best = min(_settled(plain), _settled([*extrapolated, plain[-1]]), key=lambda e: e.error)
+    return best if side == "central" else Estimate(best.slope, 2 * best.error)
+
+
+def _settled(found: Sequence[Estimate]) -> Estimate:
+    """The first, from coarse to fine, that agrees with all that follow."""
     for place, coarse in enumerate(found[:-1]):
-        finer_ones = found[place + 1 :]
-        if all(abs(coarse.slope - f.slope) <= coarse.error + f.error for f in finer_ones):
-            # The next ones vouch for it.
-            error = min(abs(coarse.slope - f.slope) + f.error for f in finer_ones)
-            return Estimate(coarse.slope, error)
-    return found[-1]
+        finer = found[place + 1 :]
+        if all(abs(coarse.slope - f.slope) <= coarse.error + f.error for f in finer):
+            # They vouch for it.
+            return Estimate(coarse.slope, min(abs(coarse.slope - f.slope) + f.error for f in finer))
+    # They never settle: the last two tell how far from it they are.
+    last, before = found[-1], found[-2]
+    return Estimate(last.slope, last.error + abs(last.slope - before.slope))

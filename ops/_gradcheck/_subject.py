@@ -21,6 +21,7 @@ class Subject:
         name: of the function.
         arguments: how many of the tensors are arguments.
         names: of the tensors: arguments, then parameters and buffers.
+        chosen: whether there are several floating arguments, and none is marked.
         variable: which of them have gradients: parameters and arguments that require them, or all
             floating arguments, if none does.
     """
@@ -58,6 +59,7 @@ class Subject:
             tensor.is_floating_point() and (tensor.requires_grad or not told)
             for tensor in self.tensors
         ]
+        self.chosen = not told and sum(self.variable) > 1
         self._state: list[str] = []
         if isinstance(function, nn.Module):
             its = [*function.named_parameters(), *function.named_buffers()]
