@@ -54,40 +54,58 @@ def check_gradients(
     - *reverse mode*: against central differences :math:`(f(x+h) - f(x-h)) / 2h` in float64, for
       every element of every input, of all results together and of each alone (the results are
       weighted with fixed random numbers);
-    - *second order*: the same of the gradients themselves;
-    - *forward mode* and *batched gradients* (``is_grads_batched``): against reverse mode;
+    - *second order*, and with ``order`` further ones: the same of the gradients themselves;
+    - *exact zeros*: the same where some elements of an input are zero;
+    - *forward mode*, *batched gradients* (``is_grads_batched``) and *vmap*: against reverse mode;
+    - *linearity*: gradients are scaled and added up as those that arrive are, and zero for zeros;
     - *layouts*: inputs, and gradients that arrive, transposed, strided, offset and expanded;
     - *requires_grad subsets*: the same gradients where only some are asked for;
+    - *non-leaf inputs*, *one tensor twice*: the same for inputs that are results, or one tensor;
+    - *without gradients*: the same results under ``no_grad`` and ``inference_mode``;
+    - *interleaved calls*: the same with other calls before the backward pass, and after a first;
+    - *default dtype*: the same whatever ``torch.set_default_dtype`` has set;
     - *determinism*: five runs, bit for bit; *inputs untouched*: nothing is written to;
     - each of ``dtypes``: results and gradients against the pure-torch path in float64, from the
       same rounded inputs: within :math:`10^{-9}` of the largest element for float64,
       :math:`2 \cdot 10^{-5}` for float32, :math:`2^{-6}` for bfloat16, :math:`2^{-9}` for float16,
-      plus what rounding the inputs once more would change.
+      plus what rounding the inputs once more would change. Small gradients must be right by half,
+      as far as rounding every number on the way does not explain more.
 
     A gradient that is missing or zero where the result depends on the input fails. What a function
-    refuses by an error is reported as not supported. Points where the differences straddle a kink
-    (a clamp, an argmin) are found by shrinking the step; there the gradient must lie between the
-    slopes on both sides, and the report says where they are.
+    refuses by an error is reported as not supported. Where the step does not fit the point, larger
+    and smaller ones are tried. At a kink (a clamp, an argmin) the gradient must lie between the
+    slopes on both sides, and the report says where that is. Where rounding errors hide a
+    derivative at every step, because the results are too large beside what it changes, the report
+    says *cannot tell*, and there is a warning.
+
+    A function that computes in less precision than its inputs', or runs in their dtype only, is
+    checked as precisely as that allows. One that draws random numbers begins each call with one
+    seed; only *determinism* asks that it does so itself. The report has a note of either.
 
     Args:
         function: a function, or a module, whose parameters are checked too.
         inputs: its arguments: tensors, and anything else. Tensors may lie within lists, tuples and
             dictionaries. Those that require gradients are checked, or all floating ones if none
-            does. They are not changed. Small ones will do: the time goes with their elements.
+            does: mark those that matter where others, as targets and masks, have no gradient. They
+            are not changed. Small ones will do: the time goes with their elements.
         backends: of the ops that the function calls, among ``torch``, ``cpp``, ``cuda``; one that
             cannot run fails. By default ``torch``, and those of the others that can run here. A
             function that calls no op with back ends runs as ``torch``.
         dtypes: in which to compare with float64.
-        step: :math:`h`, for elements of magnitude up to 1, and relative to larger ones; where the
-            difference disagrees, smaller ones are tried.
+        step: :math:`h` to begin with, for elements of magnitude up to 1, and relative to larger
+            ones.
         rtol, atol: how far apart gradient and difference may be, beyond what rounding explains.
-        max_elements: of one input, to compare with differences; evenly spread over larger ones, and
-            the report says so.
+        max_elements: of one input, to compare with differences one by one: evenly spread over
+            larger ones, and the report says so. All of these are compared in one random direction.
         seed: of the random weights and directions.
         name: of the function, for the report.
+        order: up to which to check derivatives: 1 for gradients only, 3 for third ones, too.
 
     Returns:
         The report: prints as a table, is true where nothing is wrong; see :class:`GradientReport`.
+
+    Warns:
+        GradientCheckWarning: it cannot tell whether some gradient is right.
 
     Raises:
         ArgumentTypeError: ``function`` cannot be called, or returns no floating tensor.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import ops
-from ops import _backend, cli
+from ops import _backend
 from ops._gradcheck._comparison import Tolerance
 from ops._gradcheck._differences import Compared, compare
 from tests import cuda_emulator
@@ -337,9 +336,30 @@ def test_plot(tmp_path, shape):
     ]
 
 
+def test_notebooks_show_the_figure():
+    figure = ops.check_gradients(torch.sin, torch.randn(3), dtypes=()).plot()
+    assert figure._repr_png_()[:4] == b"\x89PNG"
+
+
+def test_a_picture_of_no_known_kind(tmp_path):
+    report = ops.check_gradients(torch.sin, torch.randn(3), dtypes=())
+    with pytest.raises(ops.ArgumentError, match=r"path must end in \..*, got '.*k\.xyz'"):
+        report.plot(tmp_path / "k.xyz")
+
+
 @pytest.mark.parametrize(
     ("call", "error", "text"),
     [
+        (
+            lambda: ops.check_gradients(F.relu, torch.ones(2), order=6),
+            ops.ArgumentError,
+            "order must be at most 5, got 6",
+        ),
+        (
+            lambda: ops.check_gradients(F.relu, torch.ones(2), order=0),
+            ops.ArgumentError,
+            "order must be at least 1, got 0",
+        ),
         (lambda: ops.check_gradients(3), ops.ArgumentTypeError, "function must be a function or"),
         (lambda: ops.check_gradients(F.relu), ops.ArgumentError, "at least one floating tensor"),
         (
@@ -402,83 +422,3 @@ def test_plot(tmp_path, shape):
 def test_bad_arguments(call, error, text):
     with pytest.raises(error, match=text):
         call()
-
-
-# ---- jitops check --------------------------------------------------------------------------------
-
-MINE = """
-import torch
-
-def right(x, y):
-    return (x * y).sin()
-
-class Wrong(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x):
-        return x * 2
-
-    @staticmethod
-    def backward(ctx, g):
-        return g
-
-wrong = Wrong.apply
-"""
-
-
-def test_command_on_all_ops(capsys):
-    assert cli.main(["check"]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert {line.split()[1].rstrip(":,") for line in lines[:-1]} == set(_samples())
-    assert lines[-1] == f"{len(lines) - 1} of {len(lines) - 1} ok"
-
-
-def test_command_without_scipy(capsys, monkeypatch):
-    """What needs it is named, all else is checked."""
-    monkeypatch.setitem(sys.modules, "scipy.optimize", None)
-    assert cli.main(["check", "set_matching_loss", "linear"]) == 1
-    *lines, last = capsys.readouterr().out.splitlines()
-    assert [line for line in lines if "not checked: set_matching_loss needs scipy" in line]
-    assert last == "2 of 5 ok, 3 not checked"
-
-
-def _samples():
-    from ops._commands import _check
-
-    return _check.names()
-
-
-def test_every_op_has_samples():
-    without = {"from_numpy", "check_gradients"}
-    assert set(_samples()) == {n for n in ops._PUBLIC if n[0] != "_"} - without
-
-
-def test_command_on_functions_of_ones_own(tmp_path, monkeypatch, capsys):
-    (tmp_path / "mine.py").write_text(MINE)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delitem(sys.modules, "mine", raising=False)  # extensions of other tests
-    assert cli.main(["check", "mine:right", "--input", "3,4", "--input", "4"]) == 0
-    assert capsys.readouterr().out.startswith("mine:right(x [3, 4], y [4])")
-    files = ["--json", "report.json", "--plot", "report.png"]
-    assert cli.main(["check", "mine.py:wrong", "--input", "3", *files]) == 1
-    assert "a factor is missing: analytic = 0.5 numeric" in capsys.readouterr().out
-    assert json.loads((tmp_path / "report.json").read_text())[0]["ok"] is False
-    assert (tmp_path / "report.png").exists()
-
-
-@pytest.mark.parametrize(
-    ("arguments", "text"),
-    [
-        (["nothing"], "TARGET must be MODULE:NAME, FILE.py:NAME or one of improved_triplet_loss,"),
-        (["math:sin"], "--input must give the shape of each argument of math:sin"),
-        (["nowhere:f", "--input", "3"], "TARGET must name a module, got 'nowhere'"),
-        (["nowhere.py:f", "--input", "3"], "TARGET must name a file that exists"),
-        (["mine.py:Module", "--input", "3"], "got 'Module', a class"),
-        (["mine.py:right", "--input", "3"], "--input must be given once for each argument of"),
-        (["math:nothing", "--input", "3"], "TARGET must name something in math, got 'nothing'"),
-    ],
-)
-def test_command_with_bad_arguments(arguments, text, capsys, tmp_path, monkeypatch):
-    (tmp_path / "mine.py").write_text(f"{MINE}\nfrom torch.nn import Module\n")
-    monkeypatch.chdir(tmp_path)
-    assert cli.main(["check", *arguments]) == 1
-    assert text in capsys.readouterr().err

@@ -435,6 +435,26 @@ def test_a_gradient_that_is_small_beside_another(scale, dtype, factor):
     assert ops.check_gradients(Sum.of(scale=scale, missing=None), x(), x())
 
 
+class SmallElements(torch.autograd.Function):
+    """Without the small elements of one gradient in bfloat16."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x * x * torch.tensor([1, 1, 1, 1e-2]).to(x)
+
+    @staticmethod
+    def backward(ctx, g):
+        (x,) = ctx.saved_tensors
+        small = 0 if x.dtype is torch.bfloat16 else 1e-2
+        return 2 * g * x * torch.tensor([1, 1, 1, small]).to(x)
+
+
+def test_elements_that_are_small_beside_others():
+    report = ops.check_gradients(SmallElements.apply, x())
+    assert [found.name for found in report.failures] == ["agrees in bfloat16"], str(report)
+
+
 class Shift(torch.autograd.Function):
     size, factor = 1e6, 1.0
 

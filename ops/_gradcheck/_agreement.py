@@ -51,7 +51,7 @@ def _agreement(probe: Probe, reference: Probe, dtype: torch.dtype) -> Outcome:
     problem = differ(labels, mine, theirs, tolerance, here, there, spread, most)
     if not problem and dtype is not torch.float64:
         # Small gradients are not to hide behind that scale, where rounding does not explain them.
-        bounds = _explained(expected, wide, dtype, theirs[count:], spread[count:])
+        bounds = _explained(expected, wide, dtype, mine[count:], theirs[count:], spread[count:])
         problem = differ(labels[count:], mine[count:], theirs[count:], 0.0, here, there, bounds)
     if problem:
         narrow = narrowest(inputs, probe.results_and_gradients)
@@ -90,34 +90,48 @@ def _explained(
     run: Run,
     tensors: Sequence[Tensor],
     dtype: torch.dtype,
-    gradients: Sequence[Tensor | None],
+    mine: Sequence[Tensor | None],
+    theirs: Sequence[Tensor | None],
     spread: Sequence[Tensor | None],
 ) -> list[Tensor | None]:
-    """Half of each gradient, or what rounding every number on the way to ``dtype`` changes."""
-    bounds = [None if g is None else g.abs() / 2 for g in gradients]
+    """Half of each gradient, or what rounding every number on the way to ``dtype`` changes.
+
+    Where there is exactly none, only the latter.
+    """
+    noise = _noise(run, tensors, dtype, theirs)
+    bounds: list[Tensor | None] = []
+    for place, its in enumerate(theirs):
+        lost, extra, ours = noise[place], spread[place], mine[place]
+        if its is None or lost is None or extra is None or ours is None:
+            bounds.append(None)
+            continue
+        typical = lost.square().mean().sqrt() if lost.numel() else lost
+        # Sums are taken in float32, or in more.
+        extra = extra + AGREEMENT[torch.float32] * largest(its)
+        some = torch.maximum(its.abs() / 2, 8 * torch.maximum(lost, typical) + extra)
+        bounds.append(torch.where(ours.to(its.device) == 0, 16 * lost + extra, some))
+    return bounds
+
+
+def _noise(
+    run: Run, tensors: Sequence[Tensor], dtype: torch.dtype, like: Sequence[Tensor | None]
+) -> list[Tensor | None]:
+    """How far gradients are off that are rounded on the way; infinite if nobody can tell."""
+    noise = [None if g is None else torch.zeros_like(g) for g in like]
     eps = torch.finfo(dtype).eps
-    noise = [None if g is None else torch.zeros_like(g) for g in gradients]
     try:
         for by in (0.0, 4 * eps, -4 * eps):  # the same formula, rounded in other ways
             moved = [t * (1 + by) if t.is_floating_point() else t for t in tensors]
-            exact = run(moved)[-len(bounds) :]
+            exact = run(moved)[-len(like) :]
             with _Rounding(dtype):
-                rounded = run(moved)[-len(bounds) :]
+                rounded = run(moved)[-len(like) :]
             for place, (one, other) in enumerate(zip(exact, rounded, strict=True)):
                 before = noise[place]
                 if before is not None and one is not None and other is not None:
                     noise[place] = torch.maximum(before, (one - other).abs().nan_to_num(torch.inf))
-    except Exception:
-        return [None if g is None else torch.full_like(g, torch.inf) for g in gradients]
-    for place, bound in enumerate(bounds):
-        lost, its, extra = noise[place], gradients[place], spread[place]
-        if bound is None or lost is None or its is None or extra is None:
-            continue
-        typical = lost.square().mean().sqrt() if lost.numel() else lost
-        # Sums are taken in float32, or in more.
-        sums = AGREEMENT[torch.float32] * largest(its)
-        bounds[place] = torch.maximum(bound, 8 * torch.maximum(lost, typical) + sums + extra)
-    return bounds
+    except Exception:  # the function may refuse what is rounded
+        return [None if g is None else torch.full_like(g, torch.inf) for g in like]
+    return noise
 
 
 class _Rounding(TorchDispatchMode):
@@ -133,7 +147,7 @@ class _Rounding(TorchDispatchMode):
         if any(alias is not None and not alias.is_write for alias in aliases):
             return result  # a view
         for leaf in pytree.tree_leaves(result):
-            if isinstance(leaf, Tensor) and leaf.is_floating_point() and leaf._is_view() is False:
+            if isinstance(leaf, Tensor) and leaf.is_floating_point() and not leaf._is_view():
                 leaf.copy_(leaf.to(self.dtype).to(leaf.dtype))
         return result
 

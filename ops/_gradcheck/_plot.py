@@ -37,8 +37,8 @@ class _Report(Protocol):
     def checks(self) -> Sequence[_Check]: ...
 
 
-def check_format(path: str | Path | None) -> None:
-    """Whether matplotlib can draw such a file.
+def check_format(name: str, path: str | Path) -> None:
+    """Whether matplotlib can draw such a file; ``name`` is that of the argument.
 
     Raises:
         ArgumentError: it cannot.
@@ -46,15 +46,15 @@ def check_format(path: str | Path | None) -> None:
     """
     backends = require("matplotlib.backend_bases", "GradientReport.plot", extra="plot")
     known = backends.FigureCanvasBase.get_supported_filetypes()
-    if path is not None and Path(path).suffix.removeprefix(".").lower() not in {"", *known}:
-        raise ArgumentError(
-            f"path must end in {', '.join(f'.{kind}' for kind in sorted(known))}, got {str(path)!r}"
-        )
+    if Path(path).suffix.removeprefix(".").lower() not in {"", *known}:
+        kinds = ", ".join(f".{kind}" for kind in sorted(known))
+        raise ArgumentError(f"{name} must end in {kinds}, got {str(path)!r}")
 
 
 def draw(report: _Report, path: str | Path | None) -> Figure:
     """The figure, also saved to ``path`` if there is one."""
-    check_format(path)
+    if path is not None:
+        check_format("path", path)
     matplotlib = require("matplotlib.figure", "GradientReport.plot", extra="plot")
 
     class Shown(matplotlib.Figure):  # type: ignore[misc, name-defined]
