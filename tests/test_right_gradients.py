@@ -168,6 +168,12 @@ def test_the_report_says_how_it_was_checked(function, arguments, text):
     assert any(text.partition(": ")[2] or text in note for note in report.to_dict()["notes"])
 
 
+def test_the_report_says_where_a_formula_loses_digits():
+    report = ops.check_gradients(large_offset, torch.randn(4), dtypes=(torch.float32,))
+    assert [check.name for check in report.failures] == ["agrees in float32"], str(report)
+    assert "rounding to float32 on the way explains it: the formula loses digits" in str(report)
+
+
 def test_the_report_says_where_a_dtype_loses_digits():
     report = ops.check_gradients(under_autocast, torch.randn(3, 4), torch.randn(2, 4))
     assert {check.name for check in report.failures} <= {"agrees in float32", "agrees in float16"}

@@ -56,6 +56,14 @@ def _agreement(probe: Probe, reference: Probe, dtype: torch.dtype) -> Outcome:
     if problem:
         narrow = narrowest(inputs, probe.results_and_gradients)
         problem += f"\nvalues go through {short(narrow)} on the way" if narrow else ""
+        lost = [
+            None if one is None or other is None else one + 8 * other
+            for one, other in zip(spread, _noise(expected, wide, dtype, theirs), strict=True)
+        ]
+        if not differ(labels, mine, theirs, tolerance, here, there, lost, most):
+            problem += (
+                f"\nrounding to {short(dtype)} on the way explains it: the formula loses digits"
+            )
     return Outcome(problem)
 
 
