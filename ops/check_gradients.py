@@ -160,7 +160,9 @@ def _report(
         return dataclasses.replace(plain, traits=traits)
 
     reference = probe("torch")
-    used = _op.used_by(lambda: reference.call(reference.leaves(reference.as_given())))
+    given = reference.as_given()
+    given = reference.leaves(given) if reference.traits.differentiates else given
+    used = _op.used_by(lambda: reference.call(given))
     checks: list[Check] = []
     notes = dict.fromkeys(reference.traits.notes)
     for backend in _BACKENDS if backends is None else backends:

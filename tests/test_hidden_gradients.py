@@ -395,6 +395,14 @@ def test_third_order_is_checked_on_request():
     assert "second order" not in names
 
 
+def test_a_function_that_writes_to_its_input():
+    report = ops.check_gradients(lambda x: x.mul_(2), x())
+    assert "reverse mode" in {found.name for found in report.failures}
+    assert "a leaf Variable that requires grad is being used in an in-place operation" in str(
+        report
+    )
+
+
 # ---- hidden by scale -----------------------------------------------------------------------------
 
 

@@ -114,6 +114,8 @@ RIGHT = [
     (lambda x: (1e8 * x).tanh(), (torch.full((3,), 1e-8),)),
     (torch.round, (torch.tensor([0.5, 1.2]),)),
     (Embedded(), (torch.tensor([0, 2, 2]),)),
+    (nn.Embedding(5, 3, sparse=True), (torch.tensor([1, 2, 2]),)),
+    (lambda x: x, (torch.randn(3),)),
     (nn.LayerNorm(4), (torch.randn(3, 4),)),
     (nn.MultiheadAttention(4, 2), (torch.randn(3, 4), torch.randn(2, 4), torch.randn(2, 4))),
 ]

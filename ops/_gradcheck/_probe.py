@@ -165,6 +165,8 @@ def gradients(
     if not pairs:
         return (None,) * len(variables)
     outputs, weights = zip(*pairs, strict=True)
-    return torch.autograd.grad(
+    its = torch.autograd.grad(
         outputs, variables, weights, retain_graph=True, allow_unused=True, **keywords
     )
+    # Those of embeddings may be sparse.
+    return tuple(g if g is None or g.layout is torch.strided else g.to_dense() for g in its)
