@@ -186,6 +186,16 @@ class WritesWithoutGradients(Square):
         return y
 
 
+class WritesIfNotContiguous(Square):
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x.clone())
+        y = x * x
+        if not x.is_contiguous() and 0 not in x.stride():
+            x.data.mul_(2)
+        return y
+
+
 class WrongAtZero(Square):
     @staticmethod
     def backward(ctx, g):
@@ -349,6 +359,7 @@ ALONE = [
     (WrongLayoutInHalf.apply, "layouts", "in bfloat16"),
     (WritesInHalf.apply, "inputs untouched", "written to: x in float16"),
     (WritesWithoutGradients.apply, "inputs untouched", "written to: x"),
+    (WritesIfNotContiguous.apply, "layouts", "it writes to its inputs"),
     (WrongAtZero.apply, "exact zeros", "with exact zeros in the inputs: "),
     (Product.apply, "exact zeros", "analytic nan"),
     (WrongVmap.apply, "vmap", "under vmap over input[0]"),

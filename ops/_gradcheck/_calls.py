@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ops._gradcheck._differ import differ
+from ops._gradcheck._differ import differ, identical
 from ops._gradcheck._probe import Outcome, Probe, gradients
 from ops._gradcheck._traits import short
 
@@ -67,7 +67,7 @@ def non_leaf_inputs(probe: Probe) -> Outcome:
     changed = [
         name
         for name, one, other in zip(probe.subject.names, inner, leaves, strict=True)
-        if not torch.equal(one.nan_to_num(), other.nan_to_num())
+        if not identical(one, other)
     ]
     return Outcome(problem or (f"{here}, it writes to {', '.join(changed)}" if changed else ""))
 
@@ -165,5 +165,5 @@ def _written_to(probe: Probe, dtype: torch.dtype | None, recorded: bool) -> list
     return [
         name
         for name, one, other, version in zip(names, now, then, versions, strict=True)
-        if one._version != version or not torch.equal(one.detach().nan_to_num(), other.nan_to_num())
+        if one._version != version or not identical(one, other)
     ]

@@ -70,5 +70,10 @@ def largest(values: Tensor) -> float:
     return finite.max().item() if finite.numel() else 0.0
 
 
+def identical(one: Tensor, other: Tensor) -> bool:
+    """Whether all elements are the same, NaN or numbers."""
+    return torch.equal(one.detach().nan_to_num(), other.detach().nan_to_num())
+
+
 def _something(gradient: Tensor | None) -> bool:
     return gradient is not None and bool(gradient.any())

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ops._gradcheck._agreement import shaken
-from ops._gradcheck._differ import AGREEMENT, differ, largest
+from ops._gradcheck._differ import AGREEMENT, differ, identical, largest
 from ops._gradcheck._probe import Outcome, Probe, gradients
 from ops._gradcheck._traits import short
 
@@ -96,7 +96,7 @@ def _of_inputs(probe: Probe, dtype: torch.dtype | None) -> str:
         if _strides(tensors) in seen:
             continue
         seen.add(_strides(tensors))
-        dense = [t.contiguous() for t in tensors]
+        dense = [t.clone(memory_format=torch.contiguous_format) for t in tensors]
         plain = as_they_are
         if layout in _EQUAL_VALUES:
             try:
@@ -105,6 +105,8 @@ def _of_inputs(probe: Probe, dtype: torch.dtype | None) -> str:
                 continue  # not for the layout: equal rows are a singular matrix, and no order
         laid = probe.forward_and_backward(tensors)
         which = "all inputs" if place is None else probe.subject.names[place]
+        if not all(map(identical, tensors, dense)):
+            return f"with {which} {layout}, it writes to its inputs"
         ours, theirs = f"with {which} {layout}", "with contiguous ones"
         # Equal values, as expanded ones are, may lie at a kink: see agreement().
         if _differ(probe, dtype, laid, plain, ours, theirs):

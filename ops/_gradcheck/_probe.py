@@ -69,7 +69,7 @@ class Probe:
     @property
     def same(self) -> float:
         """How far two ways to one result may differ, relative to the largest element."""
-        return AGREEMENT[self.precision]
+        return AGREEMENT.get(self.precision, torch.finfo(self.precision).eps)
 
     @property
     def precision(self) -> torch.dtype:

@@ -53,7 +53,7 @@ def noise(points: list[Tensor], values: Values, narrow: float | None = None) -> 
 
     ``narrow`` is the relative precision that the function computes in, if less than its inputs'.
     """
-    eps = torch.finfo(points[0].dtype).eps
+    eps = max(torch.finfo(point.dtype).eps for point in points)
     here = safely(values, points)
     size = here.abs().nan_to_num(0, 0, 0)
     if narrow is not None:
