@@ -96,7 +96,7 @@ def check_gradients(
             ones.
         rtol, atol: how far apart gradient and difference may be, beyond what rounding explains.
         max_elements: of one input, to compare with differences one by one: evenly spread over
-            larger ones, and the report says so. All of these are compared in one random direction.
+            larger ones, and the report says so. All of these are compared in 32 blocks, too.
         seed: of the random weights and directions.
         name: of the function, for the report.
         order: up to which to check derivatives: 1 for gradients only, 3 for third ones, too.

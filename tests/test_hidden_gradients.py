@@ -331,7 +331,7 @@ class OneOfMany(Square):
     @staticmethod
     def backward(ctx, g):
         gx = Square.backward(ctx, g).clone()
-        gx.view(-1)[1234] += 0.5
+        gx.view(-1)[1234] *= 1.05
         return gx
 
 

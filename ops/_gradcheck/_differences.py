@@ -27,6 +27,7 @@ _CLEAR = 1e-3  # of a derivative: what rounding errors may be for one step to be
 # What rounding errors may be for there to be something to compare: of the derivative itself, of the
 # largest of its input, of the largest of all, and of the slopes with large steps.
 _TELLING, _ITS_OWN, _NEGLIGIBLE, _FLAT = 0.25, 0.05, 1e-7, 1e-3
+_BLOCKS = 32  # of an input with too many elements to look at each
 _RIGHT, _KINK, _UNCLEAR, _WRONG = range(4)
 
 
@@ -42,7 +43,7 @@ class Compared:
         weights: ``(number of sums, number of results)``: the sums of results to look at.
         tolerance: what is allowed.
         at_most: how many elements of an input to look at; if it has more, evenly spread ones, and
-            all of them along a random direction.
+            all of them in blocks, each in a random direction.
         narrow: the relative precision that the function computes in, if less than its inputs'.
     """
 
@@ -75,12 +76,14 @@ def compare(given: Compared, only: Sequence[Sequence[int]] | None = None) -> Com
             index = tuple(int(i) for i in torch.unravel_index(torch.tensor(at), point.shape))
             judge(judge.along_element(at), wanted[:, at].tolist(), name, index, result)
         if only is None and count > given.at_most:
-            line, direction = judge.along_all()
-            total = (wanted.double() @ direction).tolist()
             rest = Comparison()
-            judge(line, total, f"{name}, all of it along a random direction,", (), rest)
-            if rest.wrong:
-                result.add(rest)
+            for block in torch.arange(count).chunk(_BLOCKS):
+                line, direction = judge.along_block(block)
+                total = (wanted.double() @ direction).tolist()
+                where = f"{name}, elements {block[0]} to {block[-1]} in a random direction,"
+                judge(line, total, where, (), rest)
+            result.wrong += rest.wrong
+            result.elements += rest.wrong
     return result
 
 
@@ -125,18 +128,22 @@ class _Judge:
 
         return self._line(values, abs(start))
 
-    def along_all(self) -> tuple[Line, Tensor]:
-        """The line along a random direction, and that direction."""
+    def along_block(self, block: Tensor) -> tuple[Line, Tensor]:
+        """The line on which these elements move, in a random direction, and that direction."""
         point = self.points[self.place]
         generator = torch.Generator().manual_seed(0)
-        signs = torch.randint(0, 2, point.shape, generator=generator).to(point) * 2 - 1
+        direction = torch.zeros(point.numel(), dtype=point.dtype)
+        direction[block] = (
+            torch.randint(0, 2, block.shape, generator=generator).to(point.dtype) * 2 - 1
+        )
+        direction = direction.to(point.device)
 
         def values(t: float) -> tuple[float, Tensor]:
             moved = [*self.points]
-            moved[self.place] = point + t * signs
+            moved[self.place] = point + t * direction.view(point.shape)
             return t, safely(self.given.values, moved)
 
-        return self._line(values, point.abs().max().item()), signs.flatten().double()
+        return self._line(values, point.abs().max().item()), direction.double()
 
     def _line(self, values: Callable[[float], tuple[float, Tensor]], size: float) -> Line:
         first = self.given.tolerance.step * max(1.0, size)
