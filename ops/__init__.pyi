@@ -19,6 +19,7 @@ from ._errors import (
     ConfigWarning as ConfigWarning,
     DependencyError as DependencyError,
     GradientCheckError as GradientCheckError,
+    GradientCheckWarning as GradientCheckWarning,
     GradientError as GradientError,
     JitopsError as JitopsError,
     NotBuiltError as NotBuiltError,

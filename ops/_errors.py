@@ -99,5 +99,9 @@ class CacheWarning(UserWarning):
     """The configured cache directory cannot be used, and another one is used instead."""
 
 
+class GradientCheckWarning(UserWarning):
+    """A gradient check cannot tell whether a gradient is right, because rounding hides it."""
+
+
 class ConfigWarning(UserWarning):
     """A ``JITOPS_*`` variable is set that jitops does not know."""

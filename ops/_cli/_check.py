@@ -10,6 +10,7 @@ import json
 import os
 import pkgutil
 import sys
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,9 @@ import torch
 
 import ops
 from ops import arrays, layers, losses
+from ops._cli import _build, _inputs
 from ops._core.checks import Sample
+from ops.gradcheck import _plot
 
 
 def modules() -> dict[str, Any]:
@@ -52,15 +55,17 @@ def add_to(commands: Any) -> None:
         "--input",
         dest="inputs",
         action="append",
-        type=_shape,
+        type=_inputs.parse,
         metavar="SHAPE",
-        help="shape of an argument of your function, as in 3,4; random numbers fill it; once for "
-        "each argument",
+        help=_inputs.HELP,
     )
     parser.add_argument(
-        "--positive", action="store_true", help="fill them with positive numbers only"
+        "--positive", action="store_true", help="fill those without a range with positive numbers"
     )
     parser.add_argument("--backends", metavar="A,B", help="torch, cpp, cuda (default: what runs)")
+    parser.add_argument(
+        "--order", type=_build.positive, default=2, help="of the highest derivatives (default: 2)"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of all random numbers (default: 0)")
     parser.add_argument(
         "--verbose", action="store_true", help="print the whole table of what is right, too"
@@ -71,23 +76,28 @@ def add_to(commands: Any) -> None:
 
 def main(options: argparse.Namespace) -> int:
     """Check, print each report, and return 1 if anything is wrong."""
+    if options.plot:
+        _plot.check_format("--plot", options.plot)
     reports, missing = [], []
     samples = list(_samples(options))
     for title, function, arguments in samples:
         torch.manual_seed(options.seed)
         try:
-            report = ops.check_gradients(
-                function,
-                *arguments,
-                backends=options.backends.split(",") if options.backends else None,
-                seed=options.seed,
-                name=title,
-            )
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", ops.GradientCheckWarning)  # the report says it
+                report = ops.check_gradients(
+                    function,
+                    *arguments,
+                    backends=options.backends.split(",") if options.backends else None,
+                    seed=options.seed,
+                    name=title,
+                    order=options.order,
+                )
         except ops.DependencyError as error:
             missing.append(title)
             print(f"{title}: not checked: {error}", flush=True)
             continue
-        long = options.verbose or len(samples) == 1 or not report.ok
+        long = options.verbose or len(samples) == 1 or not report.ok or report.doubts
         print(report if long else report.summary(), flush=True)
         reports.append(report)
     failed = [report.function for report in reports if not report.ok]
@@ -121,9 +131,7 @@ def _samples(options: argparse.Namespace) -> Iterator[Sample]:
                 f"--input must give the shape of each argument of {target}, as in --input 3,4"
             )
         else:
-            inputs = tuple(torch.randn(shape) for shape in options.inputs)
-            if options.positive:
-                inputs = tuple(tensor.exp() for tensor in inputs)
+            inputs = _inputs.draw(options.inputs, options.positive)
             function = _function(target)
             try:
                 inspect.signature(function).bind(*inputs)
@@ -165,13 +173,3 @@ def _function(target: str) -> Any:
             f"{'a class' if isinstance(value, type) else f'of {type(value).__name__}'}"
         )
     return value
-
-
-def _shape(text: str) -> tuple[int, ...]:
-    try:
-        sizes = tuple(int(size) for size in text.split(",") if size)
-    except ValueError:
-        sizes = (-1,)
-    if min(sizes, default=0) < 0:
-        raise argparse.ArgumentTypeError(f"must be sizes with commas, as in 3,4, got {text!r}")
-    return sizes

@@ -7,7 +7,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-SAME = 1e-9  # two ways to one float64 result differ by a few hundred roundings
+# How far two ways to one result may differ, relative to the largest element: float64 and float32 by
+# a few hundred roundings, the half precisions by four, the last of which is that of the result.
+AGREEMENT = {
+    torch.float64: 1e-9,
+    torch.float32: 2e-5,
+    torch.bfloat16: 2**-6,
+    torch.float16: 2**-9,
+}
 
 
 def differ(
@@ -22,9 +29,9 @@ def differ(
 ) -> str:
     """The largest difference in words; empty if all are within ``tolerance`` of the largest.
 
-    ``scale`` is the least that counts as the largest: by default a thousandth of the largest of
-    all, for what cancels to nothing is as exact as the rest. What ``spread`` holds is allowed on
-    top.
+    ``here`` and ``there`` say which is which, as "in float32" does. ``scale`` is the least that
+    counts as the largest: by default a thousandth of the largest of all, because values that cancel
+    to nothing are as exact as the rest. What ``spread`` holds is allowed on top.
     """
     if scale is None:
         scale = 1e-3 * max((largest(t) for t in theirs if t is not None), default=0.0)
@@ -32,9 +39,9 @@ def differ(
     for place, (label, mine, its) in enumerate(zip(labels, ours, theirs, strict=True)):
         if mine is None or its is None:
             if _something(mine):
-                return f"{label}: there is none {there}, but there is one {here}"
+                return f"{label} is missing {there}, but not {here}"
             if _something(its):
-                return f"{label}: there is none {here}, but there is one {there}"
+                return f"{label} is missing {here}, but not {there}"
             continue
         if mine.shape != its.shape:
             return f"{label}: shape {list(mine.shape)} {here}, {list(its.shape)} {there}"
@@ -61,6 +68,11 @@ def differ(
 def largest(values: Tensor) -> float:
     finite = values[values.isfinite()].abs()
     return finite.max().item() if finite.numel() else 0.0
+
+
+def identical(one: Tensor, other: Tensor) -> bool:
+    """Whether all elements are the same, NaN or numbers."""
+    return torch.equal(one.detach().nan_to_num(), other.detach().nan_to_num())
 
 
 def _something(gradient: Tensor | None) -> bool:

@@ -1,139 +1,96 @@
-"""Derivatives against difference quotients, element by element, with an eye for kinks.
+"""Derivatives against difference quotients, element by element.
 
-A difference quotient says something of the derivative only where the function has one. Where a
-quotient disagrees, it is taken again with smaller steps and from each side alone:
+Where a quotient with the usual step disagrees, or rounding hides it, the slopes with many steps
+decide (``_slopes``):
 
-- if the smaller steps agree, the first one had crossed a kink nearby;
-- if the two one-sided slopes differ, however small the step, the point *is* a kink, and any slope
+- if they settle, the derivative must be what they settle at;
+- if those of the two sides differ, however small the step, the point is a kink, and any slope
   between the two is right;
-- if the quotient grows as the step shrinks, the function jumps, and has no slope to compare with;
-- else the derivative is wrong.
+- if the function jumps, the derivative must be a slope beside the jump;
+- if rounding hides all of them, nobody can tell.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-# A function of the inputs: some scalars (differently weighted sums of one result), and for each the
-# sum of the magnitudes that it adds up, which its rounding errors are in proportion to.
-Sums = Callable[[list[Tensor]], tuple[Tensor, Tensor]]
+from ops.gradcheck._comparison import Comparison, Element, Tolerance
+from ops.gradcheck._kinks import is_vertical, sides_of_jump, sides_of_kink
+from ops.gradcheck._slopes import Estimate, Line, Noise, Rung, Values, estimate, noise, safely
 
-_EPS = torch.finfo(torch.float64).eps
-_ROUNDINGS = 64 * _EPS  # of a sum that takes a few operations a term
-_SMALLER = (2, 8, 64, 512)  # divisors of the step, to look again
-
-
-@dataclass(frozen=True)
-class Tolerance:
-    """How far apart the two may be: ``absolute + relative * size``, and what rounding explains."""
-
-    relative: float
-    absolute: float
-    step: float
-
-    def allowed(self, size: Tensor, rounded: Tensor, step: float) -> Tensor:
-        """For derivatives of this size, of sums of this magnitude, with this step."""
-        return self.absolute + self.relative * size + _ROUNDINGS * rounded / step
+_CLEAR = 1e-3  # of a derivative: what rounding errors may be for one step to be enough
+# What rounding errors may be for there to be something to compare: of the derivative itself, of the
+# largest of its input, of the largest of all, and of the slopes with large steps.
+_TELLING, _ITS_OWN, _NEGLIGIBLE, _FLAT = 0.25, 0.05, 1e-7, 1e-3
+_BLOCKS = 32  # of an input with too many elements to look at each
+_RIGHT, _KINK, _UNCLEAR, _WRONG = range(4)
 
 
 @dataclass(frozen=True)
-class Element:
-    """One element of one input, with its two derivatives."""
+class Compared:
+    """A function, its derivatives, and how to compare.
 
-    input: str
-    index: tuple[int, ...]
-    analytic: float
-    numeric: float
-    allowed: float
-
-    @property
-    def error(self) -> float:
-        """How far apart the two derivatives are."""
-        return abs(self.analytic - self.numeric)
-
-    @property
-    def place(self) -> str:
-        """As one writes it: ``weight[0, 3]``."""
-        return f"{self.input}[{', '.join(map(str, self.index))}]" if self.index else self.input
-
-    def __str__(self) -> str:
-        return (
-            f"{self.place}: analytic {self.analytic:.6g}, numeric {self.numeric:.6g}, "
-            f"error {self.error:.2g} (allowed {self.allowed:.2g})"
-        )
-
-
-@dataclass
-class Comparison:
-    """All elements compared, the wrong ones, and those at kinks."""
-
-    total: int = 0
-    elements: list[Element] = field(default_factory=list)
-    wrong: list[Element] = field(default_factory=list)
-    kinks: list[Element] = field(default_factory=list)
-
-    @property
-    def worst(self) -> Element | None:
-        """The wrong element with the largest error, else the one nearest to being wrong."""
-        if self.wrong:
-            return max(self.wrong, key=lambda e: e.error if e.error == e.error else float("inf"))
-        kinks = set(self.kinks)
-        smooth = [element for element in self.elements if element not in kinks]
-        return max(smooth, key=lambda e: e.error / max(e.allowed, 1e-300), default=None)
-
-
-def compare(
-    names: Sequence[str],
-    inputs: Sequence[Tensor],
-    analytic: Sequence[Tensor],
-    sums: Sums,
-    tolerance: Tolerance,
-    at_most: int,
-) -> Comparison:
-    """Compare derivatives with difference quotients.
-
-    Args:
+    Attributes:
         names: of the inputs.
-        inputs: float64, contiguous; restored when this returns.
+        inputs: where: contiguous, all of one floating dtype.
         analytic: for each input, the derivatives: ``(number of sums, *input.shape)``.
-        sums: the function.
+        values: the function.
+        weights: ``(number of sums, number of results)``: the sums of results to look at.
         tolerance: what is allowed.
-        at_most: how many elements of an input to look at; if it has more, evenly spread ones.
+        at_most: how many elements of an input to look at; if it has more, evenly spread ones, and
+            all of them in blocks, each in a random direction.
+        narrow: the relative precision that the function computes in, if less than its inputs'.
     """
+
+    names: Sequence[str]
+    inputs: Sequence[Tensor]
+    analytic: Sequence[Tensor]
+    values: Values
+    weights: Tensor
+    tolerance: Tolerance
+    at_most: int
+    narrow: float | None = None
+
+
+def compare(given: Compared, only: Sequence[Sequence[int]] | None = None) -> Comparison:
+    """Compare derivatives with difference quotients; ``only`` at some elements of each input."""
     result = Comparison()
-    points = [tensor.detach().clone() for tensor in inputs]
-    noise = _noise(points, sums)
-    for name, point, derivatives in zip(names, points, analytic, strict=True):
-        result.total += point.numel()
-        flat = point.view(-1)
-        wanted = derivatives.reshape(len(derivatives), -1)
-        for place in _spread(flat.numel(), at_most):
-            look = _Look(points, flat, place, sums, tolerance, noise)
-            index = tuple(int(i) for i in torch.unravel_index(torch.tensor(place), point.shape))
-            _judge(look, name, index, wanted[:, place], result)
+    points = [tensor.detach().clone() for tensor in given.inputs]
+    here = given.values(points)
+    hidden = noise(points, given.values, given.narrow)
+    rows = [d.reshape(len(d), d[0].numel()) for d in given.analytic]
+    largest = [_largest(row) for row in rows]
+    everything = torch.stack(largest).amax(0)
+    for place, (name, point) in enumerate(zip(given.names, points, strict=True)):
+        scales = torch.maximum(_ITS_OWN * largest[place], _NEGLIGIBLE * everything).tolist()
+        judge = _Judge(given, points, place, here, hidden, scales)
+        count = point.numel()
+        result.total += count if only is None else len(only[place])
+        wanted = rows[place]
+        for at in _spread(count, given.at_most) if only is None else only[place]:
+            index = tuple(int(i) for i in torch.unravel_index(torch.tensor(at), point.shape))
+            judge(judge.along_element(at), wanted[:, at].tolist(), name, index, result)
+        if only is None and count > given.at_most:
+            rest = Comparison()
+            for block in torch.arange(count).chunk(_BLOCKS):
+                line, direction = judge.along_block(block)
+                total = (wanted.double() @ direction).tolist()
+                where = f"{name}, elements {block[0]} to {block[-1]} in a random direction,"
+                judge(line, total, where, (), rest)
+            result.wrong += rest.wrong
+            result.elements += rest.wrong
     return result
 
 
-def _noise(points: list[Tensor], sums: Sums) -> Tensor:
-    """What the sums hide of the magnitudes they were made of, where these cancel.
-
-    In units of a rounding: how far the sums move when the inputs do by one or two. What moves by
-    more than that, jumps.
-    """
-    sums_here, size = sums(points)
-    generator = torch.Generator().manual_seed(0)
-    moved = torch.zeros_like(size)
-    for _ in range(4):
-        signs = [torch.randint(-2, 3, p.shape, generator=generator).to(p) for p in points]
-        near = [p + p * _EPS * sign for p, sign in zip(points, signs, strict=True)]
-        moved = torch.maximum(moved, (sums(near)[0] - sums_here).abs())
-    magnitudes = [p.abs().max() for p in points if p.numel()]
-    largest = torch.stack([size.max(), *(m.to(size.device) for m in magnitudes)]).max()
-    return torch.where(moved <= 1e-9 * largest, moved, 0) / _EPS
+def _largest(rows: Tensor) -> Tensor:
+    """Of each row, in float64."""
+    sizes = rows.double().abs().nan_to_num(0, 0, 0)
+    return torch.cat([sizes, sizes.new_zeros(len(sizes), 1)], 1).amax(1)
 
 
 def _spread(count: int, at_most: int) -> Iterator[int]:
@@ -142,101 +99,122 @@ def _spread(count: int, at_most: int) -> Iterator[int]:
     return iter(torch.linspace(0, count - 1, at_most, dtype=torch.float64).long().tolist())
 
 
-class _Look:
-    """Slopes along one element, with any step."""
+class _Judge:
+    """Puts elements of one input where they belong."""
 
     def __init__(
         self,
+        given: Compared,
         points: list[Tensor],
-        flat: Tensor,
         place: int,
-        sums: Sums,
-        tolerance: Tolerance,
-        noise: Tensor,
+        here: Tensor,
+        hidden: Noise,
+        scales: list[float],
     ) -> None:
-        self.points, self.flat, self.place = points, flat, place
-        self.sums, self.tolerance, self.noise = sums, tolerance, noise
-        self.at = flat[place].item()
-        self.step = tolerance.step * max(1.0, abs(self.at))
+        self.given, self.points, self.place = given, points, place
+        self.here, self.hidden, self.scales = here, hidden, scales
 
-    def _sums_at(self, value: float) -> tuple[Tensor, Tensor]:
-        self.flat[self.place] = value
-        try:
-            return self.sums(self.points)
-        finally:
-            self.flat[self.place] = self.at
+    def along_element(self, at: int) -> Line:
+        flat = self.points[self.place].view(-1)
+        start = flat[at].item()
 
-    def central(self, divisor: int = 1) -> tuple[Tensor, Tensor]:
-        """The slope, and the magnitude of the sums."""
-        high, low = self.at + self.step / divisor, self.at - self.step / divisor
-        (up, size), (down, _) = self._sums_at(high), self._sums_at(low)
-        return (up - down) / (high - low), torch.maximum(size, self.noise)
+        def values(t: float) -> tuple[float, Tensor]:
+            flat[at] = start + t
+            moved = flat[at].item() - start
+            try:
+                return moved, safely(self.given.values, self.points)
+            finally:
+                flat[at] = start
 
-    def sides(self, divisor: int = 1) -> tuple[Tensor, Tensor]:
-        """The slopes on the left and on the right."""
-        high, low = self.at + self.step / divisor, self.at - self.step / divisor
-        here = self._sums_at(self.at)[0]
-        left = (here - self._sums_at(low)[0]) / (self.at - low)
-        return left, (self._sums_at(high)[0] - here) / (high - self.at)
+        return self._line(values, abs(start))
 
-    def allowed(self, analytic: Tensor, numeric: Tensor, size: Tensor, divisor: int = 1) -> Tensor:
-        """How far apart they may be."""
-        larger = torch.maximum(analytic.abs(), numeric.abs())
-        return self.tolerance.allowed(larger, size, self.step / divisor)
+    def along_block(self, block: Tensor) -> tuple[Line, Tensor]:
+        """The line on which these elements move, in a random direction, and that direction."""
+        point = self.points[self.place]
+        generator = torch.Generator().manual_seed(0)
+        direction = torch.zeros(point.numel(), dtype=point.dtype)
+        direction[block] = (
+            torch.randint(0, 2, block.shape, generator=generator).to(point.dtype) * 2 - 1
+        )
+        direction = direction.to(point.device)
 
+        def values(t: float) -> tuple[float, Tensor]:
+            moved = [*self.points]
+            moved[self.place] = point + t * direction.view(point.shape)
+            return t, safely(self.given.values, moved)
 
-def _judge(
-    look: _Look, name: str, index: tuple[int, ...], analytic: Tensor, result: Comparison
-) -> None:
-    """Put one element where it belongs; of several sums, the one that is farthest off speaks."""
-    numeric, size = look.central()
-    allowed = look.allowed(analytic, numeric, size)
-    right = _within(analytic, numeric, allowed)
-    kink = torch.zeros_like(right)
-    if not right.all():
-        kink, numeric, allowed = _look_again(look, analytic, numeric, allowed)
-        right = _within(analytic, numeric, allowed)
-    wrong = ~(right | kink)
-    error = (analytic - numeric).abs() / allowed.clamp(min=torch.finfo(allowed.dtype).tiny)
-    chosen = int((torch.where(wrong, error, -1.0) if wrong.any() else error).argmax())
-    element = Element(
-        name, index, analytic[chosen].item(), numeric[chosen].item(), allowed[chosen].item()
-    )
-    result.elements.append(element)
-    if wrong.any():
-        result.wrong.append(element)
-    elif kink.any():
-        result.kinks.append(element)
+        return self._line(values, point.abs().max().item()), direction.double()
 
+    def _line(self, values: Callable[[float], tuple[float, Tensor]], size: float) -> Line:
+        first = self.given.tolerance.step * max(1.0, size)
+        return Line(values, self.here, self.given.weights, self.hidden, first, size)
 
-def _within(analytic: Tensor, numeric: Tensor, allowed: Tensor) -> Tensor:
-    """Never where one of them is NaN."""
-    return (analytic - numeric).abs() <= allowed
+    def __call__(
+        self,
+        line: Line,
+        analytic: list[float],
+        name: str,
+        index: tuple[int, ...],
+        result: Comparison,
+    ) -> None:
+        """Of several sums, the one that is farthest off speaks."""
+        found = []
+        slopes, errors = (both.tolist() for both in line.slopes(-line.first, line.first))
+        far = None
+        for which, (mine, slope, error) in enumerate(zip(analytic, slopes, errors, strict=True)):
+            if mine == slope == 0:
+                # No result changes. Large ones do so with a larger step only.
+                far = far or line.slopes(-line.far, line.far)[0].tolist()
+                verdict = (_RIGHT, Estimate(0.0, 0.0)) if far[which] == 0 else None
+            elif error <= _CLEAR * max(abs(mine), abs(slope)):
+                allowed = self.given.tolerance.allowed(max(abs(mine), abs(slope)), error)
+                good = abs(mine - slope) <= allowed
+                verdict = (_RIGHT, Estimate(slope, error)) if good else None
+            else:
+                verdict = None
+            verdict = verdict or self._look_closely(line, which, mine)
+            allowed = self.given.tolerance.allowed(
+                max(abs(mine), abs(verdict[1].slope)), verdict[1].error
+            )
+            found.append((verdict[0], Element(name, index, mine, verdict[1].slope, allowed)))
+        status = max(status for status, _ in found)
+        worst = max(
+            (element for its, element in found if its == status),
+            key=lambda e: e.error / max(e.allowed, 1e-300) if math.isfinite(e.error) else math.inf,
+        )
+        result.elements.append(worst)
+        lists = {_WRONG: result.wrong, _KINK: result.kinks, _UNCLEAR: result.unclear}
+        if status != _RIGHT:
+            lists[status].append(worst)
 
+    def _look_closely(self, line: Line, which: int, analytic: float) -> tuple[int, Estimate]:
+        rungs = line.coarse(which)
+        status, found = self._verdict(line, rungs, which, analytic)
+        if status != _RIGHT:
+            sizes = [abs(rung.central) for rung in rungs] + [abs(analytic)]
+            rungs += line.fine(which, max(filter(math.isfinite, sizes), default=0.0))
+            status, found = self._verdict(line, rungs, which, analytic)
+        return status, found
 
-def _look_again(
-    look: _Look, analytic: Tensor, numeric: Tensor, allowed: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Which sums have a kink here, and better quotients for the others."""
-    first = numeric
-    left, right = look.sides()
-    gap = (right - left).abs()
-    kink = torch.zeros_like(gap, dtype=torch.bool)
-    for divisor in _SMALLER:
-        again, size = look.central(divisor)
-        bound = look.allowed(analytic, again, size, divisor)
-        # Smaller steps allow for more rounding: only a quotient that has moved says anything new.
-        moved = ~((again - numeric).abs() <= bound / 4)
-        better = moved & _within(analytic, again, bound) & ~_within(analytic, numeric, allowed)
-        # The gap of a smooth function shrinks with the step; that of a kink passed by vanishes.
-        left, right = look.sides(divisor)
-        vanishes = (right - left).abs() < gap / divisor / 2
-        kink |= better & vanishes & (gap > 10 * bound)
-        numeric, allowed = torch.where(better, again, numeric), torch.where(better, bound, allowed)
-    low, high = torch.minimum(left, right), torch.maximum(left, right)
-    bends = (high - low > gap / 4) & (high - low > 10 * bound)
-    between = (analytic >= low - bound) & (analytic <= high + bound)
-    # Rounding errors grow as the step shrinks too, but not beyond what is allowed for them.
-    jumps = (again.abs() > divisor / 2 * first.abs()) & (again.abs() > bound) & analytic.isfinite()
-    kink |= (bends & between | jumps) & ~_within(analytic, numeric, allowed)
-    return kink, numeric, allowed
+    def _verdict(
+        self, line: Line, rungs: list[Rung], which: int, analytic: float
+    ) -> tuple[int, Estimate]:
+        found = estimate(rungs, "central") or estimate(rungs, "right") or estimate(rungs, "left")
+        if found is None:
+            return _WRONG, Estimate(math.nan, 0.0)
+        if not math.isfinite(analytic):
+            return (_KINK if is_vertical(line, rungs, analytic) else _WRONG), found
+        size = max(abs(analytic), abs(found.slope))
+        allowed = self.given.tolerance.allowed(size, found.error)
+        if abs(analytic - found.slope) <= allowed:
+            steepest = max((abs(r.central) for r in rungs if math.isfinite(r.central)), default=0.0)
+            telling = max(_TELLING * size, self.scales[which], _FLAT * steepest)
+            return (_RIGHT if found.error <= telling else _UNCLEAR), found
+        sides = sides_of_jump(line, rungs, which) or sides_of_kink(rungs)
+        if sides:
+            allowed = self.given.tolerance.allowed(max(abs(side) for side in sides), 0.0)
+            if sides[0] - allowed <= analytic <= sides[1] + allowed:
+                return _KINK, found
+        elif is_vertical(line, rungs, analytic):
+            return _KINK, found
+        return _WRONG, found

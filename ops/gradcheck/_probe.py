@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ops._core.selection import use_backend
-from ops.gradcheck._differences import Comparison, Tolerance
+from ops.gradcheck._comparison import Comparison, Tolerance
+from ops.gradcheck._differ import AGREEMENT
+from ops.gradcheck._draws import SameDraws
 from ops.gradcheck._subject import Subject
+from ops.gradcheck._traits import Traits
+
+NOTHING = contextlib.nullcontext()
 
 
 @dataclass(frozen=True)
@@ -20,18 +26,35 @@ class Outcome:
 
     problem: str = ""
     comparison: Comparison | None = None
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How closely to look.
+
+    Attributes:
+        tolerance: of derivatives.
+        dtypes: in which to compare with float64.
+        at_most: how many elements of an input to look at.
+        seed: of the random weights and directions.
+    """
+
+    tolerance: Tolerance
+    dtypes: tuple[torch.dtype, ...]
+    at_most: int
+    seed: int
 
 
 @dataclass(frozen=True)
 class Probe:
-    """One subject on one back end, and how closely to look at it."""
+    """One subject on one back end, and what is known of it."""
 
     subject: Subject
     backend: str
     device: torch.device
-    tolerance: Tolerance
-    at_most: int
-    seed: int
+    settings: Settings
+    traits: Traits = field(default_factory=Traits)
 
     @property
     def variable(self) -> list[bool]:
@@ -43,14 +66,39 @@ class Probe:
         """The names of those."""
         return [n for n, var in zip(self.subject.names, self.variable, strict=True) if var]
 
-    def call(self, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """The subject's results."""
+    @property
+    def same(self) -> float:
+        """How far two ways to one result may differ, relative to the largest element."""
+        return AGREEMENT.get(self.precision, torch.finfo(self.precision).eps)
+
+    @property
+    def precision(self) -> torch.dtype:
+        """What the function computes in, in the checks that leave the dtype to the checker."""
+        if self.traits.narrow is not None:
+            return self.traits.narrow
+        if self.traits.wide is not None:
+            return self.traits.wide
+        given = [t.dtype for t in self.subject.tensors if t.is_floating_point()]
+        return max(given, key=lambda dtype: torch.finfo(dtype).eps)
+
+    def call(self, tensors: Sequence[Tensor], seeded: bool = True) -> tuple[Tensor, ...]:
+        """The subject's results, with the same random numbers every time if ``seeded``."""
+        if self.traits.draws and seeded:
+            torch.manual_seed(self.settings.seed)
         with use_backend(self.backend):
             return self.subject(tensors)
 
-    def at(self, dtype: torch.dtype | None = torch.float64) -> list[Tensor]:
-        """Fresh inputs; ``None``: of the dtypes given."""
-        return self.subject.at(dtype, self.device)
+    def same_draws(self) -> contextlib.AbstractContextManager[Any]:
+        """The same random numbers in each layout and dtype, within a ``with`` block."""
+        return SameDraws() if self.traits.draws else NOTHING
+
+    def at(self, dtype: torch.dtype | None = None) -> list[Tensor]:
+        """Fresh inputs, in that dtype; by default in the widest that the function takes."""
+        return self.subject.at(dtype or self.traits.wide, self.device)
+
+    def as_given(self) -> list[Tensor]:
+        """Fresh inputs, of the dtypes given."""
+        return self.subject.at(None, self.device)
 
     def variables(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         """Those of the tensors that have gradients."""
@@ -62,20 +110,38 @@ class Probe:
             t.detach().requires_grad_(var) for t, var in zip(tensors, self.variable, strict=True)
         ]
 
+    def others(self, by: float) -> list[Tensor]:
+        """Inputs a little way off, as near to zero, or as far from it."""
+        generator = torch.Generator().manual_seed(self.settings.seed)
+        return [
+            t * (1 + by * torch.rand(t.shape, generator=generator).to(t)) if var else t
+            for t, var in zip(self.at(), self.variable, strict=True)
+        ]
+
     def seeds(self, results: Sequence[Tensor]) -> list[Tensor]:
         """Random weights of the results: the gradients that arrive at them."""
-        generator = torch.Generator().manual_seed(self.seed)
+        generator = torch.Generator().manual_seed(self.settings.seed)
         return [
             torch.randn(y.shape, dtype=torch.float64, generator=generator).to(y.device, y.dtype)
             for y in results
         ]
 
-    def forward_and_backward(self, tensors: Sequence[Tensor]) -> list[Tensor | None]:
-        """Results, and the gradients of the variables."""
+    def results_and_gradients(
+        self, tensors: Sequence[Tensor], within: contextlib.AbstractContextManager[Any] = NOTHING
+    ) -> tuple[list[Tensor], list[Tensor | None]]:
+        """Results, and the gradients of the variables, both computed ``within`` a context."""
         leaves = self.leaves(tensors)
-        results = self.call(leaves)
-        its = gradients(results, self.variables(leaves), self.seeds(results))
-        return [*(y.detach() for y in results), *its]
+        with within:
+            results = self.call(leaves)
+        seeds = self.seeds(results)
+        with within:
+            its = gradients(results, self.variables(leaves), seeds)
+        return [y.detach() for y in results], list(its)
+
+    def forward_and_backward(self, tensors: Sequence[Tensor]) -> list[Tensor | None]:
+        """Both in one list."""
+        results, its = self.results_and_gradients(tensors)
+        return [*results, *its]
 
     def labels(self, count: int) -> list[str]:
         """``count`` values of :meth:`forward_and_backward`, or its last ones, in words."""
@@ -99,6 +165,8 @@ def gradients(
     if not pairs:
         return (None,) * len(variables)
     outputs, weights = zip(*pairs, strict=True)
-    return torch.autograd.grad(
+    its = torch.autograd.grad(
         outputs, variables, weights, retain_graph=True, allow_unused=True, **keywords
     )
+    # Those of embeddings may be sparse.
+    return tuple(g if g is None or g.layout is torch.strided else g.to_dense() for g in its)

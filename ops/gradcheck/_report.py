@@ -9,14 +9,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ops._errors import GradientCheckError
-from ops.arrays.conversions import require
-from ops.gradcheck._differences import Comparison, Element
+from ops.gradcheck._comparison import Comparison, Element
+from ops.gradcheck._plot import draw
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 PASS, FAIL, UNSUPPORTED, NOT_RUN = "pass", "FAIL", "not supported", "not run"
+CANNOT_TELL = "cannot tell"
+EXACT_ZEROS = "exact zeros"
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,8 @@ class Check:
     Attributes:
         backend: the back end.
         name: what was checked; empty where the back end as a whole was not.
-        status: ``pass``, ``FAIL``, ``not supported`` (the function says so itself) or ``not run``.
+        status: ``pass``, ``FAIL``, ``cannot tell`` (rounding hides a derivative), ``not supported``
+            (the function says so itself) or ``not run``.
         detail: what is wrong, or why it was not checked, or what there is to know.
         comparison: of derivatives with difference quotients, where that is what was checked.
     """
@@ -56,6 +58,7 @@ class Check:
             told["worst"] = _element(self.worst) if self.worst else None
             told["wrong"] = [_element(element) for element in self.comparison.wrong]
             told["kinks"] = [_element(element) for element in self.comparison.kinks]
+            told["unclear"] = [_element(element) for element in self.comparison.unclear]
         return told
 
 
@@ -78,12 +81,18 @@ class GradientReport:
         function: the name of what was checked.
         inputs: what it was checked at, in words.
         checks: every :class:`Check`.
+        notes: what there is to know of how it was checked.
     """
 
-    def __init__(self, function: str, inputs: str, checks: Sequence[Check]) -> None:
+    def __init__(
+        self, function: str, inputs: str, checks: Sequence[Check], notes: Sequence[str] = ()
+    ) -> None:
         self.function = function
         self.inputs = inputs
         self.checks = tuple(checks)
+        passed = [check for check in self.checks if check.status == PASS and check.detail]
+        of_checks = dict.fromkeys(f"{check.name}: {check.detail}" for check in passed)
+        self.notes = (*notes, *of_checks)
 
     @property
     def ok(self) -> bool:
@@ -98,6 +107,11 @@ class GradientReport:
     def failures(self) -> tuple[Check, ...]:
         """The checks that failed."""
         return tuple(check for check in self.checks if check.status == FAIL)
+
+    @property
+    def doubts(self) -> tuple[Check, ...]:
+        """The checks that cannot tell."""
+        return tuple(check for check in self.checks if check.status == CANNOT_TELL)
 
     def raise_if_failed(self) -> GradientReport:
         """Return the report itself, if nothing is wrong.
@@ -114,6 +128,8 @@ class GradientReport:
         ran = dict.fromkeys(check.backend for check in self.checks if check.name)
         lacks = dict.fromkeys(c.name for c in self.checks if c.status == UNSUPPORTED)
         unsupported = f"; not supported: {', '.join(lacks)}" if lacks else ""
+        doubts = dict.fromkeys(check.name for check in self.doubts)
+        unsupported += f"; cannot tell: {', '.join(doubts)}" if doubts else ""
         return f"{'ok  ' if self.ok else 'FAIL'}  {self.function}: {', '.join(ran)}{unsupported}"
 
     def __str__(self) -> str:
@@ -141,7 +157,7 @@ class GradientReport:
                 what = f"{check.backend}, {check.name}" if check.name else check.backend
                 lines.append(f"{what}: {check.status}")
                 lines += [f"    {line}" for line in check.detail.splitlines()]
-        lines += self._kinks()
+        lines += self._kinks() + [f"note: {note}" for note in self.notes]
         lines.append("ok" if self.ok else f"{len(self.failures)} failed")
         return "\n".join(lines)
 
@@ -151,6 +167,8 @@ class GradientReport:
         """The places where a quotient says nothing: the same ones on most back ends."""
         places: dict[str, None] = {}
         for check in self.checks:
+            if check.name == EXACT_ZEROS:
+                continue  # these are not where the inputs are
             for element in check.comparison.kinks if check.comparison else ():
                 places[element.place] = None
         if not places:
@@ -164,6 +182,7 @@ class GradientReport:
             "function": self.function,
             "inputs": self.inputs,
             "ok": self.ok,
+            "notes": list(self.notes),
             "checks": [check.to_dict() for check in self.checks],
         }
 
@@ -181,25 +200,13 @@ class GradientReport:
             path: where to save the picture, if anywhere.
 
         Returns:
-            The figure: a row for each back end.
+            The figure: a row for each back end. Notebooks show it.
 
         Raises:
+            ArgumentError: matplotlib knows no such format of pictures as ``path`` names.
             DependencyError: matplotlib is not installed.
         """
-        matplotlib = require("matplotlib.figure", "GradientReport.plot", extra="plot")
-        drawn = [
-            check for check in self.checks if check.comparison and check.name == "reverse mode"
-        ]
-        figure: Figure = matplotlib.Figure(figsize=(10, 4.2 * max(1, len(drawn))))
-        axes = figure.subplots(max(1, len(drawn)), 2, squeeze=False)
-        figure.suptitle(f"{self.function}: {'ok' if self.ok else 'FAILED'}")
-        for (left, right), check in zip(axes, drawn, strict=False):
-            _scatter(left, check)
-            _error_map(right, check)
-        figure.tight_layout()
-        if path is not None:
-            figure.savefig(path)
-        return figure
+        return draw(self, path)
 
 
 def _cell(check: Check | None) -> str:
@@ -214,36 +221,3 @@ def _cell(check: Check | None) -> str:
     if kinks:
         notes.append(f"{kinks} at kinks")
     return f"pass ({', '.join(notes)})" if notes else "pass"
-
-
-def _scatter(axes: Axes, check: Check) -> None:
-    if check.comparison is None:
-        return
-    for label, elements, colour in (
-        ("right", check.comparison.elements, "tab:blue"),
-        ("at a kink", check.comparison.kinks, "tab:orange"),
-        ("wrong", check.comparison.wrong, "tab:red"),
-    ):
-        if elements:
-            numeric, analytic = [e.numeric for e in elements], [e.analytic for e in elements]
-            axes.scatter(numeric, analytic, s=14, c=colour, label=label)
-    axes.axline((0, 0), slope=1, color="0.7", zorder=0)
-    axes.set(title=f"{check.backend}: gradient", xlabel="numeric", ylabel="analytic")
-    axes.legend()
-
-
-def _error_map(axes: Axes, check: Check) -> None:
-    """The errors of the input with the worst element, over its last dimension and the others."""
-    import numpy as np
-
-    worst = check.worst
-    if check.comparison is None or worst is None:
-        return
-    its = [element for element in check.comparison.elements if element.input == worst.input]
-    largest = zip(*(element.index for element in its), strict=True)
-    errors = np.full([1 + max(indices) for indices in largest] or [1], np.nan)
-    for element in its:
-        errors[element.index or 0] = element.error
-    image = axes.imshow(errors.reshape(-1, errors.shape[-1]), aspect="auto")
-    axes.figure.colorbar(image, ax=axes)
-    axes.set(title=f"{check.backend}: error in {worst.input}", xlabel="last dimension")

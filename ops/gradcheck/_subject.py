@@ -19,7 +19,9 @@ class Subject:
 
     Attributes:
         name: of the function.
+        arguments: how many of the tensors are arguments.
         names: of the tensors: arguments, then parameters and buffers.
+        chosen: whether there are several floating arguments, and none is marked.
         variable: which of them have gradients: parameters and arguments that require them, or all
             floating arguments, if none does.
     """
@@ -51,11 +53,13 @@ class Subject:
         for argument, tensor in zip(self.names, self.tensors, strict=True):
             if tensor.is_complex() or tensor.layout is not torch.strided:
                 raise ArgumentError(f"{argument} must be a dense real tensor to be checked")
+        self.arguments = len(self.tensors)
         told = any(tensor.requires_grad for tensor in self.tensors)
         self.variable = [
             tensor.is_floating_point() and (tensor.requires_grad or not told)
             for tensor in self.tensors
         ]
+        self.chosen = not told and sum(self.variable) > 1
         self._state: list[str] = []
         if isinstance(function, nn.Module):
             its = [*function.named_parameters(), *function.named_buffers()]

@@ -1,0 +1,173 @@
+"""Is the gradient in every dtype, on every back end, that of the pure-torch path in float64?"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from ops.gradcheck._differ import AGREEMENT, differ, largest
+from ops.gradcheck._probe import Outcome, Probe, gradients
+from ops.gradcheck._traits import narrowest, short
+
+Run = Callable[[Sequence[Tensor]], list[Tensor | None]]
+
+
+def agreement(probe: Probe, reference: Probe, dtype: torch.dtype) -> Outcome:
+    """In a dtype, against the pure-torch path in float64 from the same rounded inputs.
+
+    What rounding the inputs once more would change is allowed on top: near a kink, or where large
+    numbers cancel, no implementation can know better.
+    """
+    with probe.same_draws():
+        return _agreement(probe, reference, dtype)
+
+
+def _agreement(probe: Probe, reference: Probe, dtype: torch.dtype) -> Outcome:
+    inputs = probe.at(dtype)
+    wide = [t.to(w.device, w.dtype) for t, w in zip(inputs, reference.at(), strict=True)]
+    mine = probe.forward_and_backward(inputs)
+    count = len(mine) - len(probe.names)
+    seeds = probe.seeds([y for y in mine[:count] if y is not None])
+
+    def expected(tensors: Sequence[Tensor]) -> list[Tensor | None]:
+        leaves = reference.leaves(tensors)
+        results = reference.call(leaves)
+        arriving = [s.to(y.device, y.dtype) for s, y in zip(seeds, results, strict=True)]
+        its = gradients(results, reference.variables(leaves), arriving)
+        return [*(y.detach() for y in results), *its]
+
+    theirs = [_in_range(value, dtype) for value in expected(wide)]
+    spread = shaken(reference, expected, wide, dtype, theirs)
+    here, there = f"in {short(dtype)}", "on the pure-torch path in float64"
+    labels, tolerance = probe.labels(len(mine)), max(AGREEMENT[dtype], reference.same)
+    # Gradients that cancel to nothing are as exact as the others are: one scale for all of them.
+    most = max((largest(t) for t in theirs[count:] if t is not None), default=0.0)
+    problem = differ(labels, mine, theirs, tolerance, here, there, spread, most)
+    if not problem and dtype is not torch.float64:
+        # Small gradients are not to hide behind that scale, where rounding does not explain them.
+        bounds = _explained(expected, wide, dtype, mine[count:], theirs[count:], spread[count:])
+        problem = differ(labels[count:], mine[count:], theirs[count:], 0.0, here, there, bounds)
+    if problem:
+        narrow = narrowest(inputs, probe.results_and_gradients)
+        problem += f"\nvalues go through {short(narrow)} on the way" if narrow else ""
+        lost = [
+            None if one is None or other is None else one + 8 * other
+            for one, other in zip(spread, _noise(expected, wide, dtype, theirs), strict=True)
+        ]
+        if not differ(labels, mine, theirs, tolerance, here, there, lost, most):
+            problem += (
+                f"\nrounding to {short(dtype)} on the way explains it: the formula loses digits"
+            )
+    return Outcome(problem)
+
+
+def shaken(
+    probe: Probe,
+    run: Run,
+    tensors: Sequence[Tensor],
+    dtype: torch.dtype,
+    values: Sequence[Tensor | None],
+) -> list[Tensor | None]:
+    """How far the values move when the inputs are rounded in another way: two, and the reverse."""
+    least = torch.finfo(dtype).tiny  # below, numbers have fewer digits
+    spread = [None if value is None else torch.full_like(value, least) for value in values]
+    generator = torch.Generator().manual_seed(probe.settings.seed)
+    signs = [[_signs(t, generator) for t in tensors] for _ in range(2)]
+    step = 2 * torch.finfo(dtype).eps
+    for its, by in itertools.product(signs, (step, -step)):
+        places = zip(tensors, its, probe.variable, strict=True)
+        try:
+            moved = run([t * (1 + by * sign) if var else t for t, sign, var in places])
+        except Exception:
+            continue  # it has left the function's domain
+        for place, (one, other) in enumerate(zip(values, moved, strict=True)):
+            before = spread[place]
+            if before is not None and one is not None and other is not None:
+                # Not where it leaves the function's domain.
+                spread[place] = torch.fmax(before, 2 * (other - one).abs())
+    return spread
+
+
+def _explained(
+    run: Run,
+    tensors: Sequence[Tensor],
+    dtype: torch.dtype,
+    mine: Sequence[Tensor | None],
+    theirs: Sequence[Tensor | None],
+    spread: Sequence[Tensor | None],
+) -> list[Tensor | None]:
+    """Half of each gradient, or what rounding every number on the way to ``dtype`` changes.
+
+    Where there is exactly none, only the latter.
+    """
+    noise = _noise(run, tensors, dtype, theirs)
+    bounds: list[Tensor | None] = []
+    for place, its in enumerate(theirs):
+        lost, extra, ours = noise[place], spread[place], mine[place]
+        if its is None or lost is None or extra is None or ours is None:
+            bounds.append(None)
+            continue
+        typical = lost.square().mean().sqrt() if lost.numel() else lost
+        # Sums are taken in float32, or in more.
+        extra = extra + AGREEMENT[torch.float32] * largest(its)
+        some = torch.maximum(its.abs() / 2, 8 * torch.maximum(lost, typical) + extra)
+        bounds.append(torch.where(ours.to(its.device) == 0, 16 * lost + extra, some))
+    return bounds
+
+
+def _noise(
+    run: Run, tensors: Sequence[Tensor], dtype: torch.dtype, like: Sequence[Tensor | None]
+) -> list[Tensor | None]:
+    """How far gradients are off that are rounded on the way; infinite if nobody can tell."""
+    noise = [None if g is None else torch.zeros_like(g) for g in like]
+    eps = torch.finfo(dtype).eps
+    try:
+        for by in (0.0, 4 * eps, -4 * eps):  # the same formula, rounded in other ways
+            moved = [t * (1 + by) if t.is_floating_point() else t for t in tensors]
+            exact = run(moved)[-len(like) :]
+            with _Rounding(dtype):
+                rounded = run(moved)[-len(like) :]
+            for place, (one, other) in enumerate(zip(exact, rounded, strict=True)):
+                before = noise[place]
+                if before is not None and one is not None and other is not None:
+                    noise[place] = torch.maximum(before, (one - other).abs().nan_to_num(torch.inf))
+    except Exception:  # the function may refuse what is rounded
+        return [None if g is None else torch.full_like(g, torch.inf) for g in like]
+    return noise
+
+
+class _Rounding(TorchDispatchMode):
+    """Every result of torch's functions rounded to a dtype, as if computed in it."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.dtype = dtype
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        aliases = [r.alias_info for r in func._schema.returns]
+        if any(alias is not None and not alias.is_write for alias in aliases):
+            return result  # a view
+        for leaf in pytree.tree_leaves(result):
+            if isinstance(leaf, Tensor) and leaf.is_floating_point() and not leaf._is_view():
+                leaf.copy_(leaf.to(self.dtype).to(leaf.dtype))
+        return result
+
+
+def _in_range(value: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    """Infinite where ``dtype`` has no number as large."""
+    if value is None:
+        return None
+    too_large = value.abs() > torch.finfo(dtype).max
+    return torch.where(too_large, value.sign() * torch.inf, value)
+
+
+def _signs(like: Tensor, generator: torch.Generator) -> Tensor:
+    random = torch.randint(0, 2, like.shape, generator=generator)
+    return (2 * random - 1).to(like.device, like.dtype)

@@ -1,0 +1,187 @@
+"""Is the gradient the same in autograd's other modes? Forward, batched, vectorised."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import warnings
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from ops.gradcheck._differ import differ
+from ops.gradcheck._probe import Outcome, Probe, gradients
+
+# ---- the checks ----------------------------------------------------------------------------------
+
+
+def forward_mode(probe: Probe) -> Outcome:
+    """The derivative in a random direction of each input, weighted as in reverse mode."""
+    tensors = probe.at()
+    count = len(probe.call(tensors))
+    backward = probe.forward_and_backward(tensors)[count:]
+    directions = probe.seeds(probe.variables(tensors))
+    products = [
+        torch.zeros(1) if gradient is None else gradient * direction
+        for gradient, direction in zip(backward, directions, strict=True)
+    ]
+    largest = max(terms.abs().sum().item() for terms in products)
+    problems = []
+    for place, (name, terms) in enumerate(zip(probe.names, products, strict=True)):
+        direction = directions[place]
+        with forward_ad.dual_level(), warnings.catch_warnings():
+            # torch loads its formulas for forward mode when they are first needed, by torch.jit.
+            warnings.filterwarnings("ignore", message=".*torch.jit.* is deprecated")
+            dual = iter(
+                forward_ad.make_dual(v, direction) if i == place else v
+                for i, v in enumerate(probe.variables(tensors))
+            )
+            results = probe.call(
+                [next(dual) if v else t for t, v in zip(tensors, probe.variable, strict=True)]
+            )
+            tangents = [forward_ad.unpack_dual(y).tangent for y in results]
+            ours = sum(
+                0.0 if t is None else (t * s).sum().item()
+                for t, s in zip(tangents, probe.seeds(results), strict=True)
+            )
+        theirs = terms.sum().item()
+        allowed = probe.same * max(terms.abs().sum().item(), 1e-3 * largest)
+        if not (ours == theirs or abs(ours - theirs) <= allowed):
+            lost = " (there is no tangent)" if all(t is None for t in tangents) else ""
+            problems.append(
+                f"the derivative in a direction of {name} is {ours:.6g} in forward mode{lost} and "
+                f"{theirs:.6g} in reverse mode"
+            )
+    return Outcome("\n".join(problems))
+
+
+def batched_gradients(probe: Probe) -> Outcome:
+    """Three backward passes at once, as vectorised Jacobians do, against one after the other."""
+    leaves = probe.leaves(probe.at())
+    results, variables = probe.call(leaves), probe.variables(leaves)
+    differentiable = [y for y in results if y.requires_grad]
+    if not differentiable:
+        return Outcome()
+    seeds = [torch.stack([s, -2 * s, s * s]) for s in probe.seeds(differentiable)]
+    with _no_data_of_batches(), _quiet():
+        batched = gradients(differentiable, variables, seeds, is_grads_batched=True)
+    singles = [gradients(differentiable, variables, one) for one in zip(*seeds, strict=True)]
+    labels = probe.labels(len(probe.names))
+    together = _stacked(singles)
+    return Outcome(differ(labels, batched, together, probe.same, "in a batch", "one by one"))
+
+
+def vmap(probe: Probe) -> Outcome:
+    """``torch.vmap`` over all inputs, over each alone, and of their gradients, against a loop."""
+    points = [probe.at(), probe.others(-1e-3), probe.others(-2e-3)]
+    everything = tuple(range(len(probe.names)))
+    alone = itertools.combinations(everything, 1) if len(everything) > 1 else ()
+    for batched in (everything, *alone):
+        problem = _over(probe, points, batched, 0) or _over(probe, points, batched, -1)
+        if problem:
+            return Outcome(problem)
+    return Outcome()
+
+
+# ---- how -----------------------------------------------------------------------------------------
+
+
+def _over(probe: Probe, points: list[list[Tensor]], batched: Sequence[int], dim: int) -> str:
+    """What differs where some of the variables are batched, along that dimension."""
+    first = probe.variables(points[0])
+    rows = [
+        [v if i in batched else f for i, (v, f) in enumerate(zip(row, first, strict=True))]
+        for row in map(probe.variables, points)
+    ]
+
+    def function(*variables: Tensor) -> tuple[Tensor, ...]:
+        variable = iter(variables)
+        return probe.call(
+            [next(variable) if v else t for t, v in zip(points[0], probe.variable, strict=True)]
+        )
+
+    def gradient(*variables: Tensor) -> tuple[Tensor, ...]:
+        results, pull = torch.func.vjp(function, *variables)[:2]
+        return tuple(pull(tuple(probe.seeds(results))))
+
+    loop = [_run(probe, function, row) for row in rows]
+    dims = tuple(dim if i in batched else None for i in range(len(first)))
+    leaves = [
+        torch.stack([row[i] for row in rows], dim if i in batched else 0)
+        if i in batched
+        else first[i]
+        for i in range(len(first))
+    ]
+    leaves = [t.detach().clone().requires_grad_() for t in leaves]
+    with _quiet():
+        results = torch.vmap(function, dims, randomness="same")(*leaves)
+        seeds = [torch.stack([s] * len(rows)) for s in probe.seeds(loop[0][0])]
+        its = gradients(results, leaves, seeds)
+        inner = torch.vmap(gradient, dims, randomness="same")(*leaves)
+    expected = _stacked([row[0] for row in loop])
+    grads = _stacked([row[1] for row in loop])
+    over = f"under vmap over {', '.join(probe.names[i] for i in batched)} (in_dims={dims})"
+    count = len(expected)
+    labels = probe.labels(count + len(grads))
+    problem = differ(labels[:count], results, expected, probe.same, over, "in a loop")
+    outer = [
+        None if g is None or e is None else g.movedim(dim, 0) if i in batched else g
+        for i, (g, e) in enumerate(zip(its, grads, strict=True))
+    ]
+    sums = [e if e is None or i in batched else e.sum(0) for i, e in enumerate(grads)]
+    return (
+        problem
+        or differ(labels[count:], outer, sums, probe.same, over, "in a loop")
+        or differ(labels[count:], inner, grads, probe.same, f"{over} of vjp", "in a loop")
+    )
+
+
+def _run(
+    probe: Probe, function: Any, row: Sequence[Tensor]
+) -> tuple[list[Tensor], list[Tensor | None]]:
+    leaves = [t.detach().clone().requires_grad_() for t in row]
+    results = function(*leaves)
+    return [y.detach() for y in results], list(gradients(results, leaves, probe.seeds(results)))
+
+
+def _stacked(rows: Sequence[Sequence[Tensor | None]]) -> list[Tensor | None]:
+    """Each column as one tensor; ``None`` where no row has anything."""
+    found: list[Tensor | None] = []
+    for column in zip(*rows, strict=True):
+        like = next((t for t in column if t is not None), None)
+        found.append(
+            None
+            if like is None
+            else torch.stack([torch.zeros_like(like) if t is None else t for t in column])
+        )
+    return found
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without torch's word on where a batch is a loop, and on how it makes room for one."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="There is a performance drop")
+        warnings.filterwarnings("ignore", message="An output with one or more elements was resized")
+        yield
+
+
+@contextlib.contextmanager
+def _no_data_of_batches() -> Iterator[None]:
+    """``grad.data``, of which the process dies in a batched backward pass, raises instead."""
+    base: Any = torch._C.TensorBase.data
+
+    def get(tensor: Tensor) -> Tensor:
+        if torch._C._functorch.is_legacy_batchedtensor(tensor):
+            raise NotImplementedError("the backward pass takes .data of a batch of gradients")
+        data: Tensor = base.__get__(tensor)
+        return data
+
+    setattr(torch.Tensor, "data", property(get, base.__set__))  # noqa: B010
+    try:
+        yield
+    finally:
+        delattr(torch.Tensor, "data")  # that of the base class is there again
