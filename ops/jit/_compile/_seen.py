@@ -10,6 +10,7 @@ from pathlib import Path
 from ops._errors import ToolchainError
 from ops.jit._compile import _hardware, _toolchain
 
+
 # torch puts a ccache or sccache that is on PATH before the compiler, unasked. ccache's direct mode
 # returns the old object when a new header hides another one, and a user's own $CXX may name ccache.
 _WITHOUT_STALE_OBJECTS = {"TORCH_NO_COMPILER_WRAPPER": "1", "CCACHE_NODIRECT": "1"}
