@@ -31,7 +31,7 @@ bench: $(INSTALLED)
 	$(BIN)/python -m benchmarks.plot
 
 docs: .venv/docs
-	$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet docs build/site
+	$(BIN)/python -m sphinx --fail-on-warning --fresh-env --quiet docs build/site
 	@echo "The site: build/site/index.html"
 
 lint: .venv/dev

@@ -29,7 +29,6 @@ myst_heading_anchors = 3
 napoleon_custom_sections = ["Gradients", "Numerics"]
 napoleon_use_rtype = False
 autodoc_member_order = "bysource"
-autodoc_preserve_defaults = True
 python_maximum_signature_line_length = 88
 html_math_renderer = "mathtext"
 
@@ -49,7 +48,7 @@ def _reachable(inventories: dict[str, str]) -> dict[str, tuple[str, None]]:
         try:
             urllib.request.urlopen(f"{address}objects.inv", timeout=3).close()
         except OSError as error:
-            print(f"no links to {name}, because {address} cannot be reached: {error}")
+            print(f"no links to the documentation of {name}: {address}: {error}")
         else:
             found[name] = (address, None)
     return found

@@ -10,6 +10,7 @@ import importlib.util
 import inspect
 import io
 import re
+import subprocess
 
 import pytest
 
@@ -183,3 +184,26 @@ def test_a_good_page_passes(tmp_path):
         '<a href="a.html#x">x</a> <a href="https://a.b/">x</a></p>'
     )
     assert check.problems(tmp_path) == []
+
+
+# ---- targets -------------------------------------------------------------------------------------
+
+
+def planned(target):
+    """The commands that make would run."""
+    done = subprocess.run(
+        ["make", "-n", target], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    return done.stdout
+
+
+def test_make_docs_takes_warnings_for_errors_and_ci_calls_it():
+    assert re.search(r'pip install .* -e "\.\[docs\]"', planned("docs"))
+    assert re.search(r"-m sphinx --fail-on-warning .* docs build/site$", planned("docs"), re.M)
+    assert "\nmake docs\n" in (ROOT / ".ci" / "run").read_text()
+
+
+def test_make_bench_draws_the_chart():
+    bench, plot = planned("bench").splitlines()[-2:]
+    assert "-m benchmarks" in bench
+    assert plot.endswith("-m benchmarks.plot")

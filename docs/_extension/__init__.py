@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from sphinx.errors import ExtensionError
+from sphinx.util import logging
 
 from . import check, docstrings, formulas, generated
+
+_log = logging.getLogger(__name__)
 
 
 def setup(app: Any) -> dict[str, bool]:
@@ -35,5 +37,5 @@ def _finished(app: Any, exception: Exception | None) -> None:
         problems += [
             f"{name} is on no page" for name in generated.public_names() if name not in documented
         ]
-        if problems:
-            raise ExtensionError("the site is not right:\n  " + "\n  ".join(problems))
+        for problem in problems:
+            _log.warning(problem)
