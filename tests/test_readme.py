@@ -86,6 +86,11 @@ def test_its_ratios_are_those_of_the_figures():
     for (_, _, shown), other in zip(table, ("eager", "compile"), strict=True):
         ratios = [row["us"][other] / row["us"]["cpp"] for row in rows]
         assert shown == f"{min(ratios):.1f} to {max(ratios):.1f}"
+    (lltm,) = (_cells(line)[2] for line in README.splitlines() if line.startswith("| LLTM"))
+    steps = [_cells(line) for line in FIGURES.splitlines() if re.match(r"\|.*64 steps \|", line)]
+    fastest = max(_number(cells[-1]) for cells in steps)
+    (slowest,) = re.findall(r"64 steps gave ([\d.]+) forward", FIGURES)
+    assert lltm == f"{slowest} to {fastest:.1f}"
     builds = [_cells(line) for line in README.splitlines() if line.startswith("| cold build")]
     lowest, highest = builds[0][2].split(" to ")
     assert f"gave {lowest}, " in FIGURES
