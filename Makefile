@@ -1,6 +1,7 @@
 # make demo   train on real digits with a loss that compiles on the fly
 # make test   the tests
-# make bench  speed and memory, as ratios
+# make bench  speed and memory, as ratios, and the README's chart
+# make docs   the site, into build/site
 # make lint   what CI checks of style and types
 # make gpu    all that needs a GPU: tests, compute-sanitizer, benches
 #
@@ -17,7 +18,7 @@ BIN := .venv/bin
 # Of this torch: with another one, it is installed anew.
 INSTALLED := .venv/with-$(subst /,_,$(subst $() $(),_,$(TORCH)))
 
-.PHONY: demo test bench lint gpu clean
+.PHONY: demo test bench docs lint gpu clean
 
 demo: $(INSTALLED)
 	$(BIN)/python -m ops demo $(DEMO_ARGS)
@@ -27,6 +28,11 @@ test: $(INSTALLED)
 
 bench: $(INSTALLED)
 	$(BIN)/python -m benchmarks $(BENCHES)
+	$(BIN)/python -m benchmarks.plot
+
+docs: .venv/docs
+	$(BIN)/python -m sphinx --fail-on-warning --fresh-env --quiet docs build/site
+	@echo "The site: build/site/index.html"
 
 lint: .venv/dev
 	$(BIN)/ruff check .
@@ -38,12 +44,16 @@ gpu: $(if $(strip $(GPU_PYTHON)),,$(INSTALLED))
 
 $(INSTALLED): pyproject.toml
 	$(PYTHON) -m venv .venv
-	rm -f .venv/with-* .venv/dev
+	rm -f .venv/with-* .venv/dev .venv/docs
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check "$(TORCH)" -e ".[demo,test]"
 	touch $@
 
 .venv/dev: $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[dev]"
+	touch $@
+
+.venv/docs: $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[docs]"
 	touch $@
 
 clean:

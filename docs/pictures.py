@@ -1,0 +1,216 @@
+"""``python docs/pictures.py``: draw the pictures of the pages into ``docs/images``.
+
+Each function draws one picture, and its name is the name of the file.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from matplotlib.patches import FancyBboxPatch
+
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE.parent), str(HERE.parent / "examples")]
+
+import ops  # noqa: E402
+
+DPI = 110
+BLUE, ORANGE, GREY = "#3b6fb6", "#d9480f", "#666666"
+
+
+def improved_triplet_loss() -> Figure:
+    """The loss of one triplet over its two distances, and the regions between the clamps."""
+    t1, t2, beta = -1.0, 0.7, 0.5
+    pos, neg = np.meshgrid(np.linspace(0, 3, 301), np.linspace(0, 4, 301))
+    loss = np.maximum(pos - neg, t1) + beta * np.maximum(pos, t2)
+    figure = Figure(figsize=(6.4, 4.4), layout="constrained")
+    axes = figure.subplots()
+    levels = axes.contourf(pos, neg, loss, 16, cmap="viridis")
+    figure.colorbar(levels, label="loss")
+    axes.axline((0, -t1), slope=1, color="white", linestyle="--")
+    axes.axvline(t2, color="white", linestyle=":")
+    axes.text(1.6, 0.6, "pull the positive,\npush the negative", color="black", ha="center")
+    axes.text(1.4, 3.4, "pull the positive", color="white", ha="center")
+    axes.text(0.33, 2.6, "no gradient", color="white", ha="center")
+    axes.text(0.35, 0.3, "pull, push", color="white", ha="center")
+    axes.set(xlim=(0, 3), ylim=(0, 4), xlabel="distance to the positive, $d^+$")
+    axes.set(ylabel="distance to the negative, $d^-$")
+    axes.set_title(f"t1 = {t1}, t2 = {t2}, beta = {beta}", fontsize=10)
+    return figure
+
+
+def hausdorff_dt_loss() -> Figure:
+    """A prediction and a target, the weights, and the loss of each pixel."""
+    from scipy.ndimage import distance_transform_edt as distance
+
+    y, x = np.mgrid[:48, :48]
+    target = ((x - 20) ** 2 + (y - 24) ** 2 < 120).astype(float)
+    prediction = np.maximum(
+        1 / (1 + np.exp((np.hypot(x - 23, y - 22) - 11) / 1.2)),
+        0.9 * (np.hypot(x - 41, y - 8) < 3),
+    )
+    weights = sum((distance(m > 0.5) + distance(m <= 0.5)) ** 2 for m in (prediction, target))
+    pictures = {
+        "prediction p": prediction,
+        "target q": target,
+        "weight $d_p^2 + d_q^2$": weights,
+        "loss of each pixel, root": np.abs(prediction - target) * np.sqrt(weights),
+    }
+    figure = Figure(figsize=(9.6, 2.6), layout="constrained")
+    for axes, (title, values) in zip(figure.subplots(1, 4), pictures.items(), strict=True):
+        axes.imshow(values, cmap="magma")
+        axes.set_title(title, fontsize=10)
+        axes.set_axis_off()
+    return figure
+
+
+def set_matching_loss() -> Figure:
+    """A matrix of costs and the pairs of the least cost."""
+    torch.manual_seed(3)
+    cost = torch.rand(1, 6, 4)
+    matching = ops.set_matching_loss(cost, reduction="sum")
+    figure = Figure(figsize=(4.4, 4.2), layout="constrained")
+    axes = figure.subplots()
+    axes.imshow(cost[0], cmap="Blues", vmin=-0.2, vmax=1.4)
+    for row in range(6):
+        for column in range(4):
+            axes.text(column, row, f"{cost[0, row, column]:.2f}", ha="center", va="center")
+    for row, column in zip(matching.prediction, matching.target, strict=True):
+        corner = (float(column) - 0.45, float(row) - 0.45)
+        axes.add_patch(
+            FancyBboxPatch(corner, 0.9, 0.9, "round,pad=0", fill=False, edgecolor=ORANGE, lw=3)
+        )
+    axes.set(xticks=range(4), yticks=range(6), xlabel="target", ylabel="prediction")
+    axes.set_title(f"least cost {matching.loss.item():.2f}", fontsize=10)
+    return figure
+
+
+def lltm() -> Figure:
+    """The data flow of one step."""
+    figure = Figure(figsize=(8.4, 3.4), layout="constrained")
+    axes = figure.subplots()
+    axes.set(xlim=(0, 12.6), ylim=(0, 5))
+    line = {"arrowstyle": "->", "color": GREY, "lw": 1.5}
+    axes.set_axis_off()
+
+    def box(x: float, y: float, text: str, colour: str = BLUE, width: float = 1.5) -> None:
+        axes.add_patch(
+            FancyBboxPatch(
+                (x - width / 2, y - 0.35), width, 0.7, "round,pad=0.05", fc="white", ec=colour, lw=2
+            )
+        )
+        axes.text(x, y, text, ha="center", va="center", fontsize=11)
+
+    def arrow(start: tuple[float, float], end: tuple[float, float]) -> None:
+        axes.annotate("", end, start, arrowprops=line)
+
+    box(1, 3.6, "h, x", GREY)
+    box(3.4, 3.6, "W [h; x] + b", BLUE, 2.1)
+    for y, gate in ((4.6, r"$\sigma$(i)"), (3.6, "elu(z)"), (1.2, r"$\sigma$(o)")):
+        box(6, y, gate)
+        arrow((4.55, 3.6), (5.15, y))
+    box(1, 2.4, "c", GREY)
+    box(8.2, 3.6, r"$\times$", ORANGE, 0.6)
+    box(8.2, 2.4, "+", ORANGE, 0.6)
+    box(10, 2.4, "tanh")
+    box(10, 1.2, r"$\times$", ORANGE, 0.6)
+    box(11.8, 2.4, "c'", GREY, 0.8)
+    box(11.8, 1.2, "h'", GREY, 0.8)
+    arrow((1.85, 3.6), (2.25, 3.6))
+    arrow((6.85, 4.6), (7.9, 3.85))
+    arrow((6.85, 3.6), (7.8, 3.6))
+    arrow((8.2, 3.15), (8.2, 2.85))
+    arrow((1.85, 2.4), (7.8, 2.4))
+    arrow((8.6, 2.4), (9.15, 2.4))
+    axes.annotate(
+        "",
+        (11.8, 2.8),
+        (8.5, 2.7),
+        arrowprops={**line, "connectionstyle": "arc3,rad=-0.4"},
+    )
+    arrow((10, 1.95), (10, 1.65))
+    arrow((6.85, 1.2), (9.6, 1.2))
+    arrow((10.4, 1.2), (11.3, 1.2))
+    return figure
+
+
+def normalize_with_norm() -> Figure:
+    """Vectors, their directions on the unit circle, and their norms."""
+    vectors = torch.tensor([[1.8, 1.2], [-0.5, 0.3], [0.9, -1.9]])
+    direction, norm, _ = ops.normalize_with_norm(vectors)
+    figure = Figure(figsize=(4.4, 4.2), layout="constrained")
+    axes = figure.subplots()
+    angles = np.linspace(0, 2 * np.pi, 200)
+    axes.plot(np.cos(angles), np.sin(angles), color=GREY, lw=1, linestyle=":")
+    for x, d, n in zip(vectors, direction, norm, strict=True):
+        arrow = {"arrowstyle": "->", "lw": 2}
+        axes.annotate("", x.tolist(), (0, 0), arrowprops={**arrow, "color": BLUE})
+        axes.annotate("", d.tolist(), (0, 0), arrowprops={**arrow, "color": ORANGE, "lw": 3})
+        place = torch.maximum(n + 0.25, torch.tensor(1.25)) * d
+        axes.text(*place.tolist(), f"norm {n:.2f}", color=BLUE, ha="center", va="center")
+    axes.set(xlim=(-2.4, 2.4), ylim=(-2.4, 2.4), aspect="equal")
+    axes.set_title("blue: x, orange: its direction", fontsize=10)
+    return figure
+
+
+def scipy_conv2d() -> Figure:
+    """An image, a filter, and the three modes."""
+    image = torch.zeros(12, 12)
+    image[3:9, 4:8] = 1
+    kernel = torch.tensor([[1.0, 0.0, -1.0]] * 3)
+    pictures = {"image": image, "filter": kernel}
+    for mode in ("full", "same", "valid"):
+        pictures[f"mode = {mode}"] = ops.scipy_conv2d(image, kernel, mode=mode)
+    figure = Figure(figsize=(9.6, 2.4), layout="constrained")
+    for axes, (title, values) in zip(figure.subplots(1, 5), pictures.items(), strict=True):
+        axes.imshow(values, cmap="RdBu", vmin=-3, vmax=3)
+        height, width = values.shape
+        axes.set_title(f"{title}, {height} × {width}", fontsize=10)
+        axes.set(xlim=(-1.5, 13.5), ylim=(13.5, -1.5), xticks=[], yticks=[])
+    return figure
+
+
+def rfft2_magnitude() -> Figure:
+    """An image of two waves, and the magnitudes of its transform."""
+    y, x = torch.meshgrid(torch.arange(32.0), torch.arange(32.0), indexing="ij")
+    image = torch.cos(2 * np.pi * (3 * x + 2 * y) / 32) + 0.5 * torch.cos(2 * np.pi * 9 * x / 32)
+    figure = Figure(figsize=(6.4, 3.4), layout="constrained")
+    left, right = figure.subplots(1, 2, width_ratios=(32, 17))
+    left.imshow(image, cmap="gray")
+    left.set_title("x, 32 × 32", fontsize=10)
+    right.imshow(ops.rfft2_magnitude(image), cmap="magma")
+    right.set_title("|rfft2(x)|, 32 × 17", fontsize=10)
+    return figure
+
+
+def check_gradients() -> Path:
+    """The report on a gradient with the sign flipped, which draws itself."""
+    import wrong_sign
+
+    torch.manual_seed(0)
+    path = HERE / "images" / "check_gradients.png"
+    ops.check_gradients(wrong_sign.cube, torch.randn(2, 2)).plot(str(path))
+    return path
+
+
+def main() -> None:
+    """Draw all pictures."""
+    for draw in (
+        improved_triplet_loss,
+        hausdorff_dt_loss,
+        set_matching_loss,
+        lltm,
+        normalize_with_norm,
+        scipy_conv2d,
+        rfft2_magnitude,
+    ):
+        draw().savefig(HERE / "images" / f"{draw.__name__}.png", dpi=DPI)
+    check_gradients()
+
+
+if __name__ == "__main__":
+    main()
