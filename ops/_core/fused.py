@@ -8,6 +8,7 @@ forty. :mod:`torch.func`, which needs ``setup_context``, runs on the pure-torch 
 from __future__ import annotations
 
 import inspect
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -64,6 +65,8 @@ class FusedOp:
         title: str | None = None,
     ) -> None:
         signature = _Signature(definition, results, saved, backward, constants)
+        self.definition = definition
+        self._tensors, self._has_parameters = signature.tensors, signature.count > signature.tensors
         autograd.define(f"{name}_forward{signature.forward_schema}", shapes)
         autograd.define(f"{name}_backward{signature.backward_schema}", signature.gradient_shapes)
         kernels = [getattr(torch.ops.jitops, f"{name}_{one}").default for one in PASSES]
@@ -71,21 +74,24 @@ class FusedOp:
         function.__name__ = title or "".join(part.title() for part in name.split("_"))
         function.__name__ += "Function"
         function.__qualname__ = function.__name__
-        autograd.define_in_graphs(f"{name}{signature.schema}", function.apply)
-        self.definition = definition
+        autograd.define_in_graphs(f"{name}{signature.schema}", self._apply)
         self.Function: type[torch.autograd.Function] = function
         self.op = built_in(source or name)
         self._in_graphs = getattr(torch.ops.jitops, name)
-        self._first = signature.tensors[0]
         self.op.prepare()
 
     def __call__(self, *arguments: Any) -> Any:
         """The results, on the back end that the first tensor and the settings choose."""
-        first = arguments[self._first]
-        if autograd.needs_torch_path() or self.op.backend_for(first) == "torch":
+        if autograd.needs_torch_path() or self.op.backend_for(arguments[0]) == "torch":
             return self.definition(*arguments)
         if torch.compiler.is_compiling():
             return self._in_graphs(*arguments)
+        return self._apply(*arguments)
+
+    def _apply(self, *arguments: Any) -> Any:
+        if self._has_parameters:
+            count = self._tensors
+            return autograd.apply(self.Function, *arguments[:count], arguments[count:])
         return autograd.apply(self.Function, *arguments)
 
     def unchecked(self, *arguments: Any) -> Any:
@@ -94,7 +100,7 @@ class FusedOp:
         ``None`` means that the kernels do not take part in this call, or refuse the arguments.
         Then the caller checks them in Python, whose errors say more.
         """
-        first = arguments[self._first]
+        first = arguments[0]
         if (
             not isinstance(first, Tensor)
             or autograd.needs_torch_path()
@@ -104,7 +110,7 @@ class FusedOp:
         ):
             return None
         try:
-            return autograd.apply(self.Function, *arguments)
+            return self._apply(*arguments)
         except (RuntimeError, TypeError):
             return None
 
@@ -133,15 +139,17 @@ class _Signature:
         def places(names: Sequence[str]) -> list[int]:
             return [values.index(name) for name in names]
 
+        if list(types)[: len(tensors)] != tensors:
+            raise ValueError("the definition must take its tensors first, then its parameters")
         self.definition = definition
-        self.count, self.results, self.outputs = len(types), len(results), len(results) + len(saved)
-        self.tensors = places(tensors)
-        self.parameters = places([name for name in types if name not in tensors])
+        self.tensors, self.count = len(tensors), len(types)
+        self.results, self.outputs = len(results), len(results) + len(saved)
         self.differentiable = places(differentiable)
         self.constant_results = [results.index(name) for name in results if name in constants]
         self.backward = places(backward)
         # The definition takes all tensors again where the backward pass is differentiated.
-        self.kept = sorted({*self.tensors, *places([n for n in backward if n not in parameters])})
+        taken = [name for name in backward if name in tensors or name not in types]
+        self.kept = sorted({*range(len(tensors)), *places(taken)})
 
         listed = ", ".join(f"{type_} {name}" for name, type_ in types.items())
         maybe = "?" if len(grads) > 1 else ""  # a result that is not used has no gradient
@@ -169,14 +177,29 @@ def _tensors(count: int) -> str:
     return "Tensor" if count == 1 else f"({', '.join(['Tensor'] * count)})"
 
 
+def _picker(places: Sequence[int]) -> Callable[[Sequence[Any]], tuple[Any, ...]]:
+    """A function that returns the values at these places, without a loop in Python."""
+    if len(places) > 1:
+        return operator.itemgetter(*places)
+    return lambda values: tuple(values[place] for place in places)
+
+
 def _function(
     signature: _Signature, forward: Callable[..., Any], backward: Callable[..., Any]
 ) -> type[torch.autograd.Function]:
-    """The autograd Function over the two kernels."""
-    # Local names: a call must not look up an attribute for each.
-    count, results, kept = signature.count, signature.results, signature.kept
-    parameters, differentiable = signature.parameters, signature.differentiable
+    """The autograd Function over the two kernels.
+
+    It takes the parameters as one tuple, behind the tensors: torch looks at each argument.
+    """
+    tensors, count, results = signature.tensors, signature.count, signature.results
+    kept, differentiable = signature.kept, signature.differentiable
     constant_results = signature.constant_results
+    kept_and_parameters = [*kept, *range(tensors, count)]
+    pick_kept = _picker(kept)
+    pick_taken = _picker([kept_and_parameters.index(place) for place in signature.backward])
+    pick_needed = _picker(differentiable)
+    has_parameters, several = count > tensors, results > 1
+    all_differentiable = differentiable == list(range(tensors))
 
     class Function(torch.autograd.Function):
         """Both passes fused; the backward pass is differentiable."""
@@ -184,42 +207,44 @@ def _function(
         @staticmethod
         def forward(ctx: Any, *arguments: Any) -> Any:
             """Keep the tensors that the backward pass takes."""
+            if has_parameters:
+                ctx.parameters = arguments[-1]
+                arguments = (*arguments[:-1], *arguments[-1])
             outputs = forward(*arguments)
             values = (*arguments, outputs) if isinstance(outputs, Tensor) else arguments + outputs
-            ctx.save_for_backward(*[values[place] for place in kept])
-            ctx.parameters = [arguments[place] for place in parameters]
-            ctx.set_materialize_grads(False)
+            ctx.save_for_backward(*pick_kept(values))
             if constant_results:
                 ctx.mark_non_differentiable(*[outputs[place] for place in constant_results])
-            return values[count] if results == 1 else values[count : count + results]
+            if several:
+                ctx.set_materialize_grads(False)  # of a result that is not used
+                return values[count : count + results]
+            return values[count]
 
         @staticmethod
         def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
             """Compute the gradients that are needed, and no others."""
-            gradients: list[Tensor | None] = [None] * count
-            if constant_results:
-                its = enumerate(grads)
-                grads = tuple(grad for place, grad in its if place not in constant_results)
-            if all(grad is None for grad in grads):
-                return tuple(gradients)
-            values: list[Any] = [None] * (count + signature.outputs)
-            for place, tensor in zip(kept, ctx.saved_tensors, strict=True):
-                values[place] = tensor
-            for place, value in zip(parameters, ctx.parameters, strict=True):
-                values[place] = value
-            needed = [ctx.needs_input_grad[place] for place in differentiable]
+            if several:
+                pairs = enumerate(grads)
+                grads = tuple(grad for place, grad in pairs if place not in constant_results)
+                if all(grad is None for grad in grads):
+                    return (None,) * (tensors + has_parameters)
+            values = ctx.saved_tensors
+            if has_parameters:
+                values += ctx.parameters
+            needed = pick_needed(ctx.needs_input_grad)
+            computed: list[Tensor]
             if autograd.needs_torch_backward(*grads):
-                found = autograd.differentiable(
-                    signature.definition,
-                    values[:count],
-                    differentiable,
-                    needed,
-                    grads,
-                    constant_results,
+                named = dict(zip(kept_and_parameters, values, strict=True))
+                arguments = [named[place] for place in range(count)]
+                computed = autograd.differentiable(
+                    signature.definition, arguments, differentiable, needed, grads, constant_results
                 )
             else:
-                found = backward(*grads, *[values[place] for place in signature.backward], *needed)
-            rest = iter(found)
+                computed = backward(*grads, *pick_taken(values), *needed)
+            if all_differentiable and len(computed) == tensors:
+                return (*computed, None) if has_parameters else tuple(computed)
+            rest = iter(computed)
+            gradients: list[Tensor | None] = [None] * (tensors + has_parameters)
             for place, need in zip(differentiable, needed, strict=True):
                 if need:
                     gradients[place] = next(rest)
