@@ -53,7 +53,12 @@ def test_operators_whose_newer_version_has_an_undefined_symbol(cache, monkeypatc
 
 DIES = [  # what is added to a version, what must be said, and whether it is an exception's doing
     (THROWS, r"signal 6 \(SIGABRT\) in its initialisers: .*on purpose", True),
-    ("schema", r"signal 6 \(SIGABRT\) in its initialisers: .*schema", True),
+    # torch 2.11 logs the error, goes on, and has no such operator.
+    *(
+        [("schema", r"signal 6 \(SIGABRT\) in its initialisers: .*schema", True)]
+        if torch.__version__ >= "2.12"
+        else []
+    ),
     ("abort()", r"signal 6 \(SIGABRT\) in its initialisers: nothing said", False),
     ("raise(SIGSEGV)", r"signal 11 \(SIGSEGV\) in its initialisers: nothing said", False),
     ("_exit(0)", r"exit status 0 in its initialisers: nothing said", False),
