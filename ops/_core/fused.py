@@ -70,10 +70,9 @@ class FusedOp:
         autograd.define(f"{name}_forward{signature.forward_schema}", shapes)
         autograd.define(f"{name}_backward{signature.backward_schema}", signature.gradient_shapes)
         kernels = [getattr(torch.ops.jitops, f"{name}_{one}").default for one in PASSES]
-        function = _function(signature, *kernels)
-        function.__name__ = title or "".join(part.title() for part in name.split("_"))
-        function.__name__ += "Function"
-        function.__qualname__ = function.__name__
+        title = title or "".join(part.title() for part in name.split("_"))
+        # A class of its own, since torch names the node of the backward pass after the class.
+        function = type(f"{title}Function", (_function(signature, *kernels),), {})
         autograd.define_in_graphs(f"{name}{signature.schema}", self._apply)
         self.Function: type[torch.autograd.Function] = function
         self.op = built_in(source or name)
