@@ -49,7 +49,7 @@ def test_unused_outputs_arrive_as_none(monkeypatch):
     """No zeros are made for them."""
     import sys
 
-    function = sys.modules["ops.normalize_with_norm"].NormalizeWithNormFunction
+    function = sys.modules["ops.layers.normalize_with_norm"].NormalizeWithNormFunction
     arrived = []
 
     def spy(ctx, *grads):
