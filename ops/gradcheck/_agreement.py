@@ -51,7 +51,8 @@ def _agreement(probe: Probe, reference: Probe, dtype: torch.dtype) -> Outcome:
     problem = differ(labels, mine, theirs, tolerance, here, there, spread, most)
     if not problem and dtype is not torch.float64:
         # Small gradients are not to hide behind that scale, where rounding does not explain them.
-        bounds = _explained(expected, wide, dtype, mine[count:], theirs[count:], spread[count:])
+        gradients_alone = (mine[count:], theirs[count:], spread[count:])
+        bounds = _explained(expected, wide, dtype, *gradients_alone, most)
         problem = differ(labels[count:], mine[count:], theirs[count:], 0.0, here, there, bounds)
     if problem:
         narrow = narrowest(inputs, probe.results_and_gradients)
@@ -101,11 +102,15 @@ def _explained(
     mine: Sequence[Tensor | None],
     theirs: Sequence[Tensor | None],
     spread: Sequence[Tensor | None],
+    most: float,
 ) -> list[Tensor | None]:
-    """Half of each gradient, or what rounding every number on the way to ``dtype`` changes.
+    """Half of each gradient, or the effect of rounding every number on the way to ``dtype``.
 
-    Where there is exactly none, only the latter.
+    A gradient that is exactly zero is allowed the latter alone. Any other is allowed some roundings
+    of the largest gradient, ``most``: sums that cancel, as for a bias before a normalisation, leave
+    as much.
     """
+    cancelled = 32 * torch.finfo(torch.float32).eps * most
     noise = _noise(run, tensors, dtype, theirs)
     bounds: list[Tensor | None] = []
     for place, its in enumerate(theirs):
@@ -116,7 +121,8 @@ def _explained(
         typical = lost.square().mean().sqrt() if lost.numel() else lost
         # Sums are taken in float32, or in more.
         extra = extra + AGREEMENT[torch.float32] * largest(its)
-        some = torch.maximum(its.abs() / 2, 8 * torch.maximum(lost, typical) + extra)
+        rounding = 8 * torch.maximum(lost, typical) + extra + cancelled
+        some = torch.maximum(its.abs() / 2, rounding)
         bounds.append(torch.where(ours.to(its.device) == 0, 16 * lost + extra, some))
     return bounds
 
