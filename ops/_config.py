@@ -32,6 +32,7 @@ class Settings:
     strict: bool
     cache_dir: Path | None
     cache_max_size: int
+    trust_group: bool
     bundle: Path | None
     build: str
     build_timeout: float
@@ -154,6 +155,14 @@ VARIABLES = (
         size,
     ),
     Variable(
+        "trust_group",
+        False,
+        "Trust a cache that its group may write, if you are in that group: some volumes are so by "
+        "policy.",
+        _A_SWITCH,
+        _switch,
+    ),
+    Variable(
         "bundle",
         None,
         "A bundle to look into first: absolute path of what `jitops bundle export` wrote, or that "
@@ -178,7 +187,7 @@ VARIABLES = (
     Variable(
         "retry",
         False,
-        "Try again to build what has failed, though nothing has changed since.",
+        "Of no effect: each process tries again to build what has failed.",
         _A_SWITCH,
         _switch,
     ),

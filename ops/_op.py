@@ -20,7 +20,7 @@ from ops._errors import (
     JitopsError,
 )
 from ops.jit import Extension
-from ops.jit._compile import _hardware, _toolchain
+from ops.jit._compile import _compilers
 
 Source = Extension | Callable[[], Extension]
 
@@ -83,7 +83,7 @@ class Op:
             return
         if settings.backend in DEVICE_OF:
             _settle(self.name, None, DEVICE_OF[settings.backend])
-        elif settings.backend == "auto" and _hardware.has_gpu():
+        elif settings.backend == "auto" and _compilers.has_gpu():
             _settle(self.name, None, "cuda")
 
     def extension(self, backend: str) -> Extension | None:
@@ -184,10 +184,10 @@ class Op:
             if extension is None:
                 return f"{self.name} has no back end {backend!r}"
             if extension.find() is None:
-                _toolchain.check(with_cuda=backend == "cuda")
+                _compilers.check(with_cuda=backend == "cuda")
         except JitopsError as error:
             return str(error)
-        if backend == "cuda" and not _hardware.has_gpu():
+        if backend == "cuda" and not _compilers.has_gpu():
             return "torch sees no GPU"
         return None
 
