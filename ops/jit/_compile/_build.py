@@ -112,8 +112,9 @@ def build(
             with _progress.watching(spec.name, units[: spec.unit_count], echo) as on_line:
                 _run(spec, place, environ, on_line)
 
+        module = _torch_build.module(environ, _compilers.cuda_home(), run)
         try:
-            _call(_torch_build.module(environ, _compilers.cuda_home(), run), spec, place, first)
+            _call(module, spec, place, first)
         except (_runner.NinjaError, RuntimeError, OSError) as error:
             # Not "from error": a page of torch's own frames, of which the log has all that matters.
             raise _diagnostics.failed(spec, place, log, str(error)) from None
