@@ -26,7 +26,7 @@ LAYERS = (
     {"ops.jit._cache._publish"},
     {"ops.jit._cache._bundle", "ops.jit._cache._eviction"},
     {f"ops.jit._compile{name}" for name in ("", "._causes", "._compilers", "._cpu", "._log")},
-    {f"ops.jit._compile.{name}" for name in ("_diagnostics", "_editors", "_gpu_archs")},
+    {f"ops.jit._compile.{name}" for name in ("_diagnostics", "_gpu_archs")},
     {f"ops.jit._compile.{name}" for name in ("_progress", "_runner", "_torch_build")},
     {"ops.jit._compile._build"},
     {"ops.jit._compile._reports"},

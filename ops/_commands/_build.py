@@ -124,9 +124,7 @@ def main(options: argparse.Namespace) -> int:
         found = [
             command
             for entry in sorted(entries, key=lambda entry: entry.folder)
-            for command in _admin.read_compile_commands(
-                entry.content(_admin.COMPILE_COMMANDS), entry.folder
-            )
+            for command in _admin.commands_of(entry)
         ]
         editors.write_text(json.dumps(found, indent=1) + "\n")
     return 1 if failed else 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ops.jit import _key
+from ops.jit._build_directory import commands_of
 from ops.jit._cache import _entries, _lock, _publish
 from ops.jit._cache._bundle import export, import_into
 from ops.jit._cache._bundle import read as read_bundle
@@ -20,8 +21,6 @@ from ops.jit._cache._lock import exclusive
 from ops.jit._compile import _compilers as compilers
 from ops.jit._compile import _cpu as cpu
 from ops.jit._compile import _gpu_archs as gpu_archs
-from ops.jit._compile._editors import NAME as COMPILE_COMMANDS
-from ops.jit._compile._editors import read as read_compile_commands
 from ops.jit._explain_miss import against, sentence
 from ops.jit._spec import Spec
 
@@ -37,11 +36,11 @@ def last_failure(spec: Spec) -> str | None:
 
 
 __all__ = [
-    "COMPILE_COMMANDS",
     "Entry",
     "Item",
     "against",
     "clean",
+    "commands_of",
     "compilers",
     "configured_root",
     "cpu",
@@ -54,7 +53,6 @@ __all__ = [
     "items",
     "last_failure",
     "read_bundle",
-    "read_compile_commands",
     "readable_roots",
     "sentence",
     "unusable",

@@ -11,13 +11,15 @@ import hashlib
 import json
 import os
 import re
+import shlex
 import stat
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from ops._errors import ArgumentError, CacheError
 from ops.jit._cache._entries import Entry
-from ops.jit._compile import _editors
+from ops.jit._compile import _build
 from ops.jit._spec import Spec
 
 _RECORD = ".jitops"  # only ever added to, so that processes need not wait for each other
@@ -48,7 +50,7 @@ def prepare(folder: Path, spec: Spec) -> Path:
         lines = _read(record).splitlines(keepends=True)
         if not all(map(_LINE.fullmatch, lines)):
             raise _not_ours(record)
-    names = [spec.name if spec.is_standalone else f"{spec.name}.so", _editors.NAME]
+    names = [spec.name if spec.is_standalone else f"{spec.name}.so", _build.COMMANDS]
     if spec.inline:
         names += ["main.cpp", *(["cuda.cu"] if spec.cuda_sources else [])]
     for name in names:
@@ -64,8 +66,8 @@ def fill(spec: Spec, entry: Entry, folder: Path) -> Path:
         CacheError: the folder cannot take it.
     """
     try:
-        commands = json.dumps(_editors.read(entry.content(_editors.NAME), folder), indent=1)
-        target = folder / _editors.NAME
+        commands = json.dumps(commands_of(entry, folder), indent=1)
+        target = folder / _build.COMMANDS
         if _kind(target) is None or (_kind(target) == "file" and _is_ours(target)):
             _put(target, commands.encode(), 0o644)
         for name in (entry.library.name, "main.cpp", "cuda.cu"):
@@ -82,6 +84,16 @@ def fill(spec: Spec, entry: Entry, folder: Path) -> Path:
     return folder / entry.library.name
 
 
+def commands_of(entry: Entry, folder: Path | None = None) -> list[dict[str, Any]]:
+    """Return the commands that compiled an entry, as if they had run in ``folder``."""
+    place = str(folder or entry.folder)
+    places = {"command": shlex.quote(place)}  # the shell's, where the others are paths
+    return [
+        {key: value.replace(_build.HERE, places.get(key, place)) for key, value in one.items()}
+        for one in json.loads(entry.content(_build.COMMANDS) or b"[]")
+    ]
+
+
 def _check(path: Path, spec: Spec) -> None:
     """Refuse a file that neither this loader nor torch's has written.
 
@@ -91,7 +103,7 @@ def _check(path: Path, spec: Spec) -> None:
     kind = _kind(path)
     if kind == "special file":  # whose mere opening may block, or do something
         raise _not_ours(path, ", a special file")
-    if kind in (None, "folder") or path.name in (_editors.NAME, f"{spec.name}.so"):
+    if kind in (None, "folder") or path.name in (_build.COMMANDS, f"{spec.name}.so"):
         return
     if kind == "link":
         raise _not_ours(path, ", a symbolic link")

@@ -12,11 +12,11 @@ from ops import _config
 from ops._errors import BuildError, CacheError, JitopsError, NotBuiltError
 from ops.jit import _inputs, _key, _pch, _record
 from ops.jit._cache import _entries, _eviction, _location, _lock, _publish
-from ops.jit._compile import _build, _compilers, _editors, _progress
+from ops.jit._compile import _build, _compilers, _progress
 from ops.jit._spec import Spec
 
 # Kept beside the library: the sources of text, and how it was built.
-_KEPT = ("main.cpp", "cuda.cu", "build.ninja", _editors.NAME)
+_KEPT = ("main.cpp", "cuda.cu", "build.ninja", _build.COMMANDS)
 _ATTEMPTS = 3  # where inputs are edited while the compilers run
 
 
@@ -97,7 +97,6 @@ def _build_here(
                 f"times, so that no result can be trusted"
             )
         _compilers.check_torch()
-        _editors.write(folder, built.commands)
         _pch.schedule(spec, folder, root)
         manifest = {
             "name": spec.name,

@@ -45,17 +45,23 @@ def _of_files(spec: Spec, manifest: Manifest) -> Iterator[str]:
     imported = bool(manifest.get("imported"))
     # Where nothing is compiled, the system's headers need not be there.
     foreign = imported or _compilers.cxx() is None
+    stat, join = os.stat, os.path.join
     for number, name, content, *recorded in manifest["inputs"]:
-        path = name if number < 0 else os.path.join(roots[number], name)
-        if number < 0:
-            if imported and path.startswith(SYSTEM):
-                continue
+        path = name if number < 0 else join(roots[number], name)
+        if recorded:
             try:
-                if recorded and recorded == stamp(os.stat(path)):
-                    continue
+                now = stat(path)
             except OSError:
                 if foreign:
                     continue
+            else:
+                # Size, modification, change: nobody can set back the last of them.
+                if recorded == [now.st_size, now.st_mtime_ns, now.st_ctime_ns]:
+                    continue
+        # Another machine's system, or headers that this one need not have.
+        others = number < 0 and foreign
+        if others and ((imported and path.startswith(SYSTEM)) or not os.path.exists(path)):
+            continue
         if digest_of(path) != content:
             yield f"{name} has changed"
     parts, exact = frozenset(manifest["names"]), manifest["exact"]
@@ -145,11 +151,6 @@ def digest_of(path: str) -> str:
             return hashlib.sha256(file.read()).hexdigest()[:40]
     except OSError:
         return MISSING
-
-
-def stamp(status: os.stat_result) -> list[int]:
-    """Return what changes with each edit, and which nobody can set back: the time of change."""
-    return [status.st_size, status.st_mtime_ns, status.st_ctime_ns]
 
 
 def listing(

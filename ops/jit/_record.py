@@ -19,7 +19,7 @@ import torch
 
 from ops._errors import BuildError
 from ops.jit import _flags, _inputs
-from ops.jit._compile import _compilers, _gpu_archs, _reports
+from ops.jit._compile import _compilers, _reports
 from ops.jit._compile._build import Built
 from ops.jit._spec import Spec
 
@@ -52,6 +52,11 @@ def record(spec: Spec, built: Built) -> _inputs.Manifest:
 def of_machine(spec: Spec) -> _inputs.Manifest:
     """Describe the compilers of a build, and where its result can run."""
     tools = _compilers.tools(spec.uses_cuda).items()
+    architectures: tuple[str, ...] = ()
+    if spec.uses_cuda:
+        from ops.jit._compile import _gpu_archs
+
+        architectures = _gpu_archs.architectures_of(spec)
     return {
         "compilers": {
             name: {"version": _compilers.version(tool), "identity": _compilers.identity(tool)}
@@ -59,7 +64,7 @@ def of_machine(spec: Spec) -> _inputs.Manifest:
             if tool is not None
         },
         "libc": _inputs.libc(),
-        "architectures": _gpu_archs.architectures_of(spec),
+        "architectures": architectures,
     }
 
 
@@ -120,9 +125,10 @@ def _state(spec: Spec, path: str) -> list[Any]:
         status = os.stat(path)
     except OSError:
         return [*where, content]
+    times = [status.st_size, status.st_mtime_ns, status.st_ctime_ns]
     recent = time.time_ns() - max(status.st_mtime_ns, status.st_ctime_ns) < _RECENT
     # An edit that follows soon may leave the same times.
-    return [*where, content, *([] if where[0] >= 0 or recent else _inputs.stamp(status))]
+    return [*where, content, *([] if where[0] >= 0 or recent else times)]
 
 
 # ---- texts ---------------------------------------------------------------------------------------

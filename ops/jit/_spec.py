@@ -121,6 +121,15 @@ class Spec:
             return 1 + bool(self.cuda_sources)  # load_inline always writes a main.cpp
         return len(self.sources)
 
+    def label(self, suffix: str, index: int) -> str:
+        """Return the file name by which compilers know a text."""
+        return f"{self.name}[{index}].{suffix}"
+
+    @property
+    def functions_label(self) -> str:
+        """The file name of the lines that bind ``functions``, one each from the second on."""
+        return f"{self.name}.functions"
+
     @property
     def header_roots(self) -> tuple[Path, ...]:
         """The extension's own folders, which may move: headers in them are recorded relatively."""

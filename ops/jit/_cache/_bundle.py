@@ -189,7 +189,7 @@ def import_into(path: Path, root: Path) -> list[Path]:
                     place.chmod(0o444)
             (folder / str(manifest["library"]["file"])).chmod(0o555)
             (folder / "manifest.json").chmod(0o644)
-            (folder / "manifest.json").write_text(json.dumps(manifest, indent=1))
+            (folder / "manifest.json").write_text(json.dumps(manifest))
             (folder / "manifest.json").chmod(0o444)
             (folder / _entries.USED).touch(mode=0o644)
             if _publish.place(root, folder, target) is None:

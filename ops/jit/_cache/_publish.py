@@ -75,7 +75,7 @@ def publish(
     size, digest = _entries.measure(library)
     whole = {**manifest, "library": {"file": library.name, "size": size, "sha256": digest}}
     clear(folder, (library.name, *keep))
-    (folder / "manifest.json").write_text(json.dumps(whole, indent=1))
+    (folder / "manifest.json").write_text(json.dumps(whole))
     (folder / _entries.USED).touch(mode=0o644)
     for path in (folder / "manifest.json", library):
         with contextlib.suppress(OSError):  # no modes on this file system

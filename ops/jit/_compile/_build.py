@@ -25,15 +25,7 @@ import torch
 
 from ops._errors import BuildError, ToolchainError
 from ops.jit import _flags
-from ops.jit._compile import (
-    _compilers,
-    _cpu,
-    _diagnostics,
-    _gpu_archs,
-    _progress,
-    _runner,
-    _torch_build,
-)
+from ops.jit._compile import _compilers, _cpu, _progress, _runner, _torch_build
 from ops.jit._spec import RETIRE, Spec
 
 # Withdraws what a library has registered with torch, while its code stays where it is. Without the
@@ -60,6 +52,8 @@ default search.txt
 """
 _SEARCH_CUDA = "build search_cuda.txt: jitops_search_cuda\ndefault search_cuda.txt\n"
 LINK_REPORT = "link.d"
+COMMANDS = "compile_commands.json"
+HERE = "@ENTRY@"  # stands in it for the entry's folder, so that a cache can move
 _TEMPORARY = Path("/tmp")  # whatever TMPDIR says
 
 
@@ -71,13 +65,11 @@ class Built:
         library: lies in the private folder.
         place: the path by which the tools know the folder.
         seconds: how long it took.
-        commands: one for each source, as in ``compile_commands.json``.
     """
 
     library: Path
     place: Path
     seconds: float
-    commands: list[dict[str, Any]]
 
 
 def build(
@@ -116,14 +108,12 @@ def build(
         try:
             _call(module, spec, place, first)
         except (_runner.NinjaError, RuntimeError, OSError) as error:
+            from ops.jit._compile import _diagnostics
+
             # Not "from error": a page of torch's own frames, of which the log has all that matters.
             raise _diagnostics.failed(spec, place, log, str(error)) from None
-        return Built(
-            library=_library(spec, folder),
-            place=place,
-            seconds=time.perf_counter() - started,
-            commands=_commands(place, folder),
-        )
+        _keep_commands(place, folder)
+        return Built(_library(spec, folder), place, time.perf_counter() - started)
 
 
 def _library(spec: Spec, folder: Path) -> Path:
@@ -202,6 +192,8 @@ def _run(spec: Spec, place: Path, environ: dict[str, str], on_line: Any) -> None
     try:
         _runner.run(place, [*command, str(jobs)], environ, on_line)
     except _runner.NinjaError as error:
+        from ops.jit._compile import _diagnostics
+
         if _diagnostics.diagnose(str(error)).name != "out_of_memory" or jobs == 1:
             raise
         _progress.say(f"{spec.name}: out of memory; trying once more with one compiler at a time")
@@ -210,7 +202,11 @@ def _run(spec: Spec, place: Path, environ: dict[str, str], on_line: Any) -> None
 
 def _call(cpp_extension: Any, spec: Spec, place: Path, include_first: Sequence[Path]) -> None:
     """Have torch write the sources and the ninja file, and run it."""
-    architectures = _gpu_archs.gencode_flags(_gpu_archs.architectures_of(spec))
+    architectures: tuple[str, ...] = ()
+    if spec.uses_cuda:
+        from ops.jit._compile import _gpu_archs
+
+        architectures = _gpu_archs.gencode_flags(_gpu_archs.architectures_of(spec))
     options: dict[str, Any] = {
         "name": spec.name,
         "extra_cflags": [*spec.extra_cflags, *_in_memory(spec)],
@@ -225,10 +221,10 @@ def _call(cpp_extension: Any, spec: Spec, place: Path, include_first: Sequence[P
         sources = [str(path) for path in spec.sources]
         cpp_extension.load(sources=sources, is_standalone=spec.is_standalone, **options)
         return
-    functions = [f'#line 1 "{_diagnostics.functions_label(spec.name)}"'] if spec.functions else []
+    functions = [f'#line 1 "{spec.functions_label}"'] if spec.functions else []
     cpp_extension.load_inline(
-        cpp_sources=[*_numbered(spec.name, "cpp", spec.cpp_sources), *functions],
-        cuda_sources=_numbered(spec.name, "cu", spec.cuda_sources),
+        cpp_sources=[*_numbered(spec, "cpp", spec.cpp_sources), *functions],
+        cuda_sources=_numbered(spec, "cu", spec.cuda_sources),
         functions=_quotable(spec.functions),
         no_implicit_headers=spec.no_implicit_headers,
         with_pytorch_error_handling=spec.with_pytorch_error_handling,
@@ -257,11 +253,9 @@ def _quotable(functions: tuple[tuple[str, str], ...] | None) -> dict[str, str] |
     return {name: doc.translate(escapes) for name, doc in functions}
 
 
-def _numbered(name: str, suffix: str, texts: tuple[str, ...]) -> list[str]:
+def _numbered(spec: Spec, suffix: str, texts: tuple[str, ...]) -> list[str]:
     """Have compilers count the lines of each text, not those of the file made of all of them."""
-    return [
-        f'#line 1 "{_diagnostics.label(name, suffix, i)}"\n{text}' for i, text in enumerate(texts)
-    ]
+    return [f'#line 1 "{spec.label(suffix, i)}"\n{text}' for i, text in enumerate(texts)]
 
 
 # ---- the ninja file ------------------------------------------------------------------------------
@@ -306,14 +300,18 @@ def _outputs(text: str) -> list[str]:
     return re.findall(r"^build (\S+: \w+)", text, re.MULTILINE)
 
 
-def _commands(place: Path, folder: Path) -> list[dict[str, Any]]:
-    """Return the command that compiled each source, in the form of ``compile_commands.json``."""
+def _keep_commands(place: Path, folder: Path) -> None:
+    """Write ``compile_commands.json``, by which editors understand the sources."""
     try:
         found = json.loads((place / "compdb.json").read_text(errors="surrogateescape"))
     except (OSError, ValueError):
-        return []  # only editors want it
-    return [
-        {key: value.replace(str(place), str(folder)) for key, value in one.items()}
+        found = []  # only editors want it
+    kept = [
+        {
+            key: value.replace(str(place), HERE).replace(str(folder), HERE)
+            for key, value in one.items()
+        }
         for one in found
         if one.get("output", "").endswith(".o") and Path(one["file"]).stem != RETIRE
     ]
+    (folder / COMMANDS).write_text(json.dumps(kept, indent=1))

@@ -118,16 +118,6 @@ def _of_report(
 # ---- the error -----------------------------------------------------------------------------------
 
 
-def label(name: str, suffix: str, index: int) -> str:
-    """Return the file name by which compilers know a text."""
-    return f"{name}[{index}].{suffix}"
-
-
-def functions_label(name: str) -> str:
-    """Return the file name of the lines that bind ``functions``, one each from the second on."""
-    return f"{name}.functions"
-
-
 def failed(spec: Spec, folder: Path, log: Path, output: str) -> BuildError:
     """Make the error for a build in ``folder`` that failed after printing ``output``."""
     kept: Path | None = log
@@ -181,7 +171,7 @@ def _script(folder: Path, log: Path, output: str) -> Path | None:
 
 def _of_functions(spec: Spec, said: Diagnosis) -> Diagnosis:
     """Tell an error in the lines that bind ``functions``, which torch writes, of that argument."""
-    line = re.match(rf"{re.escape(functions_label(spec.name))}:(\d+)", said.where or "")
+    line = re.match(rf"{re.escape(spec.functions_label)}:(\d+)", said.where or "")
     if line is None or not spec.functions or not 2 <= int(line[1]) < len(spec.functions) + 2:
         return said
     name = spec.functions[int(line[1]) - 2][0]
@@ -195,8 +185,8 @@ def _of_functions(spec: Spec, said: Diagnosis) -> Diagnosis:
 
 def _source_line(spec: Spec, file: str, number: int) -> str | None:
     """Return a line of a source as the user wrote it."""
-    texts = [(label(spec.name, "cpp", i), text) for i, text in enumerate(spec.cpp_sources)]
-    texts += [(label(spec.name, "cu", i), text) for i, text in enumerate(spec.cuda_sources)]
+    texts = [(spec.label("cpp", i), text) for i, text in enumerate(spec.cpp_sources)]
+    texts += [(spec.label("cu", i), text) for i, text in enumerate(spec.cuda_sources)]
     found = dict(texts).get(file)
     try:
         text = Path(file).read_text(encoding="utf-8", errors="replace") if found is None else found
