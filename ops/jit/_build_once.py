@@ -56,6 +56,7 @@ def build(
                 return entry
             # Of those that waited, one tries, and the others are told.
             if failure := lock.failure(since=started):
+                lock.fail(failure["failed"], failure.get("log"))  # to the next of them
                 raise BuildError(f"{failure['failed']}", log=failure.get("log"))
             try:
                 entry = _build_here(root, name, spec, asked, digest, verbose)

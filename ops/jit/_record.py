@@ -37,6 +37,7 @@ _ASSEMBLY_READS = re.compile(rb"\.inc(?:bin|lude)\b[ \t]*(?:\\*\"([^\"\\\n]+)\\*
 _PLACE = re.compile(rb"__FILE__|__BASE_FILE__|__builtin_FILE\b|\bsource_location\b")
 _COMPILERS_OWN = re.compile(r"/(?:lib/gcc|lib/clang|lib/llvm|include/c\+\+|include/[\w-]+/c\+\+)")
 _RECENT = 2_000_000_000  # nanoseconds: the coarsest times of files on the usual file systems
+_SMALL = 1 << 20  # bytes
 _FIRST = 1 << 24  # bytes of a text that are searched
 
 
@@ -118,17 +119,20 @@ def _is_below(path: str, folders: Iterable[str]) -> bool:
 
 
 def _state(spec: Spec, path: str) -> list[Any]:
-    """Describe a file: where it is, its digest and, outside the extension's folders, its stamp."""
-    where = _inputs.locate(spec, path)
-    content = _inputs.digest_of(path)
+    """Describe a file: where it is, its digest, and for most the size and times that stand for it.
+
+    Small files of the extension itself are read at each look-up. An edit of a recent file may leave
+    the same times.
+    """
+    described: list[Any] = [*_inputs.locate(spec, path), _inputs.digest_of(path)]
     try:
         status = os.stat(path)
     except OSError:
-        return [*where, content]
-    times = [status.st_size, status.st_mtime_ns, status.st_ctime_ns]
+        return described
+    own = described[0] >= 0 and status.st_size < _SMALL
     recent = time.time_ns() - max(status.st_mtime_ns, status.st_ctime_ns) < _RECENT
-    # An edit that follows soon may leave the same times.
-    return [*where, content, *([] if where[0] >= 0 or recent else times)]
+    times = [status.st_size, status.st_mtime_ns, status.st_ctime_ns]
+    return described if own or recent else [*described, *times]
 
 
 # ---- texts ---------------------------------------------------------------------------------------

@@ -142,7 +142,10 @@ _SWITCHES = ("with_cuda", "with_pytorch_error_handling", "no_implicit_headers")
 
 
 # What an entry and its build hold beside the library or program.
-_TAKEN = ("used", "main.cpp", "cuda.cu", "build.ninja", "manifest.json", "compile_commands.json")
+_TAKEN = (
+    *("used", "main.cpp", "cuda.cu", "build.ninja", "manifest.json", "compile_commands.json"),
+    *("compdb.json", "cxx", "link.d", "precompiled", "search.txt", "search_cuda.txt"),
+)
 
 
 def _check_name(name: str, is_python_module: object, is_standalone: object) -> None:

@@ -31,11 +31,12 @@ class Lock:
 
     descriptor: int
     is_exclusive: bool
+    told: dict[str, Any]  # by the holder before
 
     def failure(self, since: float) -> dict[str, Any] | None:
-        """Return what :meth:`fail` wrote after a time, while this process waited."""
-        told = _read(self.descriptor)
-        return told if told.get("failed") and told.get("since", 0.0) >= since else None
+        """Return what the holder before told of its failure, if that was after a time."""
+        failed = self.told.get("failed") and self.told.get("since", 0.0) >= since
+        return self.told if failed else None
 
     def fail(self, message: str, log: str | None) -> None:
         """Tell those that wait for this lock that the build failed."""
@@ -76,12 +77,10 @@ def exclusive(
                 told = True
                 on_wait(f"waiting for {_owner(descriptor)}, which is building {what}")
             time.sleep(min(_PAUSE, timeout))
-        lock = Lock(descriptor, bool(held))
-        if lock.failure(0.0) is None:
-            _write(descriptor, pid=os.getpid(), host=platform.node())
+        lock = Lock(descriptor, bool(held), _read(descriptor))
+        _write(descriptor, pid=os.getpid(), host=platform.node())
         yield lock
-        if lock.failure(0.0) is None:
-            os.ftruncate(descriptor, 0)
+        os.ftruncate(descriptor, 0)
     finally:
         os.close(descriptor)
 
@@ -93,7 +92,7 @@ def last_failure(path: Path) -> dict[str, Any] | None:
     except OSError:
         return None
     try:
-        return Lock(descriptor, False).failure(0.0)
+        return Lock(descriptor, False, _read(descriptor)).failure(0.0)
     finally:
         os.close(descriptor)
 
