@@ -115,26 +115,11 @@ def test_another_thing_called_ninja(cache, tmp_path):
     assert out == "42\n"
 
 
-def test_setuptools_that_is_missing(cache, tmp_path):
-    code = f"""
-        import sys, ops, ops.jit
-        sys.modules["setuptools"] = None
-        try:
-            ops.jit.load_inline("answer", {ANSWER!r}, **{PLAIN})
-        except ops.ToolchainError as error:
-            print(error)
-    """
-    out, _ = run(code, JITOPS_CACHE_DIR=cache)
-    assert "torch needs the package 'setuptools' to build extensions: pip install" in out
-    hidden = tmp_path / "sitecustomize.py"
-    hidden.write_text(
-        "import importlib.util\nreal = importlib.util.find_spec\n"
-        "importlib.util.find_spec = lambda name, package=None: "
-        "None if name == 'setuptools' else real(name, package)\n"
-    )
-    path = f"{tmp_path}{os.pathsep}{helpers.PACKAGE}"
-    _, said, _ = helpers.command("doctor", JITOPS_CACHE_DIR=cache, PYTHONPATH=path)
-    assert "pip install setuptools" in said
+def test_setuptools_is_not_needed(cache):
+    """torch imports it for setup.py."""
+    out, _ = run(f"import sys\nsys.modules['setuptools'] = None\n{textwrap.dedent(BUILD)}",
+                 JITOPS_CACHE_DIR=cache)  # fmt: skip
+    assert out == "42\n"
 
 
 @pytest.mark.parametrize("lacks", ["flushing folders", "modes"])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import importlib.util
 import os
 import re
 import subprocess
@@ -28,9 +27,6 @@ def tools() -> Iterator[Finding]:
         yield Finding("ninja", "not found", BAD, "pip install ninja", COMPILED)
     else:
         yield _try("ninja", lambda: f"{ninja}, {_output(str(ninja), '--version')}")
-    if importlib.util.find_spec("setuptools") is None:
-        how = "not found: torch needs it to build extensions"
-        yield Finding("setuptools", how, BAD, "pip install setuptools", COMPILED)
     yield from _cuda()
 
 
