@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import functools
 import json
@@ -87,7 +88,13 @@ def _server():
         start_new_session=True,  # Ctrl-C is not for it
     )
     theirs.close()
+    atexit.register(_end, ours, process)
     return ours, process
+
+
+def _end(server, process):
+    server.close()
+    process.wait()
 
 
 class Forked:
@@ -126,12 +133,16 @@ class Forked:
             with getattr(self, name) as stream:
                 said[name] = stream.read()
 
-        threads = [threading.Thread(target=read, args=(n,)) for n in ("stdout", "stderr")]
+        threads = [
+            threading.Thread(target=read, args=(name,), daemon=True)
+            for name in ("stdout", "stderr")
+        ]
         self.stdin.close()
         for thread in threads:
             thread.start()
         threads[0].join(timeout)
         if threads[0].is_alive():
+            self.kill()
             raise subprocess.TimeoutExpired("a fork", timeout)
         threads[1].join()
         self.wait()

@@ -216,7 +216,7 @@ def meanwhile(tmp_path, monkeypatch, command):
     """A compiler after which a command of the shell is run."""
     script = tmp_path / "my-g++"
     script.write_text(
-        f'#!/bin/sh\n{COMPILER} "$@" || exit\ncase "$*" in *" -c "*) {command};; esac\n'
+        f'#!/bin/sh\n{COMPILER} "$@" || exit\ncase "$*" in *" -c "*main.cpp*) {command};; esac\n'
     )
     script.chmod(0o755)
     monkeypatch.setenv("CXX", str(script))

@@ -140,13 +140,15 @@ def test_a_fork_while_another_thread_builds(cache, slow_compiler):
     out, _ = run(
         f"""
         import os, threading, time
+        from pathlib import Path
         import ops.jit
         def load(name):
             return ops.jit.load_inline(name, {ANSWER!r}, is_python_module=False,
                                        no_implicit_headers=True)
         builder = threading.Thread(target=load, args=("one",))
         builder.start()
-        time.sleep(0.5)
+        while not list(Path({str(cache)!r}).glob("staging/*/.ninja_log")):
+            time.sleep(0.02)  # what a thread imports while another one forks never ends
         pid = os.fork()
         if pid == 0:
             load("two")
