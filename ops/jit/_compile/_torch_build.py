@@ -12,6 +12,7 @@ import functools
 import importlib.util
 import logging
 import os
+import threading
 import types
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -27,6 +28,15 @@ _REPLACED = (
     "_import_module_from_library",
     "verify_ninja_availability",
     "get_compiler_abi_compatibility_and_version",
+)
+
+
+# A fork would keep the import locks of another thread for ever: it waits for the imports.
+_importing = threading.RLock()
+os.register_at_fork(
+    before=_importing.acquire,
+    after_in_parent=_importing.release,
+    after_in_child=_importing.release,
 )
 
 
@@ -64,7 +74,8 @@ def module(environ: Mapping[str, str], cuda_home: Path | None, run: Callable[[st
     logger = logging.getLogger(copy.__name__)
     logger.addFilter(_is_news)
     try:
-        spec.loader.exec_module(copy)
+        with _importing:
+            spec.loader.exec_module(copy)
     finally:
         logger.removeFilter(_is_news)
     missing = [name for name in _REPLACED if not hasattr(copy, name)]
