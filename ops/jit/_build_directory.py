@@ -19,8 +19,7 @@ from typing import Any
 
 from ops._errors import ArgumentError, CacheError
 from ops.jit._cache._entries import Entry
-from ops.jit._compile import _build
-from ops.jit._spec import Spec
+from ops.jit._spec import COMMANDS, HERE, Spec
 
 _RECORD = ".jitops"  # only ever added to, so that processes need not wait for each other
 _LINE = re.compile(rb"[0-9a-f]{64} [^ *\n][^\n]*\n?")  # sha256sum's have two blanks, or a star
@@ -50,7 +49,7 @@ def prepare(folder: Path, spec: Spec) -> Path:
         lines = _read(record).splitlines(keepends=True)
         if not all(map(_LINE.fullmatch, lines)):
             raise _not_ours(record)
-    names = [spec.name if spec.is_standalone else f"{spec.name}.so", _build.COMMANDS]
+    names = [spec.name if spec.is_standalone else f"{spec.name}.so", COMMANDS]
     if spec.inline:
         names += ["main.cpp", *(["cuda.cu"] if spec.cuda_sources else [])]
     for name in names:
@@ -67,7 +66,7 @@ def fill(spec: Spec, entry: Entry, folder: Path) -> Path:
     """
     try:
         commands = json.dumps(commands_of(entry, folder), indent=1)
-        target = folder / _build.COMMANDS
+        target = folder / COMMANDS
         if _kind(target) is None or (_kind(target) == "file" and _is_ours(target)):
             _put(target, commands.encode(), 0o644)
         for name in (entry.library.name, "main.cpp", "cuda.cu"):
@@ -89,8 +88,8 @@ def commands_of(entry: Entry, folder: Path | None = None) -> list[dict[str, Any]
     place = str(folder or entry.folder)
     places = {"command": shlex.quote(place)}  # the shell's, where the others are paths
     return [
-        {key: value.replace(_build.HERE, places.get(key, place)) for key, value in one.items()}
-        for one in json.loads(entry.content(_build.COMMANDS) or b"[]")
+        {key: value.replace(HERE, places.get(key, place)) for key, value in one.items()}
+        for one in json.loads(entry.content(COMMANDS) or b"[]")
     ]
 
 
@@ -103,7 +102,7 @@ def _check(path: Path, spec: Spec) -> None:
     kind = _kind(path)
     if kind == "special file":  # whose mere opening may block, or do something
         raise _not_ours(path, ", a special file")
-    if kind in (None, "folder") or path.name in (_build.COMMANDS, f"{spec.name}.so"):
+    if kind in (None, "folder") or path.name in (COMMANDS, f"{spec.name}.so"):
         return
     if kind == "link":
         raise _not_ours(path, ", a symbolic link")

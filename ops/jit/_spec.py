@@ -13,6 +13,8 @@ from ops._errors import ArgumentError, ArgumentTypeError
 from ops.jit import _flags
 
 CUDA_SUFFIXES = (".cu", ".cuh")
+COMMANDS = "compile_commands.json"  # what editors read, kept beside the library
+HERE = "@ENTRY@"  # stands in it for the entry's folder, so that a cache can move
 # torch passes all else to the C++ compiler, which knows sources by these endings.
 SUFFIXES = (
     *(".cpp", ".cc", ".cxx", ".c", ".C", ".CPP", ".c++", ".cp", ".S", ".s"),

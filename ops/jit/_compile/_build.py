@@ -26,7 +26,7 @@ import torch
 from ops._errors import BuildError, ToolchainError
 from ops.jit import _flags
 from ops.jit._compile import _compilers, _cpu, _progress, _runner, _torch_build
-from ops.jit._spec import RETIRE, Spec
+from ops.jit._spec import COMMANDS, HERE, RETIRE, Spec
 
 # Withdraws what a library has registered with torch, while its code stays where it is. Without the
 # compiler's start files there is no handle, and nothing that could be withdrawn.
@@ -52,8 +52,6 @@ default search.txt
 """
 _SEARCH_CUDA = "build search_cuda.txt: jitops_search_cuda\ndefault search_cuda.txt\n"
 LINK_REPORT = "link.d"
-COMMANDS = "compile_commands.json"
-HERE = "@ENTRY@"  # stands in it for the entry's folder, so that a cache can move
 _TEMPORARY = Path("/tmp")  # whatever TMPDIR says
 
 
