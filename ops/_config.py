@@ -32,6 +32,7 @@ class Settings:
     strict: bool
     cache_dir: Path | None
     cache_max_size: int
+    trust_group: bool
     bundle: Path | None
     build: str
     build_timeout: float
@@ -127,66 +128,74 @@ VARIABLES = (
     Variable(
         "force_cpu",
         False,
-        "Force the pure-torch path of every op: none is compiled, nothing compiled is loaded; to "
-        "ask for another back end is an error. `jitops build` and `ops.jit` do what they are told.",
+        "Run every op in pure torch. Nothing is compiled or loaded, and a request for a "
+        "compiled back end is an error. `jitops build` and `ops.jit` still compile.",
         _A_SWITCH,
         _switch,
     ),
     Variable(
         "strict",
         False,
-        "Make every fall-back of `auto` an error instead of a warning.",
+        "Raise an error where `auto` would warn and fall back to pure torch.",
         _A_SWITCH,
         _switch,
     ),
     Variable(
         "cache_dir",
         None,
-        "Where compiled extensions are kept.",
+        "Folder of the cache of compiled extensions.",
         "an absolute path (~ is allowed)",
         _path,
     ),
     Variable(
         "cache_max_size",
         2 << 30,
-        "Size of the cache, beyond which what was not used for longest goes; nothing in use does.",
+        "Largest size of the cache. Beyond it, the least recently used entries are evicted. Entries "
+        "in use are kept.",
         "a size like 500M or 2G (powers of 1024)",
         size,
     ),
     Variable(
+        "trust_group",
+        False,
+        "Use a cache folder that its group may write to. You must be a member of that group.",
+        _A_SWITCH,
+        _switch,
+    ),
+    Variable(
         "bundle",
         None,
-        "A bundle to look into first: absolute path of what `jitops bundle export` wrote, or that "
-        "unpacked.",
+        "A bundle to search before the cache: a file written by `jitops bundle export`, or the "
+        "folder that it was unpacked into.",
         "an absolute path (~ is allowed)",
         _path,
     ),
     Variable(
         "build",
         "auto",
-        "`never`: what is not built yet is an error, and no compiler is run.",
+        "`never`: no compiler runs, and a missing extension is an error.",
         "auto or never",
         _when_to_build,
     ),
     Variable(
         "build_timeout",
         1800.0,
-        "Seconds to wait for another process that builds the same extension.",
+        "How many seconds to wait while another process builds the same extension.",
         "a positive number of seconds",
         _seconds,
     ),
     Variable(
         "retry",
         False,
-        "Try again to build what has failed, though nothing has changed since.",
+        "Has no effect. Every new process tries a failed build again.",
         _A_SWITCH,
         _switch,
     ),
     Variable(
         "pch",
         True,
-        "Precompile `torch/extension.h` in the background when text with default headers is built "
-        "(a gigabyte of the cache for each set of flags), and build with that.",
+        "After a build of text with default headers, precompile `torch/extension.h` in the "
+        "background and use it from then on. It takes a gigabyte of the cache for each set of flags.",
         _A_SWITCH,
         _switch,
     ),
@@ -200,7 +209,7 @@ VARIABLES = (
     Variable(
         "sanitize",
         (),
-        "Build with sanitizers, as in `address,undefined`.",
+        "Build with sanitizers: a list such as `address,undefined`.",
         f"some of {', '.join(SANITIZERS)}, with commas between, thread beside neither address nor "
         f"leak",
         _sanitizers,
@@ -208,7 +217,7 @@ VARIABLES = (
     Variable(
         "progress",
         True,
-        "Say on stderr what is being compiled.",
+        "Print on stderr which extension is being compiled.",
         _A_SWITCH,
         _switch,
     ),

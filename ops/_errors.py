@@ -12,6 +12,8 @@
      ├── BackendUnavailableError         (also RuntimeError) the asked-for back end cannot run here
      ├── BuildError                      (also RuntimeError) an extension did not build or load
      │    ├── ToolchainError             no usable compiler, ninja, nvcc or architecture
+     │    ├── ModuleLoadError            (also ImportError) a built module does not load
+     │    ├── LibraryLoadError           (also OSError) a built operator library does not load
      │    ├── BuildTimeoutError          another process has been building it for too long
      │    └── NotBuiltError              it is not built yet, and JITOPS_BUILD=never
      ├── BundleError                     (also OSError)      a bundle cannot be read or written
@@ -61,18 +63,23 @@ class BuildError(JitopsError, RuntimeError):
 
     Attributes:
         log: path of the whole build log, or ``None`` when nothing was run.
-        passing: whether it may go away with nothing changed, as a full disk does; such a failure is
-            told to those that waited for it, and not remembered.
     """
 
-    def __init__(self, message: str, log: str | None = None, passing: bool = True) -> None:
+    def __init__(self, message: str, log: str | None = None) -> None:
         super().__init__(message)
         self.log = log
-        self.passing = passing
 
 
 class ToolchainError(BuildError):
     """A tool the build needs is missing, or does not fit the installed torch."""
+
+
+class ModuleLoadError(BuildError, ImportError):
+    """An extension was built, and does not load as a Python module."""
+
+
+class LibraryLoadError(BuildError, OSError):
+    """An extension was built, and does not load as a library of operators."""
 
 
 class BuildTimeoutError(BuildError):

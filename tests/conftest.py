@@ -19,13 +19,14 @@ _GIVEN = os.environ.get("TESTS_CACHE_DIR")
 _CACHE = _GIVEN or tempfile.mkdtemp(prefix="jitops-tests-")
 os.environ["JITOPS_CACHE_DIR"] = _CACHE
 os.environ["JITOPS_PROGRESS"] = "0"
+os.environ["JITOPS_PCH"] = "0"  # no process of ours outlives the tests
 
 import torch  # noqa: E402
 
 import ops  # noqa: E402
 from ops import _config  # noqa: E402
 from ops._core import dispatch  # noqa: E402
-from ops.jit._compile import _toolchain  # noqa: E402
+from ops.jit._compile import _compilers  # noqa: E402
 from tests.cuda import emulator as cuda_emulator  # noqa: E402
 
 DEVICES = {"torch": "cpu", "cpp": "cpu", cuda_emulator.NAME: "cpu", "cuda": "cuda"}
@@ -60,7 +61,7 @@ def pytest_configure(config):
         raise pytest.UsageError(f"--backends: no such back end: {', '.join(sorted(unknown))}")
     if set(config.backends) - {"torch"}:
         try:
-            _toolchain.check(with_cuda="cuda" in config.backends)
+            _compilers.check(with_cuda="cuda" in config.backends)
         except ops.ToolchainError as error:
             raise pytest.UsageError(f"--backends={told}: {error}") from None
     if "cuda" in config.backends:
@@ -69,10 +70,10 @@ def pytest_configure(config):
         # cuBLAS reads it when it starts: without, its products are not deterministic.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     choice = config.getoption("--nvcc")
-    if choice == "yes" and _toolchain.nvcc() is None:
-        raise pytest.UsageError(f"--nvcc=yes: {_toolchain.NO_NVCC}")
+    if choice == "yes" and _compilers.nvcc() is None:
+        raise pytest.UsageError(f"--nvcc=yes: {_compilers.NO_NVCC}")
     config.mounts = _can_mount()
-    config.nvcc = choice != "no" and _toolchain.nvcc() is not None
+    config.nvcc = choice != "no" and _compilers.nvcc() is not None
 
 
 def _can_mount():

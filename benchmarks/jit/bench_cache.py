@@ -33,7 +33,7 @@ DLOPEN = """
 EXTENSION = """
     import ops.jit
     from ops._core import extensions
-    extension = _extensions.extension("lltm", "cpp")
+    extension = extensions.extension("lltm", "cpp")
     started = time.perf_counter()
     extension.load()
     print(json.dumps({"seconds": elapsed()}))
@@ -71,7 +71,7 @@ DEFAULT_HEADERS = """
     print(json.dumps({{"seconds": elapsed()}}))
 """
 PREBUILD = """
-    from ops import cli
+    from ops._cli import main as cli
     import contextlib, os
     with contextlib.redirect_stdout(open(os.devnull, "w")):
         assert cli.main(["build", "--backend=cpp"]) == 0

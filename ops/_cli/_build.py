@@ -14,9 +14,8 @@ from typing import Any
 from ops import _config
 from ops._core import dispatch, extensions
 from ops._errors import ArgumentError, JitopsError, ToolchainError
-from ops.jit import Extension, _compile_commands
-from ops.jit._cache._store import Entry
-from ops.jit._compile import _hardware, _toolchain
+from ops.jit import Extension, _admin
+from ops.jit._admin import Entry
 
 
 def add_to(commands: Any) -> None:
@@ -80,8 +79,8 @@ def selected(options: argparse.Namespace) -> list[Extension]:
     backends = options.backend or ["cpp", "cuda"]
     if "cuda" in backends:
         try:
-            _toolchain.check_cuda()
-            _hardware.cuda_architectures()
+            _admin.compilers.check_cuda()
+            _admin.gpu_archs.architectures()
         except ToolchainError as error:
             if options.backend or options.arch:
                 raise
@@ -104,13 +103,12 @@ def main(options: argparse.Namespace) -> int:
         )
     extensions = selected(options)
     told = os.environ.get("MAX_JOBS", "")
-    jobs = options.jobs or (int(told) if told.isdecimal() else 0) or _hardware.jobs()
+    jobs = options.jobs or (int(told) if told.isdecimal() else 0) or _admin.cpu.jobs()
     os.environ["MAX_JOBS"] = str(max(1, jobs // max(1, min(len(extensions), jobs))))
     entries, failed, started = [], [], time.perf_counter()
     with _bars(extensions) as show, ThreadPoolExecutor(jobs) as pool:
         running: dict[Future[Entry], Extension] = {
-            pool.submit(_timed, show, extension, options.retry): extension
-            for extension in extensions
+            pool.submit(_timed, show, extension): extension for extension in extensions
         }
         for future in as_completed(running):
             try:
@@ -124,7 +122,11 @@ def main(options: argparse.Namespace) -> int:
         f"{time.perf_counter() - started:.1f} s"
     )
     if editors:
-        found = _compile_commands.read(sorted(entries, key=lambda entry: entry.folder))
+        found = [
+            command
+            for entry in sorted(entries, key=lambda entry: entry.folder)
+            for command in _admin.commands_of(entry)
+        ]
         editors.write_text(json.dumps(found, indent=1) + "\n")
     return 1 if failed else 0
 
@@ -133,10 +135,10 @@ def _can_be_written(folder: Path) -> bool:
     return folder.is_dir() and os.access(folder, os.W_OK)
 
 
-def _timed(show: Any, extension: Extension, retry: bool) -> Entry:
+def _timed(show: Any, extension: Extension) -> Entry:
     show(extension.name, "building")
     try:
-        entry = extension.build_entry(retry=retry)
+        entry = extension.build_entry()
     except BaseException:
         show(extension.name, "failed")
         raise

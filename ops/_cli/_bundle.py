@@ -8,7 +8,7 @@ from typing import Any
 
 from ops._cli import _build
 from ops._errors import BundleError
-from ops.jit._cache import _archive, _bundle, _inventory, _roots
+from ops.jit import _admin
 
 
 def add_to(commands: Any) -> None:
@@ -45,24 +45,24 @@ def _export(options: argparse.Namespace) -> None:
     entries = []
     if options.ops or not options.names:
         entries += [extension.build_entry() for extension in _build.selected(options)]
-    items = [item for root in _roots.readable_roots() for item in _inventory.items(root)]
+    items = [item for root in _admin.readable_roots() for item in _admin.items(root)]
     for name in options.names:
         found = [item.entry for item in items if item.name == name]
         if not found:
             raise BundleError(f"nothing in the cache is called {name!r}: build it first")
         entries += found
     entries = list({entry.folder: entry for entry in entries}.values())
-    _archive.export(options.file.absolute(), entries)
+    _admin.export(options.file.absolute(), entries)
     print(f"{options.file}: {', '.join(sorted(str(one.manifest['name']) for one in entries))}")
 
 
 def _import(options: argparse.Namespace) -> None:
-    new = _bundle.import_into(options.file.absolute(), _roots.writable_root())
+    new = _admin.import_into(options.file.absolute(), _admin.writable_root())
     print("\n".join([*map(str, new), f"{len(new)} new entries"]))
 
 
 def _verify(options: argparse.Namespace) -> int:
-    wrong = _archive.verify(options.file.absolute())
-    files = len(_archive.read(options.file.absolute()).files)
+    wrong = _admin.verify_bundle(options.file.absolute())
+    files = len(_admin.read_bundle(options.file.absolute()).files)
     print("\n".join([*wrong, f"{files - len(wrong)} of {files} files are whole"]))
     return 1 if wrong else 0

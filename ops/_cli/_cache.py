@@ -11,9 +11,8 @@ from typing import Any
 from ops import _config
 from ops._cli import _build, _names
 from ops._errors import ArgumentError
-from ops.jit import Extension, _why
-from ops.jit._cache import _inventory, _roots, _store
-from ops.jit._cache._inventory import Item
+from ops.jit import Extension, _admin
+from ops.jit._admin import Item
 
 
 def add_to(commands: Any) -> None:
@@ -65,7 +64,7 @@ def _list(options: argparse.Namespace) -> None:
         print(json.dumps([_facts(item) for item in items], indent=1))
         return
     if not items:
-        print(f"{_roots.configured_root()} holds nothing yet")
+        print(f"{_admin.configured_root()} holds nothing yet")
         return
     from rich.console import Console
     from rich.table import Table
@@ -154,20 +153,20 @@ def _say_why(options: argparse.Namespace) -> None:
 
 def _why_not(extension: Extension) -> str:
     place = extension.place()
-    return f"is in the cache: {place}" if place else _why.sentence(extension.in_force)
+    return f"is in the cache: {place}" if place else _admin.sentence(extension.effective_spec)
 
 
 def _why_not_here(item: Item) -> str:
     extension = _names.of_extension(item.name)
     if extension:
-        reasons = _why.against(extension.in_force, item.entry)
+        reasons = _admin.against(extension.effective_spec, item.entry)
         return "; ".join(reasons) or "nothing differs: it is what is asked for"
-    reasons = _why.against(None, item.entry)
+    reasons = _admin.against(None, item.entry)
     return "; ".join(reasons) or "nothing of this machine differs: a miss is of sources or flags"
 
 
 def _verify(options: argparse.Namespace) -> int:
-    wrong = [str(item.entry.folder) for item in _names.items() if not _store.verify(item.entry)]
+    wrong = [str(item.entry.folder) for item in _names.items() if not _admin.verify(item.entry)]
     if options.json:
         print(json.dumps({"damaged": wrong}, indent=1))
     else:
@@ -183,7 +182,7 @@ def _clean(options: argparse.Namespace) -> None:
     named = [item for name in options.names for item in _names.matching(name, among)]
     chosen = {item.entry.folder for item in (named if options.names else among)}
     # Also what was built elsewhere while the configured folder could not be used.
-    roots = [root for root in _roots.readable_roots() if _roots.unusable(root) is None]
+    roots = [root for root in _admin.readable_roots() if _admin.unusable(root) is None]
     if options.max_size is not None:
         try:
             limit = _config.size(options.max_size)
@@ -191,14 +190,14 @@ def _clean(options: argparse.Namespace) -> None:
             raise ArgumentError(
                 f"--max-size must be a size like 500M or 2G, got {options.max_size!r}"
             ) from None
-        gone = [item for root in roots for item in _inventory.evict(root, limit)]
+        gone = [item for root in roots for item in _admin.evict(root, limit)]
     else:
 
         def unwanted(item: Item) -> bool:
             unused = options.unused_for is None or time.time() - item.used > options.unused_for
             return unused and item.entry.folder in chosen
 
-        gone = [item for root in roots for item in _inventory.clean(root, unwanted)]
+        gone = [item for root in roots for item in _admin.clean(root, unwanted)]
     if options.json:
         print(json.dumps([_facts(item) for item in gone], indent=1))
     else:

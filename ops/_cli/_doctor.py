@@ -13,9 +13,7 @@ from ops._cli._doctor_of._finding import BAD, GOOD, NOTE, Finding
 from ops._core import dispatch, selection
 from ops._core.selection import DEVICE_OF
 from ops._errors import JitopsError
-from ops.jit import _why
-from ops.jit._cache import _notes, _roots, _store
-from ops.jit._compile import _hardware
+from ops.jit import _admin
 
 
 def add_to(commands: Any) -> None:
@@ -62,32 +60,19 @@ def _state(op: dispatch.Op, backend: str) -> Finding:
             return Finding(topic, f"cached: {place}", NOTE if problem else GOOD, problem)
         if problem or extension is None:
             return Finding(topic, "cannot be built", NOTE, problem, (backend,))
-        failure = _failure(extension)
+        failure = _admin.last_failure(extension.effective_spec)
         if failure:
-            return Finding(topic, "failed to build", BAD, f"{failure}", (backend,))
-        return Finding(topic, f"would be built: {_why.sentence(extension.in_force)}")
+            return Finding(topic, "failed to build when last tried", BAD, failure, (backend,))
+        return Finding(topic, f"would be built: {_admin.sentence(extension.effective_spec)}")
     except JitopsError as error:
         return Finding(topic, "cannot be built", BAD, str(error), (backend,))
-
-
-def _failure(extension: Any) -> str | None:
-    from ops.jit import _facts, _key
-
-    spec = extension.in_force
-    digest = _key.digest(_key.request(spec))
-    surroundings = _facts.surroundings(spec)
-    for root in _roots.readable_roots():
-        failure = _notes.failure_of(root, _store.stem(spec.name, digest), digest, surroundings)
-        if failure:
-            return failure.message
-    return None
 
 
 def _verdict(states: list[Finding]) -> tuple[bool, str]:
     """Of the back end that is asked for."""
     settings = _config.settings()
     wanted = "torch" if settings.force_cpu else selection.requested() or settings.backend
-    compiled = "cuda" if wanted == "auto" and _hardware.has_gpu() else wanted
+    compiled = "cuda" if wanted == "auto" and _admin.compilers.has_gpu() else wanted
     blocked = ", ".join(state.topic for state in states if compiled in state.blocks)
     if not blocked:
         needs = "" if compiled in DEVICE_OF else " The pure-torch path needs none of the above."

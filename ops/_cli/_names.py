@@ -7,9 +7,8 @@ from collections.abc import Sequence
 from ops._core import dispatch
 from ops._core.selection import DEVICE_OF
 from ops._errors import ArgumentError
-from ops.jit import Extension
-from ops.jit._cache import _inventory, _roots
-from ops.jit._cache._inventory import Item
+from ops.jit import Extension, _admin
+from ops.jit._admin import Item
 
 HELP = "an op, an extension or its start, or the start of an entry's digest"
 _SHORTEST = 4  # characters of a digest
@@ -17,7 +16,7 @@ _SHORTEST = 4  # characters of a digest
 
 def items() -> list[Item]:
     """All entries of all caches."""
-    return [item for root in _roots.readable_roots() for item in _inventory.items(root)]
+    return [item for root in _admin.readable_roots() for item in _admin.items(root)]
 
 
 def of_op(name: str) -> dict[str, Extension]:

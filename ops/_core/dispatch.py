@@ -21,7 +21,7 @@ from ops._errors import (
     JitopsError,
 )
 from ops.jit import Extension
-from ops.jit._compile import _hardware, _toolchain
+from ops.jit._compile import _compilers
 
 Source = Extension | Callable[[], Extension]
 
@@ -84,7 +84,7 @@ class Op:
             return
         if settings.backend in DEVICE_OF:
             _settle(self.name, None, DEVICE_OF[settings.backend])
-        elif settings.backend == "auto" and _hardware.has_gpu():
+        elif settings.backend == "auto" and _compilers.has_gpu():
             _settle(self.name, None, "cuda")
 
     def extension(self, backend: str) -> Extension | None:
@@ -185,10 +185,10 @@ class Op:
             if extension is None:
                 return f"{self.name} has no back end {backend!r}"
             if extension.find() is None:
-                _toolchain.check(with_cuda=backend == "cuda")
+                _compilers.check(with_cuda=backend == "cuda")
         except JitopsError as error:
             return str(error)
-        if backend == "cuda" and not _hardware.has_gpu():
+        if backend == "cuda" and not _compilers.has_gpu():
             return "torch sees no GPU"
         return None
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ops._errors import JitopsError
 from ops.jit import Extension, Spec
-from ops.jit._compile._hardware import cpu_level
+from ops.jit._compile._cpu import level as cpu_level
 
 # The oldest torch whose stable ABI the sources use, as torch/headeronly/version.h encodes it.
 _TARGET = "-DTORCH_TARGET_VERSION=0x020a000000000000"
@@ -77,7 +77,7 @@ def extension(stem: str, backend: str, level: str | None = None) -> Extension:
         return Extension(_spec(stem, backend, level))
     lower = reversed(LEVELS[: LEVELS.index(_level())])
     return Extension(
-        _spec(stem, backend, _level()), instead=tuple(_spec(stem, backend, one) for one in lower)
+        _spec(stem, backend, _level()), fallbacks=tuple(_spec(stem, backend, one) for one in lower)
     )
 
 

@@ -2,7 +2,8 @@
 
 :class:`Extension` is the loader that the built-in ops use; :func:`files` and :func:`text` make one,
 for ops of your own. :func:`load` and :func:`load_inline` take the place of their namesakes in
-:mod:`torch.utils.cpp_extension`: same arguments, same results. Nothing here knows of any op.
+:mod:`torch.utils.cpp_extension`: same arguments, same results. :func:`install` puts them there, for
+packages that call torch's. Nothing here knows of any op.
 """
 
 from __future__ import annotations
@@ -11,11 +12,20 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ops.jit import _spec
-from ops.jit._drop_in import load, load_inline
 from ops.jit._extension import Extension
 from ops.jit._spec import Spec
+from ops.jit._torch_api import install, load, load_inline, uninstall
 
-__all__ = ["Extension", "Spec", "files", "load", "load_inline", "text"]
+__all__ = [
+    "Extension",
+    "Spec",
+    "files",
+    "install",
+    "load",
+    "load_inline",
+    "text",
+    "uninstall",
+]
 
 
 def files(
@@ -28,12 +38,12 @@ def files(
     *,
     is_python_module: bool = True,
 ) -> Extension:
-    """An extension of source files; nothing is built yet.
+    """Describe an extension of source files; nothing is built yet.
 
     Args:
         name: a C identifier; the module's name, and ``TORCH_EXTENSION_NAME`` in the sources.
-            Of what is no module, any name that files can have of letters, digits and ``_.+-``.
-        sources: ``.cpp`` and ``.cu`` files.
+            A library that is no module may have any name of letters, digits and ``_.+-``.
+        sources: C++ and CUDA files, assembly included.
         extra_cflags: flags for the C++ compiler.
         extra_cuda_cflags: flags for nvcc. Without an architecture among them,
             ``TORCH_CUDA_ARCH_LIST`` or the GPUs of this machine decide.
@@ -69,7 +79,7 @@ def text(
     is_python_module: bool = True,
     no_implicit_headers: bool = False,
 ) -> Extension:
-    """An extension of source text; nothing is built yet.
+    """Describe an extension of source text; nothing is built yet.
 
     Args:
         cpp_sources: C++ text. Error messages count its lines as given.

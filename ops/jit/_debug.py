@@ -1,4 +1,4 @@
-"""What ``JITOPS_DEBUG`` and ``JITOPS_SANITIZE`` add to an extension."""
+"""The flags that ``JITOPS_DEBUG`` and ``JITOPS_SANITIZE`` add to an extension."""
 
 from __future__ import annotations
 
@@ -28,11 +28,9 @@ _RUNTIMES = {
 }
 
 
-def in_force(spec: Spec) -> Spec:
-    """The extension as the settings want it built."""
+def effective_spec(spec: Spec) -> Spec:
+    """Return the extension with the flags that the settings add."""
     settings = _config.settings()
-    if not settings.debug and not settings.sanitize:
-        return spec
     cflags: list[str] = []
     cuda_cflags: list[str] = []
     ldflags: list[str] = []
@@ -52,7 +50,7 @@ def in_force(spec: Spec) -> Spec:
 
 
 def check_runtime() -> None:
-    """The sanitizers' runtime is there; loading without it would end the process.
+    """Check that the sanitizers' runtime is there: loading without it would end the process.
 
     Raises:
         ConfigError: it is not.

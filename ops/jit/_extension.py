@@ -1,36 +1,48 @@
-"""An extension, found or built, and loaded."""
+"""The public class :class:`Extension`: found or built, and loaded."""
 
 from __future__ import annotations
 
+import os
+import threading
+import warnings
 from pathlib import Path
 from types import ModuleType
 
 from ops import _config
-from ops._errors import BuildError, CacheError
-from ops.jit import _debug, _key, _library, _lookup
-from ops.jit._cache import _store
-from ops.jit._compile import _toolchain
+from ops._errors import BuildError, CacheError, CacheWarning
+from ops.jit import _inputs, _key, _load
+from ops.jit._cache import _entries
+from ops.jit._cache._entries import Entry
+from ops.jit._compile import _compilers
 from ops.jit._spec import Spec
+
+# A fork would keep the import locks of another thread for ever: it waits for the imports.
+_importing = threading.RLock()
+os.register_at_fork(
+    before=_importing.acquire,
+    after_in_parent=_importing.release,
+    after_in_child=_importing.release,
+)
 
 
 class Extension:
     """Native code that is compiled when first needed, then kept for good.
 
     Args:
-        spec: what to compile.
-        instead: what serves as well, best first, where it is built and ``spec`` is not and cannot
-            be: in a bundle, under ``JITOPS_BUILD=never``, without a compiler.
+        spec: describes the code.
+        fallbacks: specs to use instead, best first, where they are built and ``spec`` is neither
+            built nor can be: in a bundle, under ``JITOPS_BUILD=never``, without a compiler.
 
     A second :meth:`load`, in this process or any later one, runs no compiler, no ninja and no
-    other program, and waits for no lock. It does check, by content, that sources, headers, flags,
-    compilers, torch and the rest of :mod:`ops.jit._key` are those of the build, and that the
-    library is byte for byte the one that was built. An edited source is built anew, and takes the
-    place of what was loaded.
+    other program, and waits for no lock. (It does ask a compiler behind a launcher or a script who
+    it is.) It checks that sources, headers, flags, compilers, torch and the rest of
+    :mod:`ops.jit._key` are those of the build, and that the library is byte for byte the one that
+    was built. An edited source is built anew, and replaces the code that was loaded.
     """
 
-    def __init__(self, spec: Spec, instead: tuple[Spec, ...] = ()) -> None:
+    def __init__(self, spec: Spec, fallbacks: tuple[Spec, ...] = ()) -> None:
         self.spec = spec
-        self.instead = instead
+        self.fallbacks = fallbacks
 
     @property
     def name(self) -> str:
@@ -38,25 +50,25 @@ class Extension:
         return self.spec.name
 
     @property
-    def in_force(self) -> Spec:
-        """What is compiled: ``spec``, with what ``JITOPS_DEBUG`` and ``JITOPS_SANITIZE`` add."""
-        return _debug.in_force(self.spec)
+    def effective_spec(self) -> Spec:
+        """The spec with the flags that ``JITOPS_DEBUG`` and ``JITOPS_SANITIZE`` add."""
+        return _effective(self.spec)
 
     def find(self) -> Path | None:
-        """The built library in the cache, verified; ``None`` if it would have to be built."""
-        entry = self._find(_key.digest(_key.request(self.in_force)))
+        """Return the built library, verified; ``None`` if it would have to be built."""
+        entry = self._find()[0]
         return entry.library if entry else None
 
     def place(self) -> str | None:
-        """As :meth:`find`, for people: an entry of a bundle is named as that."""
-        entry = self._find(_key.digest(_key.request(self.in_force)))
+        """Return where :meth:`find` finds it, for people: a bundle is named as that."""
+        entry = self._find()[0]
         return entry.place if entry else None
 
     def load(self, *, verbose: bool = False) -> ModuleType | Path:
         """Build if need be, and load.
 
         Args:
-            verbose: say what is done, and pass on what the compilers say.
+            verbose: print each step, and what the compilers print.
 
         Returns:
             The Python module, or with ``is_python_module=False`` the library's path, its operators
@@ -65,77 +77,98 @@ class Extension:
         Raises:
             ToolchainError: it is not built yet, and a tool to build it with is missing.
             NotBuiltError: it is not built yet, and ``JITOPS_BUILD=never``.
-            BuildError: it does not compile, link or load.
+            BuildError: it does not compile, link or load. If it does not load, it is an
+                ``ImportError`` too, or an ``OSError`` for a library of operators.
             BuildTimeoutError: another process has been building it for too long.
             CacheError: there is nowhere to keep it.
         """
         return self.load_entry(verbose=verbose)[0]
 
-    def load_entry(self, *, verbose: bool = False) -> tuple[ModuleType | Path, _store.Entry]:
-        """As :meth:`load`; and what it was loaded from."""
-        spec = self.in_force
+    def load_entry(self, *, verbose: bool = False) -> tuple[ModuleType | Path, Entry]:
+        """Load as :meth:`load` does; return the entry too."""
         for _ in range(3):
-            entry = self._entry(spec, verbose)
+            entry = self.build_entry(verbose=verbose)
             try:
-                return _library.load(spec, entry), entry
-            except _library.Vanished:
+                return _load.load(self.effective_spec, entry), entry
+            except _load.EvictedMeanwhile:
                 continue
             except (OSError, ImportError) as error:
                 if isinstance(error, BuildError):
                     raise
-                raise _refused(spec, entry, error) from error
+                from ops.jit._compile import _diagnostics
+
+                raise _diagnostics.refused(self.spec, entry.place, error) from error
         raise CacheError(f"{self.name} is deleted as soon as it is built: is the cache too small?")
 
     def build(self, *, verbose: bool = False, retry: bool = False) -> Path:
         """Build if need be, and load nothing: for images, and for machines without a GPU.
 
         Args:
-            verbose: say what is done, and pass on what the compilers say.
-            retry: try again what has failed, though nothing has changed.
+            verbose: print each step, and what the compilers print.
+            retry: of no effect, because a build that has failed is always tried again.
 
         Returns:
             The library. Raises what :meth:`load` raises.
         """
-        return self.build_entry(verbose=verbose, retry=retry).library
+        return self.build_entry(verbose=verbose).library
 
-    def build_entry(self, *, verbose: bool = False, retry: bool = False) -> _store.Entry:
-        """As :meth:`build`; the whole entry."""
-        return self._entry(self.in_force, verbose, retry)
-
-    def _entry(self, spec: Spec, verbose: bool, retry: bool = False) -> _store.Entry:
-        asked = _key.request(spec)
-        digest = _key.digest(asked)
-        entry = self._find(digest)
+    def build_entry(self, *, verbose: bool = False) -> Entry:
+        """Build as :meth:`build` does; return the whole entry."""
+        entry, asked, digest = self._find()
         if entry is None:
-            from ops.jit import _miss  # a hit needs none of it
+            with _importing:
+                from ops.jit import _build_once  # a hit needs none of it
 
-            return _miss.build(spec, asked, digest, verbose=verbose, retry=retry)
+            spec = self.effective_spec
+            return _build_once.build(spec, asked, digest, lambda: _find(spec, digest), verbose)
+        if (missing := _compilers.missing_cxx()) is not None:
+            warnings.warn(
+                f"{missing}: {self.name} is used as another compiler has built it",
+                CacheWarning,
+                stacklevel=3,
+            )
         if verbose:
             from ops.jit._compile import _progress
 
-            _progress.say(f"{spec.name} is in the cache: {entry.place}")
+            _progress.say(f"{self.name} is in the cache: {entry.place}")
         return entry
 
-    def _find(self, digest: str) -> _store.Entry | None:
-        entry = _lookup.find(self.in_force, digest)
-        if entry is None and self.instead and _cannot_build():
-            for spec in map(_debug.in_force, self.instead):
-                entry = entry or _lookup.find(spec, _key.digest(_key.request(spec)))
-        return entry
+    def _find(self) -> tuple[Entry | None, dict[str, object], str]:
+        spec = self.effective_spec
+        asked = _key.request(spec)
+        digest = _key.digest(asked)
+        entry = _find(spec, digest)
+        if entry is None and self.fallbacks and _cannot_build():
+            for other in map(_effective, self.fallbacks):
+                entry = entry or _find(other, _key.digest(_key.request(other)))
+        return entry, asked, digest
+
+
+def _find(spec: Spec, digest: str) -> Entry | None:
+    """Find an entry that serves, in the bundle and then in the cache; its library is verified."""
+    name = _entries.entry_name(spec.name, digest)
+
+    def accepts(manifest: _entries.Manifest) -> bool:
+        return manifest.get("digest") == digest and _inputs.accepts(spec, manifest)
+
+    if _config.settings().bundle is not None:
+        from ops.jit._cache import _bundle
+
+        entry = _bundle.find(name, accepts)
+        if entry:
+            return entry
+    return _entries.find(name, accepts)
+
+
+def _effective(spec: Spec) -> Spec:
+    settings = _config.settings()
+    if not settings.debug and not settings.sanitize:
+        return spec
+    from ops.jit import _debug
+
+    return _debug.effective_spec(spec)
 
 
 def _cannot_build() -> bool:
     settings = _config.settings()
-    never = settings.build == "never"
-    return never or settings.bundle is not None or _toolchain.cxx() is None
-
-
-def _refused(spec: Spec, entry: _store.Entry, error: Exception) -> BuildError:
-    """What the dynamic linker has against it."""
-    from ops.jit._compile._diagnose import all_of, diagnose
-
-    said = diagnose(all_of(error), lambda file, line: None)
-    return BuildError(
-        f"{spec.name} was built but does not load:\n{said}\n  library: {entry.place}",
-        passing=True,  # it is found again, and says the same again
-    )
+    return settings.build == "never" or settings.bundle is not None or _compilers.cxx() is None

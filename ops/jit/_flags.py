@@ -1,215 +1,171 @@
-"""What flags say: their words, and the folders and files that they name."""
+"""Flags: the words that ninja and the shell make of them, and the files that these words name."""
 
 from __future__ import annotations
 
+import functools
+import glob
 import os
 import re
+import shlex
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from ops.jit import _linked, _shell
-
-# Options whose value may be the next word. Longer ones first where one begins with another.
-_PREFIX, _PREFIXED = "-iprefix", ("-iwithprefixbefore", "-iwithprefix")
-_FOLDERS = ("-isystem", "-iquote", "-idirafter", "-cxx-isystem", *_PREFIXED, "-I")
-_INCLUDED = ("-include-pch", "-include", "-imacros")
-_JOINED = (*_FOLDERS, _PREFIX, *_INCLUDED, "-L", "-l", "-T", "-R", "-D")
-_LONG_FOLDERS = {
-    "include-directory": "-I",
-    "include-directory-after": "-I",
-    "system-include": "-isystem",
-    "include-prefix": _PREFIX,
-    "include-with-prefix": "-iwithprefix",
-    "include-with-prefix-after": "-iwithprefix",
-    "include-with-prefix-before": "-iwithprefixbefore",
-}
-_LONG_FILES = ("include", "pre-include", "imacros")
-_SCRIPTS = (
-    *("script", "default-script", "version-script", "dynamic-list", "retain-symbols-file"),
-    *("just-symbols", "symbol-ordering-file", "section-ordering-file", "mri-script"),
-    *("export-dynamic-symbol-list", "remap-inputs-file"),
+# Text that ninja and the shell pass on as it is, split at white space.
+_PLAIN = re.compile(r"[\w \t\n@%+=:,./-]*", re.ASCII)
+# ninja's escapes, and its variables, none of which is defined where flags stand.
+_NINJA = re.compile(r"\$(?:([$ :])|\{[\w.-]+\}|[\w-]+|\n *)", re.ASCII)
+_TOKEN = re.compile(
+    r"'[^']*' | \"(?P<double>(?:[^\"\\]|\\.)*)\" | \\. | (?P<live>`|\$[\w@*#?!$({-]|[;&|<>()]) | .",
+    re.VERBOSE | re.DOTALL | re.ASCII,
 )
-_SHORT = {"library-path": "-L", "library-directory": "-L", "library": "-l", **_LONG_FOLDERS}
-_RESPONSES = ("options-file", "optf")
-# Options that are given their value behind "=" only, and read a file.
-_FILES = (
-    *("specs", "fplugin", "fprofile-use", "fprofile-instr-use", "fprofile-sample-use"),
-    *("fauto-profile", "fsanitize-ignorelist", "fsanitize-blacklist", "fmodule-file"),
-)
-# Options whose next word is a file that is written, or a mere name.
-_WRITTEN = (
-    *("o", "output", "output-file", "Map", "MF", "MT", "MQ", "MJ", "aux-info", "dumpbase"),
-    *("dependency-file", "dependency-output", "out-implib", "serialize-diagnostics", "soname"),
-)
-_WITH_VALUE = (*_LONG_FILES, *_SCRIPTS, *_RESPONSES, *_SHORT, *_WRITTEN, "specs")
-_PASSES_ON = ("-Xlinker", "-Xpreprocessor", "-Xassembler", "-Xclang")
-_PASSES_LIST_ON = ("-Xcompiler", "--compiler-options", "--linker-options")
-_MOST = 10  # response files in response files
-# Variables that lead to headers, and those with words of compilers in them.
-LEAD_TO_HEADERS = ("CPATH", "C_INCLUDE_PATH", "CPLUS_INCLUDE_PATH")
-_COMMANDS = ("CXX", "NVCC_PREPEND_FLAGS", "NVCC_APPEND_FLAGS")
+_LIVE_IN_DOUBLE = re.compile(r"\\.|(?P<live>`|\$[\w@*#?!$({-])", re.DOTALL | re.ASCII)
+_PASSED_ON = re.compile(r"-W[lpa],|(?:-Xcompiler|--compiler-options|--linker-options)=")
+_PASS_ON = ("-Xlinker", "-Xpreprocessor", "-Xassembler", "-Xclang", "-Xcompiler",
+            "--compiler-options", "--linker-options")  # fmt: skip
+# The word after one of these is no file to read: it is a macro, a name, or a file to write.
+_NOT_READ = ("-D", "-U", "-o", "-MF", "-MT", "-MQ", "-MJ", "-Map", "--Map", "-soname", "-rpath",
+             "-aux-info", "-dumpbase", "--dependency-file", "--out-implib")  # fmt: skip
+_DEPTH = 10  # of response files that name response files
+_LINKED = (b"\x7fELF", b"!<arch>\n", b"!<thin>\n")  # the linker reports them
 
 
-def words(flags: Sequence[str]) -> list[str]:
-    """The flags one by one, as the shell splits them; response files (``@file``) opened.
+def words(flags: Sequence[str]) -> tuple[str, ...]:
+    """Split flags into the words that the compilers get, with response files opened.
 
-    An option and its value are one word: ``-I x`` as ``-Ix``, ``--script x`` as ``--script=x``, and
-    ``--library-path x`` as ``-Lx``. What is passed on comes without its ``-Wl,`` and the like.
+    What is passed on to another program (``-Wl,x,y``) comes as the words that it gets.
     """
-    return _words(_shell.split(flags), 0)
+    return _words(" ".join(flags))  # as torch joins them
 
 
-def _words(said: Sequence[str], depth: int) -> list[str]:
-    found: list[str] = []
-    for part in _parts(said):
-        last = found[-1] if found else ""
-        if last in _JOINED:
-            found[-1] += part
-        elif _name(last) in _WITH_VALUE and last.startswith("-"):
-            found[-1] += f"={part}"
-        else:
-            found.append(part)
-    found = [_short(word) for word in found]
-    return [inner for word in found for inner in (word, *_opened(word, depth))]
+def _words(text: str) -> tuple[str, ...]:
+    if _PLAIN.fullmatch(text) and "@" not in text and "-W" not in text and "-X" not in text:
+        return tuple(text.split())
+    return tuple(_opened(_split(text), 0))
 
 
-def _parts(said: Sequence[str]) -> Iterator[str]:
-    listed = False
-    for word in said:
-        passed = re.match(r"-W[lpa],|(?:-Xcompiler|--compiler-options|--linker-options)=", word)
-        if passed or listed:
-            yield from word[passed.end() if passed else 0 :].split(",")
-        elif word not in (*_PASSES_ON, *_PASSES_LIST_ON):
-            yield word
-        listed = word in _PASSES_LIST_ON
-
-
-def _name(word: str) -> str:
-    return word.lstrip("-")
-
-
-def _short(word: str) -> str:
-    name, _, value = _name(word).partition("=")
-    return _SHORT[name] + value if name in _SHORT and word.startswith("-") else word
-
-
-def _opened(word: str, depth: int) -> list[str]:
-    file = _response(word)
-    if file is None or depth == _MOST or not _is_file(file):
-        return []
+def _split(text: str) -> list[str]:
+    text = _NINJA.sub(lambda found: found[1] or "", text)
     try:
-        text = file.read_text(errors="surrogateescape")
+        split = shlex.split(text)
+    except ValueError:
+        split = text.split()  # a quote is left open, which the shell will report
+    return [one for word in split for one in _expanded(word)]
+
+
+def _expanded(word: str) -> list[str]:
+    """Expand ``~`` and patterns of files, as the shell does with a word that is not quoted."""
+    word = os.path.expanduser(word)
+    if os.path.isabs(word) and re.search(r"[*?[]", word):
+        # Shells differ in how they write a negation.
+        found = {*glob.glob(word), *glob.glob(word.replace("[^", "[!"))}
+        return sorted(found) or [word]
+    return [word]
+
+
+def _opened(split: Sequence[str], depth: int) -> Iterator[str]:
+    for word in split:
+        passed_on = _PASSED_ON.match(word)
+        if word in _PASS_ON:
+            continue
+        for part in word[passed_on.end() :].split(",") if passed_on else [word]:
+            yield part
+            file = re.match(r"@(/.+)|--?(?:options-file|optf)=(/.+)", part)
+            if file and depth < _DEPTH:
+                yield from _opened(_response(file[1] or file[2]), depth + 1)
+
+
+def _response(path: str) -> list[str]:
+    try:
+        text = Path(path).read_text(errors="surrogateescape")
     except OSError:
-        return []  # the compilers will say so
-    return _words(_shell.in_response(text), depth + 1)
+        return []  # the compilers will report it
+    try:
+        return shlex.split(text)
+    except ValueError:
+        return text.split()
 
 
-def _response(word: str) -> Path | None:
-    if word.startswith("@"):
-        return Path(word[1:])
-    name, _, value = _name(word).partition("=")
-    return Path(value) if value and name in _RESPONSES else None
+def refused(flags: Sequence[str]) -> str | None:
+    """Find the first text in flags by which a shell would run a program or read a variable."""
+    text = " ".join(flags)
+    if _PLAIN.fullmatch(text):
+        return None
+    for token in _TOKEN.finditer(_NINJA.sub(lambda found: found[1] or "", text)):
+        live = [token["live"]]
+        if token["double"] is not None:
+            live = [inner["live"] for inner in _LIVE_IN_DOUBLE.finditer(token["double"])]
+        for found in filter(None, live):
+            return found
+    return None
 
 
-def _is_file(path: Path) -> bool:
-    return path.is_absolute() and os.path.isfile(path)  # the compilers run in a folder of their own
-
-
-def folders(flags: Sequence[str]) -> list[Path]:
-    """The folders of headers that flags name."""
-    found, prefix = [], ""
-    for word in words(flags):
-        if word.startswith(_PREFIX):
-            prefix = word[len(_PREFIX) :]
-        option = next((one for one in _FOLDERS if word.startswith(one)), "")
-        value = (prefix if option in _PREFIXED else "") + _without_root(word[len(option) :])
-        if option and value.startswith("/"):
-            found.append(Path(value))
-    return found
-
-
-def folders_of_environment() -> list[Path]:
-    """The folders of headers that variables lead to."""
-    named = ":".join(os.environ.get(name, "") for name in LEAD_TO_HEADERS).split(os.pathsep)
-    commands = [os.environ.get(name, "") for name in _COMMANDS]
-    return [*(Path(name) for name in named if name.startswith("/")), *folders(commands)]
-
-
-def _without_root(folder: str) -> str:
-    """A folder that is named below the root of the system, which is ``/`` here."""
-    return folder.removeprefix("=").removeprefix("$SYSROOT")
-
-
-def as_text(flags: Sequence[str]) -> str:
-    """What flags define and include, as C++ text would."""
-    lines = []
-    for word in words(flags):
-        name, _, value = _name(word).partition("=")
-        option = next((one for one in _INCLUDED if word.startswith(one)), "")
-        if word.startswith("-D"):
-            lines.append(f"#define {name[1:]} {value}")
-        elif option or (value and name in _LONG_FILES):
-            lines.append(f'#include "{word[len(option) :] if option else value}"')
-    return "".join(f"{line}\n" for line in lines)
-
-
-def library_folders(flags: Sequence[str]) -> list[Path]:
-    """The folders of libraries that flags name."""
-    return _library_folders(words(flags))
-
-
-def _library_folders(said: Sequence[str]) -> list[Path]:
-    found = [_without_root(word[2:]) for word in said if word.startswith("-L")]
-    return [Path(folder) for folder in found if folder]
+def expanded(flags: Sequence[str]) -> list[str]:
+    """List the words that depend on the home folder, or on which files there are."""
+    text = " ".join(flags)
+    return [word for word in words(flags) if word not in text] if re.search(r"[~*?[]", text) else []
 
 
 def files(flags: Sequence[str]) -> list[Path]:
-    """The files that flags name, or that these name, whose content becomes part of what is built.
+    """List the files that words name by absolute paths and that no compiler or linker reports.
 
-    Not shared libraries, nor headers that an ``#include`` finds.
+    Compilers report the headers that they read, linkers report objects, archives and scripts. This
+    is for all else, such as response files and ``-specs=``, whatever the option is called.
     """
-    return [path for path in all_files(flags) if not _linked.is_shared(path)]
-
-
-def all_files(flags: Sequence[str], searched: Sequence[Path] = ()) -> list[Path]:
-    """The same, and the shared libraries.
-
-    Args:
-        searched: folders of libraries beside those that are named.
-    """
-    said = words(flags)
-    linked = [*_library_folders(said), *folders_in("LIBRARY_PATH"), *searched]
+    if "/" not in "".join(flags):
+        return []
     found: dict[Path, None] = {}
-    left = [path for word in reversed(said) for path in reversed(_named(word, linked))]
-    while left:
-        path = left.pop()
-        if path not in found and _is_file(path):
-            found[path] = None
-            left += reversed(_linked.named_by(path, linked))
+    folders: list[str] = []
+    before = ""
+    for word in words(flags):
+        start = word.find("/")
+        if start >= 0 and before not in _NOT_READ and not word.startswith(("-D", "-U", "-Map=")):
+            if word.startswith("-L") or before == "-L":
+                folders.append(word[start:])
+            path = Path(word[start:])
+            if os.path.isfile(path) and not _is_reported(path):
+                found[path] = None
+        if word.startswith("-l") and sys.platform == "darwin":  # whose linker reports nothing
+            archives = (Path(folder, f"lib{word[2:]}.a") for folder in folders)
+            found.update((path, None) for path in archives if path.is_file())
+        before = word
     return list(found)
 
 
-def folders_in(variable: str) -> list[Path]:
-    """The folders that an environment variable lists; its empty places mean the current one."""
-    return [Path(one) for one in filter(None, os.environ.get(variable, "").split(os.pathsep))]
+def _is_reported(path: Path) -> bool:
+    if sys.platform == "darwin":
+        return False
+    try:
+        with path.open("rb") as file:
+            return file.read(8).startswith(_LINKED)
+    except OSError:
+        return False
 
 
-def _named(word: str, linked: list[Path]) -> list[Path]:
-    response = _response(word)
-    if response is not None:
-        return [response]
-    name, _, value = _name(word).partition("=")
-    if not word.startswith("-"):
-        return [Path(word)]  # to be linked, by whatever name
-    if value and name in (*_FILES, *_LONG_FILES):
-        return [Path(value)]
-    if value and name in _SCRIPTS:
-        return [Path(value), *(folder / value for folder in linked)]
-    for option in _INCLUDED:
-        if word.startswith(option):
-            return [Path(word[len(option) :])]
-    if word.startswith("-l"):
-        return _linked.libraries(word[2:], linked)
-    if word.startswith(("-T", "-R")):
-        return [Path(word[2:]), *(folder / word[2:] for folder in linked)]
-    return []
+@functools.lru_cache(maxsize=64)
+def is_native(flags: tuple[str, ...]) -> bool:
+    """Whether the code depends on the CPU that compiles it (``-march=native``)."""
+    text = " ".join(flags)
+    if "native" not in text and "@" not in text:
+        return False
+    return any("=native" in word for word in words(flags))
+
+
+def library_names(ldflags: Sequence[str]) -> tuple[list[str], list[str]]:
+    """List the folders that ``-L`` names, and the files that ``-l`` may find in folders."""
+    folders: list[str] = []
+    names: list[str] = []
+    before = ""
+    for word in words(ldflags):
+        option = re.match(r"-L|--library-(?:path|directory)=|-l|--library=", word)
+        if option and word != option[0]:
+            is_folder = option[0].startswith("-L") or "-library-" in option[0]
+            (folders if is_folder else names).append(word[option.end() :])
+        elif before in ("-L", "--library-path", "--library-directory"):
+            folders.append(word)
+        elif before in ("-l", "--library"):
+            names.append(word)
+        before = word
+    files = [one[1:] if one.startswith(":") else f"lib{one}" for one in names]
+    files = [file for one in files for file in ([one] if "." in one else [f"{one}.so", f"{one}.a"])]
+    return [folder.removeprefix("=") for folder in folders], files

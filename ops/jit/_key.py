@@ -1,9 +1,9 @@
-"""What is known of a binary before it is built: the request, and its digest.
+"""The request for an extension, which is all that is known of a library before it is built.
 
-A look-up must not run a compiler, so what a binary depends on comes in two parts. What is known
-without one makes the digest, here. What only a build can tell stands in the entry's manifest, and
-:mod:`ops.jit._facts` compares it. All of it is content: no path and no time of a file enters, so
-that a cache, a checkout or an environment can move.
+A look-up must not run a compiler, so what a library depends on comes in two parts. What is known
+without one makes the digest, here. What only a build can tell is in the entry's manifest, and
+:mod:`ops.jit._inputs` compares it. The request holds contents, and neither paths nor times of
+files, so that a cache, a checkout or an environment can move.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ import hashlib
 import json
 import os
 import platform
+import shlex
 import sys
 import sysconfig
-from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -22,25 +22,25 @@ from typing import Any
 import torch
 
 from ops._errors import ArgumentError
-from ops.jit import _flags, _shell
-from ops.jit._compile import _hardware, _toolchain
+from ops.jit import _flags
+from ops.jit._compile import _compilers
 from ops.jit._spec import Spec
 
-FORMAT = 6  # of the digest and the manifest: a change makes every entry a miss
+FORMAT = 7  # of the digest and the manifest: a change makes every entry a miss
 
-# Variables that change what the compilers do without any flag saying so: LATER is none of a
-# header's business. LD_LIBRARY_PATH, which linkers read too, changes nothing in what they write.
-LATER = ("LIBRARY_PATH", "LD_RUN_PATH", "LDEMULATION", "GNUTARGET", "SOURCE_DATE_EPOCH")
+# Variables that change what compilers and linkers do without any flag. LD_LIBRARY_PATH, which
+# linkers read too, changes nothing in what they write.
 _ENVIRONMENT = (
-    *(*_flags.LEAD_TO_HEADERS, "GCC_EXEC_PREFIX", "COMPILER_PATH", "CCC_OVERRIDE_OPTIONS"),
-    *("SDKROOT", "MACOSX_DEPLOYMENT_TARGET", *LATER),
+    *(*_compilers.HEADER_VARIABLES, "GCC_EXEC_PREFIX", "COMPILER_PATH", "CCC_OVERRIDE_OPTIONS"),
+    *("SDKROOT", "MACOSX_DEPLOYMENT_TARGET"),
+    *("LIBRARY_PATH", "LD_RUN_PATH", "LDEMULATION", "GNUTARGET", "SOURCE_DATE_EPOCH"),
 )
-_CUDA_ENVIRONMENT = (*_toolchain.NVCCS_VARIABLES, "NVCC_CCBIN", "CUDA_INC_PATH")
+_CUDA_ENVIRONMENT = (*_compilers.NVCC_VARIABLES, "NVCC_CCBIN", "CUDA_INC_PATH")
 _FLAGS = ("extra_cflags", "extra_cuda_cflags", "extra_ldflags")
 
 
 def request(spec: Spec) -> dict[str, Any]:
-    """What is asked for, and the environment it is asked in: readable, and free of paths.
+    """Describe an extension and the environment it is requested in, readably and without paths.
 
     Raises:
         ArgumentError: a source cannot be read.
@@ -58,46 +58,46 @@ def request(spec: Spec) -> dict[str, Any]:
         "cflags": spec.extra_cflags,
         "cuda_cflags": spec.extra_cuda_cflags,
         "ldflags": spec.extra_ldflags,
-        "expanded": [word for one in _FLAGS for word in _shell.expanded(getattr(spec, one))],
+        "expanded": [word for one in _FLAGS for word in _flags.expanded(getattr(spec, one))],
         "files": _files(spec),
         "cuda": spec.uses_cuda,
         "standalone": spec.is_standalone,
-        **_here(cuda=spec.uses_cuda, python=spec.is_python_module, native=_native(flags)),
+        **_here(cuda=spec.uses_cuda, python=spec.is_python_module, native=_flags.is_native(flags)),
     }
 
 
 def _here(*, cuda: bool, python: bool, native: bool) -> dict[str, Any]:
-    """The part of a request that is of this machine."""
-    native = native or _native(_of_commands(cuda))
+    """Describe this machine."""
+    native = native or _flags.is_native(tuple(_of_commands(cuda)))
     names = (*_ENVIRONMENT, *(_CUDA_ENVIRONMENT if cuda else ()))
     return {
-        "cxx_arguments": _toolchain.words_in("CXX")[1:],
+        "cxx_arguments": _compilers.words_in("CXX")[1:],
         "torch": [torch.__version__, torch.version.git_version, torch.version.cuda],
         "cxx11_abi": torch.compiled_with_cxx11_abi(),
         "python": sysconfig.get_config_var("SOABI") if python else None,
         "platform": [sys.platform, platform.machine()],
-        "cpu": sorted(_hardware.cpu_features()) if native else [],
+        "cpu": _cpu_features() if native else [],
         "environment": {name: os.environ[name] for name in names if name in os.environ},
     }
 
 
-def _native(flags: Sequence[str]) -> bool:
-    if not any(one in flag for flag in flags for one in ("native", "@")):
-        return False  # at once: nearly always
-    return any("=native" in word for word in _flags.words(flags))
+def _cpu_features() -> list[str]:
+    from ops.jit._compile import _cpu  # few extensions need it
+
+    return sorted(_cpu.features())
 
 
 def _of_commands(cuda: bool) -> list[str]:
-    """The flags that variables add to the compilers' commands."""
-    said = _toolchain.words_in("CXX")[1:]
+    """Return the flags that variables add to the compilers' commands, quoted as flags are."""
+    words = _compilers.words_in("CXX")[1:]
     if cuda:
-        command, *flags = _toolchain.NVCCS_VARIABLES
-        said += [*_toolchain.words_in(command)[1:], *chain(*map(_toolchain.words_in, flags))]
-    return _shell.quoted(said)
+        command, *flags = _compilers.NVCC_VARIABLES
+        words += [*_compilers.words_in(command)[1:], *chain(*map(_compilers.words_in, flags))]
+    return [shlex.quote(word).replace("$", "$$") for word in words]
 
 
 def again(before: dict[str, Any]) -> dict[str, Any]:
-    """An earlier request, as it would be made of this machine, its sources and flags unchanged."""
+    """Make an earlier request anew on this machine, with the same sources and flags."""
     machine = _here(
         cuda=bool(before["cuda"]), python=bool(before["python"]), native=bool(before["cpu"])
     )
@@ -105,7 +105,7 @@ def again(before: dict[str, Any]) -> dict[str, Any]:
 
 
 def digest(asked: dict[str, Any]) -> str:
-    """The request as a hash."""
+    """Return the digest of a request."""
     return _sha256(json.dumps(asked, sort_keys=True).encode())
 
 
@@ -121,7 +121,7 @@ def _content(path: Path, argument: str = "sources") -> str:
 
 
 def _files(spec: Spec) -> list[list[str]]:
-    """Files that flags name and that become part of the binary."""
+    """Describe the files that flags name and that no tool reports."""
     found = []
     for argument in _FLAGS:
         for path in _flags.files(getattr(spec, argument)):

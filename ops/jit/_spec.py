@@ -1,4 +1,4 @@
-"""What the user asked to be compiled, checked and frozen: the input of the key and of the build."""
+"""An extension as the user describes it, checked and frozen: the input of the key and the build."""
 
 from __future__ import annotations
 
@@ -10,13 +10,20 @@ from pathlib import Path
 from typing import Any
 
 from ops._errors import ArgumentError, ArgumentTypeError
-from ops.jit import _flags, _shell
+from ops.jit import _flags
 
 CUDA_SUFFIXES = (".cu", ".cuh")
+COMMANDS = "compile_commands.json"  # what editors read, kept beside the library
+HERE = "@ENTRY@"  # stands in it for the entry's folder, so that a cache can move
+# torch passes all else to the C++ compiler, which knows sources by these endings.
+SUFFIXES = (
+    *(".cpp", ".cc", ".cxx", ".c", ".C", ".CPP", ".c++", ".cp", ".S", ".s"),
+    *CUDA_SUFFIXES,
+)
 RETIRE = "jitops_retire"  # the stem of a source that the loader adds, and its function's name
-SUFFIXES = (".cpp", ".cc", ".cxx", ".c", *CUDA_SUFFIXES)
-# What ninja, or its reading of the compilers' lists of headers, cannot pass on.
-ODD = frozenset("$\n\r\t'\"&;*^`<>|?\\\0:")
+# What torch writes to ninja's file unquoted, in paths of folders and of sources.
+_ODD_IN_FOLDERS = frozenset("$\n\r\0")
+_ODD_IN_SOURCES = _ODD_IN_FOLDERS | frozenset(":|")
 
 
 @dataclass(frozen=True)
@@ -69,16 +76,18 @@ class Spec:
                     f"sources must not be called {RETIRE}, as is a file that the loader adds to "
                     f"them: rename {str(path)!r}"
                 )
-        for argument in ("sources", "extra_include_paths"):
-            colon = {":"} if argument == "extra_include_paths" else set()  # ninja sees it quoted
+        for argument, characters in (
+            ("sources", _ODD_IN_SOURCES),
+            ("extra_include_paths", _ODD_IN_FOLDERS),
+        ):
             for path in getattr(self, argument):
-                if odd := sorted((ODD - colon) & set(str(path))):
+                if odd := sorted(characters & set(str(path))):
                     raise ArgumentError(
                         f"{argument} must be paths without {' '.join(odd)!r}, which ninja cannot "
                         f"pass on, got {str(path)!r}: rename it, or name a link to it"
                     )
         for argument in ("extra_cflags", "extra_cuda_cflags", "extra_ldflags"):
-            if live := _shell.refused(getattr(self, argument)):
+            if live := _flags.refused(getattr(self, argument)):
                 raise ArgumentError(
                     f"{argument} must hold no {live!r} for the shell, which would run a program "
                     f"or read the environment where the cache cannot see it: put there what it "
@@ -97,7 +106,7 @@ class Spec:
 
     @property
     def inline(self) -> bool:
-        """Whether the extension is text, to be built by ``load_inline``."""
+        """Whether the extension is text, which ``load_inline`` builds."""
         return not self.sources
 
     @property
@@ -114,32 +123,41 @@ class Spec:
             return 1 + bool(self.cuda_sources)  # load_inline always writes a main.cpp
         return len(self.sources)
 
+    def label(self, suffix: str, index: int) -> str:
+        """Return the file name by which compilers know a text."""
+        return f"{self.name}[{index}].{suffix}"
+
+    @property
+    def functions_label(self) -> str:
+        """The file name of the lines that bind ``functions``, one each from the second on."""
+        return f"{self.name}.functions"
+
     @property
     def header_roots(self) -> tuple[Path, ...]:
-        """Folders whose headers belong to the extension, in the order they are recorded."""
-        folders = [
-            *self.extra_include_paths,
-            *_flags.folders(self.extra_cflags),
-            *_flags.folders(self.extra_cuda_cflags),
-            *(path.parent for path in self.sources),
-            *_flags.folders_of_environment(),
-        ]
-        return tuple(dict.fromkeys(folders))
+        """The extension's own folders, which may move: headers in them are recorded relatively."""
+        return tuple(
+            dict.fromkeys((*self.extra_include_paths, *(path.parent for path in self.sources)))
+        )
 
 
 _SWITCHES = ("with_cuda", "with_pytorch_error_handling", "no_implicit_headers")
 
 
 # What an entry and its build hold beside the library or program.
-_TAKEN = ("used", "main.cpp", "cuda.cu", "build.ninja", "manifest.json", "compile_commands.json")
+_TAKEN = (
+    *("used", "main.cpp", "cuda.cu", "build.ninja", "manifest.json", "compile_commands.json"),
+    *("compdb.json", "cxx", "link.d", "precompiled", "search.txt", "search_cuda.txt"),
+)
 
 
 def _check_name(name: str, is_python_module: object, is_standalone: object) -> None:
-    """It is part of file names; and of C++ where Python finds the module by it."""
+    """Check a name, which is part of file names, and by which Python finds a module's function."""
     if is_python_module:
-        if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]{0,199}", name):
+        part = r"[A-Za-z_][A-Za-z0-9_]*"
+        if not re.fullmatch(rf"{part}(\.{part})*", name) or len(name) > 200:
             raise ArgumentError(
-                f"name must be a C identifier of at most 200 characters, got {name!r}"
+                f"name must be a C identifier, or several with dots between, of at most 200 "
+                f"characters, got {name!r}"
             )
     elif not re.fullmatch(r"\w[\w.+-]*", name) or len(os.fsencode(name)) > 200:
         raise ArgumentError(
@@ -151,7 +169,7 @@ def _check_name(name: str, is_python_module: object, is_standalone: object) -> N
 
 
 def texts(argument: str, value: str | Sequence[str] | None) -> tuple[str, ...]:
-    """Source text given as one string, several, or none."""
+    """Take source text: one string, several, or none."""
     if value is None:
         return ()
     if isinstance(value, str):
@@ -160,14 +178,14 @@ def texts(argument: str, value: str | Sequence[str] | None) -> tuple[str, ...]:
 
 
 def flags(argument: str, value: Sequence[str] | None) -> tuple[str, ...]:
-    """A list of flags; a bare string is refused, since torch would take it letter by letter."""
+    """Take a list of flags; refuse a string, because torch would take it letter by letter."""
     if isinstance(value, str):
         raise ArgumentTypeError(f"{argument} must be a list of strings, got the string {value!r}")
     return _strings(argument, () if value is None else value)
 
 
 def paths(argument: str, value: Any) -> tuple[Path, ...]:
-    """Paths, made absolute."""
+    """Take paths, and make them absolute."""
     if value is None:
         return ()
     if isinstance(value, (str, os.PathLike)):
@@ -177,9 +195,11 @@ def paths(argument: str, value: Any) -> tuple[Path, ...]:
 
 
 def path(argument: str, value: Any, what: str = "a path") -> Path:
-    """A path, made absolute."""
+    """Take a path, and make it absolute."""
     if not isinstance(value, (str, os.PathLike)) or not isinstance(os.fspath(value), str):
         raise ArgumentTypeError(f"{argument} must be {what}, got {type(value).__name__}")
+    if argument == "extra_include_paths":
+        value = os.fspath(value).strip()  # as torch does
     try:
         return Path(value).absolute()
     except FileNotFoundError:
@@ -191,9 +211,13 @@ def path(argument: str, value: Any, what: str = "a path") -> Path:
 def bindings(
     value: str | Sequence[str] | Mapping[str, str] | None,
 ) -> tuple[tuple[str, str], ...] | None:
-    """The functions to bind with pybind11, each with its docstring."""
+    """Take the functions to bind with pybind11, each with its docstring."""
     if value is None:
         return None
+    if not isinstance(value, (str, Sequence, Mapping)):
+        raise ArgumentError(
+            f"functions must be a name, a list of names, or names with docstrings, got {value!r}"
+        )
     if isinstance(value, Mapping):
         _strings("functions", [*value.keys(), *value.values()])
         found = tuple(value.items())

@@ -12,7 +12,7 @@ import ops
 from ops import _config
 from ops._cli import main as cli
 from ops.jit import load_inline
-from ops.jit._compile import _toolchain
+from ops.jit._compile import _compilers
 from tests.harness.helpers import command, environment
 from tests.jit.support import ANSWER, entries
 
@@ -104,7 +104,7 @@ def test_what_is_left_out_is_said_unless_it_was_asked_for(cache, capsys, monkeyp
     def check_cuda():
         raise ops.ToolchainError("no nvcc here")
 
-    monkeypatch.setattr(_toolchain, "check_cuda", check_cuda)
+    monkeypatch.setattr(_compilers, "check_cuda", check_cuda)
     assert cli.main(["cache", "why", OP]) == 0
     assert capsys.readouterr().err == "jitops: CUDA is left out: no nvcc here\n"
     for asked in ("--arch=9.0", "--backend=cuda"):

@@ -108,10 +108,13 @@ def test_doctor_with_a_compiler_that_does_not_work(tmp_path):
 
 
 def test_doctor_without_ninja(tmp_path):
-    """Neither its package nor its program."""
+    """Neither in this environment nor on PATH."""
     path = path_without("ninja", folder=tmp_path / "bin")
     (tmp_path / "hidden").mkdir()
-    (tmp_path / "hidden" / "ninja.py").write_text("raise ImportError('hidden')\n")
+    (tmp_path / "hidden" / "sitecustomize.py").write_text(
+        "import os\nreal = os.access\n"
+        "os.access = lambda path, mode: not str(path).endswith('/ninja') and real(path, mode)\n"
+    )
     found, verdict, words = report(
         PATH=path,
         PYTHONPATH=f"{tmp_path / 'hidden'}{os.pathsep}{environment()['PYTHONPATH']}",
@@ -150,7 +153,7 @@ def test_doctor_with_an_unusable_cache(tmp_path):
 
 @pytest.mark.cpp
 def test_doctor_of_a_build_that_failed(tmp_path, root):
-    """What has failed is told without trying again."""
+    """The last failure is told without trying again."""
     sources = tmp_path / "checkout"
     shutil.copytree(root / "ops", sources / "ops", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copytree(root / "cuda_src", sources / "cuda_src")

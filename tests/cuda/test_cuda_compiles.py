@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from ops._core import extensions
-from ops.jit._compile import _toolchain
+from ops.jit._compile import _compilers
 from tests.cuda import emulator as cuda_emulator
 
 pytestmark = pytest.mark.nvcc
@@ -33,7 +33,7 @@ def run(*command):
 
 
 def nvcc():
-    return _toolchain.nvcc().command
+    return _compilers.nvcc().command
 
 
 # Those that users have; the newest one's PTX serves what comes after it.
@@ -80,7 +80,7 @@ def compiled_sources(tmp_path_factory):
             folder / f"{op}.cu.o",
         )
         run(
-            *_toolchain.cxx().command,
+            *_compilers.cxx().command,
             *extensions.cflags(),
             "-DUSE_CUDA",
             "-std=c++20",
@@ -91,7 +91,7 @@ def compiled_sources(tmp_path_factory):
             f"-I{FOLDER}",
             f"-isystem{TORCH}",
             f"-isystem{TORCH / 'torch/csrc/api/include'}",
-            f"-isystem{_toolchain.cuda_home() / 'include'}",
+            f"-isystem{_compilers.cuda_home() / 'include'}",
             "-c",
             FOLDER / f"{op}.cpp",
             "-o",
@@ -192,9 +192,9 @@ def test_kernels_read_no_header_of_torch(objects, op):
 def test_two_files_make_a_library(objects, op):
     """Everything undefined but torch's and CUDA's own symbols is an error."""
     library = objects / f"{op}.so"
-    home = _toolchain.cuda_home()
+    home = _compilers.cuda_home()
     run(
-        *_toolchain.cxx().command,
+        *_compilers.cxx().command,
         "-shared",
         objects / f"{op}.o",
         objects / f"{op}.cu.o",
@@ -233,9 +233,9 @@ def test_the_example_compiles(root, tmp_path):
         "-o",
         tmp_path / "swiglu.cu.o",
     )
-    includes = [f"-isystem{TORCH}", f"-isystem{_toolchain.cuda_home() / 'include'}"]
+    includes = [f"-isystem{TORCH}", f"-isystem{_compilers.cuda_home() / 'include'}"]
     run(
-        *_toolchain.cxx().command,
+        *_compilers.cxx().command,
         "-DUSE_CUDA",
         "-std=c++20",
         "-Wall",

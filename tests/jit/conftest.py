@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from ops import _config
-from ops.jit import _library
-from ops.jit._cache import _roots
+from ops.jit import _load
+from ops.jit._cache import _location
 
 
 @pytest.fixture
@@ -15,12 +15,12 @@ def cache(tmp_path, monkeypatch):
     folder = tmp_path / "cache"
     with monkeypatch.context() as m:
         m.setenv("JITOPS_CACHE_DIR", str(folder))
-        m.setattr(_library, "_loaded", {})
+        m.setattr(_load, "_loaded", {})
         _config.settings.cache_clear()
-        _roots._trusted.cache_clear()
+        _location._refused.cache_clear()
         yield folder
     _config.settings.cache_clear()
-    _roots._trusted.cache_clear()
+    _location._refused.cache_clear()
 
 
 @pytest.fixture

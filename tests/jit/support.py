@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import shutil
+import traceback
 
 from ops.jit import Extension, Spec
 
@@ -36,4 +38,20 @@ def entries(cache):
 
 def leftovers(cache):
     """What builds have left lying about."""
-    return list((cache / "staging").iterdir())
+    staging = cache / "staging"
+    return list(staging.iterdir()) if staging.is_dir() else []
+
+
+def forked(work):
+    """How a fork of this process ends that does some work: 0, a status, or minus a signal."""
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            work()
+            status = 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(status)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])

@@ -5,14 +5,17 @@ from __future__ import annotations
 import os
 import shutil
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import torch.utils.cpp_extension as torchs
 
 import ops
-from ops.jit import _written, load, load_inline
+from ops.jit import _build_directory, load, load_inline
+from tests.harness.forks import run
 from tests.jit.support import ANSWER, entries
+from tests.jit.test_drop_in import OPERATORS, STABLE
 
 pytestmark = pytest.mark.cpp
 
@@ -129,7 +132,7 @@ def test_what_the_loader_wrote_it_writes_over_until_somebody_edits_it(cache, tmp
 def test_a_folder_of_torchs_own_loader(cache, tmp_path, monkeypatch, functions, handling, more):
     """It can be taken over, unless somebody has written to its files since."""
     monkeypatch.setattr(torchs, "_jit_compile", lambda *arguments, **named: None)
-    monkeypatch.setattr(ops.jit._drop_in.Extension, "load_entry", lambda self, verbose: 1 / 0)
+    monkeypatch.setattr(ops.jit._torch_api.Extension, "load_entry", lambda self, verbose: 1 / 0)
     given = {"functions": functions, "build_directory": tmp_path}
     given |= {"with_pytorch_error_handling": handling}
     torchs.load_inline("answer", [ANSWER, "int x;"], ["int y;", "int z;"], **given)
@@ -192,16 +195,6 @@ def test_a_link_is_somebody_elses(cache, tmp_path, target):
     assert (tmp_path / "elsewhere").read_text() == MINE
 
 
-def test_a_file_that_cannot_be_read_stays(cache, tmp_path, monkeypatch):
-    def refused(path):
-        raise PermissionError(13, "Permission denied")
-
-    (tmp_path / "main.cpp").write_text(MINE)
-    monkeypatch.setattr(_written, "read", refused)
-    with pytest.raises(ops.ArgumentError, match="main.cpp, which cannot be read: .*denied: move"):
-        load_inline("answer", ANSWER, build_directory=tmp_path, **PLAIN)
-
-
 def test_nobody_can_foresee_a_draft(cache, tmp_path):
     """A link in its place would be followed."""
     mine = tmp_path / "mine"
@@ -228,29 +221,57 @@ def test_the_record_is_written_through_no_link(cache, tmp_path):
     assert (tmp_path / "mine").read_text() == MINE
 
 
-def test_threads_that_write_one_file(tmp_path):
+def test_threads_that_write_one_file(cache, tmp_path):
     """Each leaves all of its own, and no draft."""
-    path, contents = tmp_path / "main.cpp", [bytes([65 + i]) * 100_000 for i in range(8)]
-    seen = []
+    texts = [f'extern "C" int answer() {{ return {number}; }}\n' for number in range(4)]
 
-    def write(content):
-        for _ in range(10):
-            _written.put(path, content, 0o644)
-            seen.append(path.read_bytes())
+    def write(text):
+        for _ in range(5):
+            load_inline("answer", text, build_directory=tmp_path / "build", **PLAIN)
 
-    threads = [threading.Thread(target=write, args=(content,)) for content in contents]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert set(seen) <= set(contents)
-    assert len(seen) == 80
-    assert _written.is_ours(path, path.read_bytes())
-    assert sorted(os.listdir(tmp_path)) == [".jitops", "main.cpp"]
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(write, texts))
+    written = (tmp_path / "build" / "main.cpp").read_text()
+    assert sum(text in written for text in texts) == 1
+    assert sorted(os.listdir(tmp_path / "build")) == [
+        ".jitops", "answer.so", "compile_commands.json", "main.cpp"
+    ]  # fmt: skip
 
 
-def test_a_draft_that_cannot_be_put_is_removed(tmp_path):
-    (tmp_path / "main.cpp").mkdir()
-    with pytest.raises(OSError, match="main.cpp"):
-        _written.put(tmp_path / "main.cpp", b"x", 0o644)
-    assert sorted(os.listdir(tmp_path)) == [".jitops", "main.cpp"]
+def test_the_copy_is_the_same_file_so_that_to_load_it_does_nothing(cache, tmp_path):
+    """torch would end the process if its operators were registered twice."""
+    code = f"""
+        import torch
+        from ops.jit import load_inline
+        text = {OPERATORS.format(namespace="copied", number=1, schema="int x")!r}
+        load_inline("copied", text, build_directory={str(tmp_path / "build")!r}, **{STABLE!r})
+        torch.ops.load_library({str(tmp_path / "build" / "copied.so")!r})
+        print(torch.ops.copied.add(10))
+    """
+    out, _ = run(code, JITOPS_CACHE_DIR=cache)
+    assert out == "11\n"
+
+
+BOUND = """
+#include <pybind11/pybind11.h>
+int answer() {{ return {number}; }}
+"""
+
+
+def test_a_folder_that_torchs_own_loader_built_in(cache, tmp_path):
+    """Of another text: torch would write over it as well. Not one that was edited since."""
+    given = {"functions": ["answer"], "build_directory": str(tmp_path)}
+    (tmp_path / "main.cpp").write_text(
+        "#include <torch/extension.h>\n" + BOUND.format(number=1) + "\n"
+        "PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {\n"
+        'm.def("answer", torch::wrap_pybind_function(answer), "answer");\n}'
+    )
+    source = tmp_path / "main.cpp"
+    (tmp_path / "build.ninja").write_text(f"build main.o: compile {source}\n")
+    (tmp_path / ".ninja_log").write_text("# ninja log v5\n")
+    spec = ops.jit.text("answer", BOUND.format(number=2), functions=["answer"]).spec
+    assert _build_directory.prepare(tmp_path, spec) == tmp_path
+    later = (tmp_path / ".ninja_log").stat().st_mtime + 10
+    os.utime(source, (later, later))
+    with pytest.raises(ops.ArgumentError, match="no main.cpp but one that the loader wrote"):
+        load_inline("answer", BOUND.format(number=2), **given)

@@ -11,9 +11,8 @@ import pytest
 import torch
 
 from ops import _config
-from ops.jit import _library
-from ops.jit._compile import _toolchain
-from tests.harness.helpers import run
+from ops.jit import _load
+from tests.harness.forks import run
 from tests.jit.support import ANSWER, COMPILER, answer, entries, extension, leftovers
 
 pytestmark = pytest.mark.cpp
@@ -101,12 +100,6 @@ def test_a_deleted_header_is_a_miss(cache, source):
     extension(source).load()
     (source.parent / "include" / "answer.h").unlink()
     assert extension(source).find() is None
-
-
-def test_headers_recorded_are_the_extensions_own(cache, source):
-    extension(source).load()
-    manifest = json.loads((entries(cache)[0] / "manifest.json").read_text())
-    assert [[root, name] for root, name, _ in manifest["headers"]] == [[0, "answer.h"]]
 
 
 def test_an_edited_source_is_another_extension_in_the_same_process(cache, source):
@@ -213,7 +206,7 @@ def test_ccache_by_request_reads_the_headers_anew(cache, source, tmp_path, monke
     """Its direct mode does not notice a new header that hides another one."""
     launcher = script(
         tmp_path / "ccache",
-        'case "$*" in *" -v") ;; *) [ "$CCACHE_NODIRECT" ] || exit 1 ;; esac',
+        'case "$*" in *" -v" | *-###*) ;; *) [ "$CCACHE_NODIRECT" ] || exit 1 ;; esac',
         'exec "$@"',
     )
     monkeypatch.setenv("CXX", f"{launcher} {COMPILER}")
@@ -232,14 +225,6 @@ def test_two_compilers_by_turns_behind_one_program(cache, source, tmp_path, monk
         assert bool(extension(source).find()) is (turn > 1)
         assert answer(extension(source).load()) == number
     assert len(entries(cache)) == 2
-
-
-def test_what_ccache_is_told_to_run(tmp_path, monkeypatch):
-    monkeypatch.setenv("CXX", f"{ccache(tmp_path)} c++")
-    for number in (1, 2):
-        versions(tmp_path / f"other-{number}", "12", number)
-        monkeypatch.setenv("CCACHE_COMPILER", str(tmp_path / f"other-{number}"))
-        assert tmp_path / f"other-{number}" in _toolchain.cxx().programs
 
 
 # ---- damage --------------------------------------------------------------------------------------
@@ -294,7 +279,7 @@ def retype(library, manifest):
 def test_damage_is_rebuilt_never_loaded(cache, source, monkeypatch, damage):
     library = extension(source).load()
     damage(library, library.parent / "manifest.json")
-    monkeypatch.setattr(_library, "_loaded", {})
+    monkeypatch.setattr(_load, "_loaded", {})
     assert extension(source).find() is None
     again = extension(source).load()
     assert answer(again) == 42
@@ -306,7 +291,7 @@ def test_interrupted_publish_leaves_nothing(cache, source, monkeypatch):
     """An exception at every step of publishing: no entry, no staging folder, and then it works."""
     for step in ("rename", "fsync"):
         with monkeypatch.context() as m:
-            m.setattr(f"ops.jit._cache._store.os.{step}", lambda *a: 1 / 0)
+            m.setattr(f"ops.jit._cache._publish.os.{step}", lambda *a: 1 / 0)
             with pytest.raises(ZeroDivisionError):
                 extension(source).load()
         assert entries(cache) == []

@@ -7,7 +7,7 @@ import subprocess
 import pytest
 
 import ops
-from ops.jit._compile import _toolchain
+from ops.jit._compile import _compilers
 from tests.harness.helpers import run
 from tests.jit.support import COMPILER, answer, entries, extension
 
@@ -103,9 +103,9 @@ def test_leak_finds_a_leak(cache, source):
 
 def test_tools_run_without_the_sanitizers_runtime(monkeypatch):
     monkeypatch.setenv("LD_PRELOAD", "/x/libasan.so.8:libfine.so liblsan.so")
-    assert _toolchain.environ()["LD_PRELOAD"] == "libfine.so"
+    assert _compilers.environ()["LD_PRELOAD"] == "libfine.so"
     monkeypatch.setenv("LD_PRELOAD", "/x/libtsan.so")
-    assert "LD_PRELOAD" not in _toolchain.environ()
+    assert "LD_PRELOAD" not in _compilers.environ()
 
 
 @pytest.mark.parametrize("value", ["memory", "address,thread", "thread,leak", "address;undefined"])

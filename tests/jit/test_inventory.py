@@ -9,9 +9,9 @@ import time
 import pytest
 
 from ops import _config
-from ops.jit import _library, load_inline, text
-from ops.jit._cache import _inventory, _store
-from tests.harness.helpers import start
+from ops.jit import _load, load_inline, text
+from ops.jit._cache import _entries, _eviction
+from tests.harness.forks import start
 from tests.jit.support import ANSWER, entries
 
 pytestmark = pytest.mark.cpp
@@ -34,12 +34,12 @@ def build(name):
 
 
 def names(cache):
-    return [item.name for item in _inventory.items(cache)]
+    return [item.name for item in _eviction.items(cache)]
 
 
 def test_items_tell_size_and_use(cache):
     load_inline("answer", ANSWER, **PLAIN)
-    (item,) = _inventory.items(cache)
+    (item,) = _eviction.items(cache)
     assert item.name == "answer"
     assert item.hits == 1
     assert item.size >= item.entry.library.stat().st_size
@@ -48,13 +48,13 @@ def test_items_tell_size_and_use(cache):
 
 def test_the_longest_unused_go_first(cache):
     fill(cache, "a", "b", "c")
-    size = sum(item.size for item in _inventory.items(cache))
+    size = sum(item.size for item in _eviction.items(cache))
     assert names(cache) == ["c", "b", "a"]
-    gone = _inventory.evict(cache, size - 1)
+    gone = _eviction.evict(cache, size - 1)
     assert [item.name for item in gone] == ["a"]
     assert not gone[0].entry.folder.parent.exists()
     assert names(cache) == ["c", "b"]
-    assert [item.name for item in _inventory.evict(cache, 0)] == ["b", "c"]
+    assert [item.name for item in _eviction.evict(cache, 0)] == ["b", "c"]
     assert entries(cache) == []
 
 
@@ -69,12 +69,12 @@ def test_what_a_live_process_has_loaded_stays(cache):
     try:
         assert process.stdout.readline() == "loaded\n"
         fill(cache, "idle")
-        _inventory.evict(cache, 0)
+        _eviction.evict(cache, 0)
         assert names(cache) == ["held"]
     finally:
         process.kill()
         process.communicate()
-    _inventory.evict(cache, 0)
+    _eviction.evict(cache, 0)
     assert names(cache) == []
 
 
@@ -88,19 +88,19 @@ def test_a_build_makes_room(cache, monkeypatch):
 
 def test_what_is_replaceable_goes_first_and_pushes_nothing_out(cache):
     fill(cache, "a", "header", "b", "another")
-    for item in _inventory.items(cache):
+    for item in _eviction.items(cache):
         if item.name in ("header", "another"):
             manifest = {**item.entry.manifest, "replaceable": True}
             path = item.entry.folder / "manifest.json"
             path.chmod(0o644)
             path.write_text(json.dumps(manifest))
-    sizes = {item.name: item.size for item in _inventory.items(cache)}
-    (newest,) = (item for item in _inventory.items(cache) if item.name == "another")
+    sizes = {item.name: item.size for item in _eviction.items(cache)}
+    (newest,) = (item for item in _eviction.items(cache) if item.name == "another")
     of_both = sizes["a"] + sizes["b"]
 
-    gone = _inventory.evict(cache, of_both + sizes["another"], spare=newest.entry.folder)
+    gone = _eviction.evict(cache, of_both + sizes["another"], newest=newest.entry.folder)
     assert [item.name for item in gone] == ["header"]  # though "a" was not used for longer
-    gone = _inventory.evict(cache, of_both, spare=newest.entry.folder)
+    gone = _eviction.evict(cache, of_both, newest=newest.entry.folder)
     assert [item.name for item in gone] == ["another"]  # rather than what is built
     assert names(cache) == ["b", "a"]
 
@@ -108,27 +108,27 @@ def test_what_is_replaceable_goes_first_and_pushes_nothing_out(cache):
 def test_an_entry_that_goes_while_it_is_looked_up_is_built_again(cache, monkeypatch):
     """Found, verified, and evicted by another process just before it is loaded."""
     fill(cache, "answer")
-    real, times = _library.load, []
+    real, times = _load.load, []
 
     def load(spec, entry):
         if not times:
-            times.append(_inventory.evict(cache, 0))
-            raise _library.Vanished
+            times.append(_eviction.evict(cache, 0))
+            raise _load.EvictedMeanwhile
         return real(spec, entry)
 
-    monkeypatch.setattr(_library, "load", load)
+    monkeypatch.setattr(_load, "load", load)
     assert load_inline("answer", ANSWER, **PLAIN)
     assert len(times[0]) == 1
 
 
 def test_traces_go_a_week_after_their_extension(cache):
     fill(cache, "kept", "gone")
-    (gone,) = (item for item in _inventory.items(cache) if item.name == "gone")
-    _inventory.remove(cache, gone)
+    (gone,) = (item for item in _eviction.items(cache) if item.name == "gone")
+    _eviction.remove(cache, gone)
     for item in ("kept", "gone"):
         (lock,) = cache.glob(f"locks/{item}-*.lock")
         os.utime(lock, (1, 1))
-    _inventory.sweep_traces(cache)
+    _eviction.sweep_traces(cache)
     assert [path.name.partition("-")[0] for path in (cache / "locks").iterdir()] == ["kept"]
 
 
@@ -140,12 +140,12 @@ def test_a_thousand_others_do_not_matter(cache, monkeypatch):
         folder.mkdir(parents=True)
         (folder / "manifest.json").write_text("{}")
     read = []
-    real = _store.open_entry
+    real = _entries.open_entry
 
     def spy(folder):
         read.append(folder)
         return real(folder)
 
-    monkeypatch.setattr(_store, "open_entry", spy)
+    monkeypatch.setattr(_entries, "open_entry", spy)
     assert text("answer", ANSWER, **PLAIN).find()
     assert len(read) == 1

@@ -8,8 +8,8 @@ import subprocess
 import pytest
 
 import ops
-from ops.jit import Spec, _facts, _key
-from ops.jit._compile import _hardware
+from ops.jit import Spec, _key
+from ops.jit._compile import _cpu, _gpu_archs
 from tests.jit.support import ANSWER, COMPILER, extension
 
 pytestmark = pytest.mark.cpp
@@ -60,38 +60,6 @@ def test_every_part_of_the_request_is_tested():
     assert set(_key.request(spec)) == set(REQUEST_CHANGES) | own
 
 
-@pytest.mark.parametrize(
-    "flags",
-    [
-        ["{0}/libfoo.a"],
-        ["-L{0}", "-lfoo"],
-        ["-L", "{0}", "-lfoo"],
-        ["-L{0}", "-l", "foo"],
-        ["-L{0} -lfoo"],
-        ["-L{0}", "-l:libfoo.a"],
-        ["-L{0}", "-Wl,-Bstatic -lfoo -Wl,-Bdynamic"],
-        ["-Wl,--whole-archive,{0}/libfoo.a,--no-whole-archive"],
-        ["-Wl,-L{0}", "-lfoo"],
-    ],
-    ids=" ".join,
-)
-@pytest.mark.parametrize("folder", ["plain", "with,comma"])
-def test_static_libraries_count_however_they_are_named(tmp_path, folder, flags):
-    if "," in folder and any(flag.startswith("-Wl") and "{0}" in flag for flag in flags):
-        folder = "plain"  # -Wl cannot say it
-    tmp_path /= folder
-    tmp_path.mkdir()
-    library = tmp_path / "libfoo.a"
-    digests = set()
-    for content in (b"one", b"two"):
-        library.write_bytes(content)
-        ldflags = tuple(flag.format(tmp_path) for flag in flags)
-        digests.add(
-            _key.digest(_key.request(Spec(name="x", cpp_sources=("a",), extra_ldflags=ldflags)))
-        )
-    assert len(digests) == 2
-
-
 def test_inline_text_counts():
     base = {"name": "x", "cpp_sources": ("a",)}
     specs = [
@@ -108,7 +76,7 @@ def test_instruction_set_counts_only_where_native(monkeypatch):
     native = Spec(name="x", cpp_sources=("a",), extra_cflags=("-march=native",))
     assert _key.request(Spec(name="x", cpp_sources=("a",)))["cpu"] == []
     before = _key.digest(_key.request(native))
-    monkeypatch.setattr("ops.jit._compile._hardware.cpu_features", lambda: frozenset({"other"}))
+    monkeypatch.setattr("ops.jit._compile._cpu.features", lambda: frozenset({"other"}))
     assert _key.digest(_key.request(native)) != before
 
 
@@ -123,7 +91,7 @@ def test_the_instruction_set_counts_wherever_it_is_asked_for(tmp_path, monkeypat
     flags["ldflags"] = {"extra_ldflags": ("-flto", "-march=native")}
     spec = Spec(name="x", cpp_sources=("a",), **flags.get(where, {}))
     asked = _key.request(spec)
-    assert asked["cpu"] == sorted(_hardware.cpu_features())
+    assert asked["cpu"] == sorted(_cpu.features())
     assert _key.again(asked)["cpu"] == asked["cpu"]
 
 
@@ -165,12 +133,16 @@ def test_architectures_are_in_order_and_checked(monkeypatch):
     monkeypatch.setattr("torch.version.cuda", "13.0")
     spec = Spec(name="x", cpp_sources=("a",), cuda_sources=("b",))
     monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "10.0;9.0+PTX 8.0")
-    assert _facts.architectures(spec) == ("8.0", "9.0+PTX", "10.0")
-    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "Hopper")
-    with pytest.raises(ops.ToolchainError, match="must hold numbers like .* got 'Hopper'"):
-        _facts.architectures(spec)
+    assert _gpu_archs.architectures_of(spec) == ("8.0", "9.0+PTX", "10.0")
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "Volta;Hopper Ampere")
+    assert _gpu_archs.architectures_of(spec) == ("7.0+PTX", "8.0", "8.6+PTX", "9.0+PTX")
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "Ampere+Tegra")
+    assert _gpu_archs.architectures_of(spec) == ("8.7",)
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "Hoper")
+    with pytest.raises(ops.ToolchainError, match="must hold numbers like .* got 'Hoper'"):
+        _gpu_archs.architectures_of(spec)
     own = Spec(name="x", cuda_sources=("b",), extra_cuda_cflags=("-arch=sm_90",))
-    assert _facts.architectures(own) == ()
+    assert _gpu_archs.architectures_of(own) == ()
 
 
 @pytest.mark.parametrize(
@@ -192,4 +164,4 @@ def test_architectures_are_in_order_and_checked(monkeypatch):
     ],
 )
 def test_what_code_serves_which_architecture(built_for, needed, serves):
-    assert _hardware.serves(built_for.split(), needed) is serves
+    assert _gpu_archs.serves(built_for.split(), needed) is serves

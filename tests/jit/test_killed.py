@@ -1,16 +1,19 @@
-"""Killed at any stage of a build: the next call works, and nothing is left locked or growing."""
+"""Killed at any moment of a build: the next call works, and nothing is left locked or growing."""
 
 from __future__ import annotations
 
 import os
+import shutil
 import signal
+import sys
 import time
 from pathlib import Path
 
 import pytest
 
-from tests.harness.helpers import run, start
-from tests.jit.support import ANSWER, COMPILER, answer, entries, leftovers
+from ops.jit import load_inline
+from tests.harness.forks import run, start
+from tests.jit.support import ANSWER, COMPILER, answer, entries, forked, leftovers
 
 pytestmark = pytest.mark.cpp
 
@@ -19,60 +22,61 @@ BUILD = f"""
     print(ops.jit.load_inline("answer", {ANSWER!r}, is_python_module=False,
                               no_implicit_headers=True))
 """
-# Each stage of a build, in order: what is about to be done when the process is killed.
-STAGES = {
-    "the folders are made": "ops.jit._cache._roots.tempfile.TemporaryFile",
-    "the lock is taken": "filelock.FileLock.acquire",
-    "the lock is signed": "ops.jit._cache._lock.json.dumps",
-    "the private folder is made": "ops.jit._cache._staging.Path.mkdir",
-    "the private folder is locked": "ops.jit._cache._staging.fcntl.flock",
-    "the private folder is named": "ops.jit._cache._staging.Path.rename",
-    "torch writes its files": "ops.jit._compile._build._call",
-    "ninja is run": "ops.jit._compile._ninja.run",
-    "the lists of headers are read": "ops.jit._compile._headers.read_by",
-    "the headers are hashed": "ops.jit._facts.of",
-    "the editors' file is written": "ops.jit._compile_commands.write",
-    "the entry is prepared": "ops.jit._cache._store.publish",
-    "the manifest is flushed": "ops.jit._cache._store.os.fsync",
-    "the entry is renamed into place": "ops.jit._cache._store.os.rename",
-    "the compilers are remembered": "ops.jit._facts.remember_compilers",
-    "the old ones are evicted": "ops.jit._cache._inventory.evict",
-    "it is counted": "ops.jit._cache._usage.hold",
-    "it is loaded": "ops.jit._library._operators",
+# What changes a file system, a lock or a process, as Python's audit hooks report it.
+CHANGES = {"os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.chmod", "os.truncate", "os.link"}
+CHANGES |= {
+    "os.posix_spawn",
+    "subprocess.Popen",
+    "fcntl.flock",
+    "shutil.rmtree",
+    "tempfile.mkdtemp",
 }
-KILL = """
-    import importlib, os, signal
-    import filelock, ops.jit, ops.jit._miss
-    module, name = {target!r}.rsplit(".", 1)
-    try:
-        owner = importlib.import_module(module)
-    except ImportError:
-        outer, inner = module.rsplit(".", 1)
-        owner = importlib.import_module(outer) if "Path" not in outer else None
-        owner = getattr(owner, inner)
-    def die(*arguments, **keywords):
-        os.kill(os.getpid(), signal.SIGKILL)
-    setattr(owner, name, die)
-"""
 
 
-@pytest.mark.parametrize("stage", STAGES)
-def test_killed_before(cache, stage):
-    code = KILL.format(target=STAGES[stage]) + BUILD
-    for number in range(2):  # nothing grows from one to the next
-        process = start(code, JITOPS_CACHE_DIR=cache)
-        process.communicate(timeout=120)
-        if number == 0 or not entries(cache):  # what is published needs no second build
-            assert process.returncode == -signal.SIGKILL
-    assert len(leftovers(cache) if (cache / "staging").is_dir() else []) <= 2
-    started = time.time()
-    out, err = run(BUILD, JITOPS_CACHE_DIR=cache, JITOPS_PROGRESS="1")
-    assert time.time() - started < 60
-    assert "waiting" not in err
-    assert answer(Path(out.strip())) == 42
-    assert len(entries(cache)) == 1
-    hidden = [path for path in leftovers(cache) if not path.name.startswith(".")]
-    assert hidden == []
+def changes(event, arguments):
+    if event == "open":
+        _, mode, flags = arguments
+        return bool(set(mode or "") & set("wax+")) or bool(flags & (os.O_WRONLY | os.O_RDWR))
+    return event in CHANGES
+
+
+def build():
+    load_inline("answer", ANSWER, is_python_module=False, no_implicit_headers=True)
+
+
+def build_until(last):
+    """Build, and be killed before the change of that number."""
+    seen = []
+
+    def count(event, arguments):
+        if changes(event, arguments):
+            seen.append(event)
+            if len(seen) == last:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(count)
+    build()
+
+
+def test_killed_before_any_change(cache):
+    """At each in turn; and the next call builds."""
+    for number in range(1, 200):
+        for path in (*entries(cache), *leftovers(cache)):
+            shutil.rmtree(path, ignore_errors=True)  # its compilers are just ending
+        status = forked(lambda number=number: build_until(number))
+        if status == 0:
+            break  # it has no more changes
+        assert status == -signal.SIGKILL
+        visible = [path for path in leftovers(cache) if not path.name.startswith(".")]
+        assert len(visible) <= 1
+        if number % 6 == 0:
+            started = time.time()
+            assert forked(build) == 0
+            assert time.time() - started < 60
+            assert len(entries(cache)) == 1
+            assert [path for path in leftovers(cache) if not path.name.startswith(".")] == []
+    assert status == 0
+    assert number > 20
 
 
 def test_interrupted_by_the_keyboard(cache, tmp_path):

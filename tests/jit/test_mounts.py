@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.harness.helpers import run
+from tests.harness.forks import run
 from tests.jit.support import ANSWER, entries, leftovers
 
 pytestmark = [pytest.mark.cpp, pytest.mark.mounts]
@@ -128,10 +128,9 @@ def test_a_cache_that_becomes_noexec_is_built_elsewhere(tmp_path):
 
 AS_NOBODY = """
     import os, sys
-    import ops.jit, ops.jit._miss, ops.jit._compile._diagnose
-    from ops.jit._compile import _sandbox
-    _sandbox._cpp_extension()  # what another user may not read is in memory by then
-    import torch.utils._cpp_extension_versioner, filelock, tempfile, warnings
+    import ops.jit, ops.jit._build_once, ops.jit._explain_miss, ops.jit._compile._diagnostics
+    from ops.jit._compile import _torch_build
+    import torch.utils.cpp_extension, tempfile, warnings  # read before they may not be
     os.setgroups([])
     os.setgid(65534)
     os.setuid(65534)
@@ -173,7 +172,7 @@ def test_no_home(public):
     """As in a container whose user is nobody: a private folder, and a word about it."""
     (public / "tmp").mkdir()
     (public / "tmp").chmod(0o1777)
-    code = "    from ops.jit._cache import _roots\n    print(_roots.writable_root())\n"
+    code = "    from ops.jit._cache import _location\n    print(_location.writable_root())\n"
     out, _ = as_nobody(code, HOME="/nonexistent", TMPDIR=public / "tmp", JITOPS_CACHE_DIR=None)
     assert out == f"{private(public / 'tmp', 65534, NO_HOME)}\n"
     out, _ = as_nobody(code, HOME=None, TMPDIR=public / "tmp", JITOPS_CACHE_DIR=None)
@@ -187,9 +186,9 @@ def test_a_private_folder_that_another_user_made_is_refused(public):
     folder.mkdir(mode=0o777)
     code = """
     import ops
-    from ops.jit._cache import _roots
+    from ops.jit._cache import _location
     try:
-        print(_roots.writable_root())
+        print(_location.writable_root())
     except ops.CacheError as error:
         print(error)
     """

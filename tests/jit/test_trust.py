@@ -12,7 +12,7 @@ import pytest
 
 import ops
 from ops import _config
-from ops.jit._cache import _roots
+from ops.jit._cache import _location
 from tests.jit.support import answer, entries, extension
 
 pytestmark = pytest.mark.cpp
@@ -20,25 +20,25 @@ pytestmark = pytest.mark.cpp
 
 def test_a_cache_that_others_can_write_is_refused(cache, source, monkeypatch, tmp_path):
     library = extension(source).load()
-    monkeypatch.setattr(_roots, "private_root", lambda: tmp_path / "private")
+    monkeypatch.setattr(_location, "private_root", lambda: tmp_path / "private")
     cache.chmod(0o777)
-    _roots._trusted.cache_clear()
+    _location._refused.cache_clear()
     with pytest.warns(ops.CacheWarning, match=r"ignoring the cache: .* can be written by others"):
         assert extension(source).find() is None
     with pytest.warns(ops.CacheWarning, match=f"using {tmp_path / 'private'} as the cache, since"):
         assert extension(source).load().is_relative_to(tmp_path / "private")
     cache.chmod(0o755)
-    _roots._trusted.cache_clear()
+    _location._refused.cache_clear()
     library.parent.chmod(0o777)
     assert not extension(source).find().is_relative_to(cache)
 
 
 def test_a_cache_of_someone_else_is_refused(cache, source, monkeypatch, tmp_path):
     extension(source).load()
-    monkeypatch.setattr(_roots, "private_root", lambda: tmp_path / "private")
+    monkeypatch.setattr(_location, "private_root", lambda: tmp_path / "private")
     monkeypatch.setattr(os, "getuid", lambda: 12345)
     os.chown(cache, 4321, -1) if os.geteuid() == 0 else None
-    _roots._trusted.cache_clear()
+    _location._refused.cache_clear()
     if os.geteuid() != 0:
         monkeypatch.setattr(os, "getuid", lambda: os.geteuid() + 1)
     with pytest.warns(ops.CacheWarning, match=r"belongs to user \d+, not to you or root"):
@@ -48,10 +48,10 @@ def test_a_cache_of_someone_else_is_refused(cache, source, monkeypatch, tmp_path
 def test_unwritable_cache(source, monkeypatch, tmp_path):
     monkeypatch.setenv("JITOPS_CACHE_DIR", "/proc/nowhere")
     _config.settings.cache_clear()
-    monkeypatch.setattr(_roots, "private_root", lambda: tmp_path / "private")
+    monkeypatch.setattr(_location, "private_root", lambda: tmp_path / "private")
     with pytest.warns(ops.CacheWarning, match=r"since /proc/nowhere cannot be written"):
         assert extension(source).load().is_relative_to(tmp_path / "private")
-    monkeypatch.setattr(_roots, "private_root", lambda: Path("/proc/either"))
+    monkeypatch.setattr(_location, "private_root", lambda: Path("/proc/either"))
     with pytest.raises(
         ops.CacheError, match=r"/proc/nowhere .*; /proc/either .* Set JITOPS_CACHE_DIR"
     ):
@@ -76,7 +76,7 @@ def test_where_the_cache_is(monkeypatch, variables, expected):
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     _config.settings.cache_clear()
-    assert _roots.configured_root() == Path(expected)
+    assert _location.configured_root() == Path(expected)
 
 
 def test_a_full_disk_is_said(cache, source, monkeypatch):
@@ -85,7 +85,7 @@ def test_a_full_disk_is_said(cache, source, monkeypatch):
 
     for step in ("rename", "fsync"):
         with monkeypatch.context() as m:
-            m.setattr(f"ops.jit._cache._store.os.{step}", full)
+            m.setattr(f"ops.jit._cache._publish.os.{step}", full)
             with pytest.raises(ops.CacheError, match=r"answer cannot be kept in .*: .*No space"):
                 extension(source).load()
     assert answer(extension(source).load()) == 42
@@ -105,7 +105,7 @@ def test_a_cache_below_a_closed_folder_is_as_if_it_were_not(cache, source, monke
         raise PermissionError(errno.EACCES, "Permission denied")
 
     monkeypatch.setattr(Path, "is_dir", closed)
-    assert list(_roots.readable_roots()) == []
+    assert list(_location.readable_roots()) == []
 
 
 def test_umask_opens_nothing(tmp_path, monkeypatch):
@@ -113,7 +113,7 @@ def test_umask_opens_nothing(tmp_path, monkeypatch):
     try:
         monkeypatch.setenv("JITOPS_CACHE_DIR", str(tmp_path / "a" / "b"))
         _config.settings.cache_clear()
-        root = _roots.writable_root()
+        root = _location.writable_root()
     finally:
         os.umask(before)
         _config.settings.cache_clear()

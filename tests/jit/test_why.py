@@ -7,7 +7,7 @@ import os
 
 import pytest
 
-from ops.jit import _why
+from ops.jit import _explain_miss
 from tests.jit.support import COMPILER, extension
 
 pytestmark = pytest.mark.cpp
@@ -20,7 +20,7 @@ def built(cache, source):
 
 
 def reasons(source, **changes):
-    return _why.of(extension(source, **changes).spec)
+    return _explain_miss.reasons(extension(source, **changes).spec)
 
 
 def test_a_hit_has_no_reason(built):
@@ -29,7 +29,10 @@ def test_a_hit_has_no_reason(built):
 
 def test_nothing_of_that_name(cache, source):
     assert reasons(source) is None
-    assert _why.sentence(extension(source).spec) == "there is nothing of that name in the cache"
+    assert (
+        _explain_miss.sentence(extension(source).spec)
+        == "there is nothing of that name in the cache"
+    )
 
 
 def edit_source(source, monkeypatch):
@@ -76,8 +79,8 @@ def another_format(source, monkeypatch):
     ("change", "expected"),
     [
         (edit_source, "sources: answer.cpp has changed"),
-        (edit_header, "header answer.h has changed"),
-        (hide_header, "a header has come or gone that may hide another"),
+        (edit_header, "answer.h has changed"),
+        (hide_header, "a file has come or gone that may hide another"),
         (upgrade_torch, "torch: "),
         (upgrade_compiler, "cxx: gcc version "),
         (set_a_path, "environment CPATH: None → /somewhere"),

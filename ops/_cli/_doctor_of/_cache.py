@@ -10,18 +10,18 @@ from pathlib import Path
 from ops import _config
 from ops._cli._doctor_of._finding import BAD, COMPILED, NOTE, Finding
 from ops._errors import JitopsError
-from ops.jit._cache import _archive, _inventory, _lock, _roots
+from ops.jit import _admin
 
 _LITTLE_SPACE = 200 << 20
 
 
 def cache() -> Iterator[Finding]:
     """Where libraries are kept."""
-    root = _roots.configured_root()
-    reason = _roots.unusable(root)
+    root = _admin.configured_root()
+    reason = _admin.unusable(root)
     if reason:
         try:
-            other = _roots.writable_root()
+            other = _admin.writable_root()
             yield Finding("cache", reason, NOTE, f"{other} is used instead; set JITOPS_CACHE_DIR")
             root = other
         except JitopsError as error:
@@ -36,13 +36,13 @@ def cache() -> Iterator[Finding]:
         )
     yield _space(root)
     yield _locks(root)
-    items = _inventory.items(root)
+    items = _admin.items(root)
     size, limit = sum(item.size for item in items), _config.settings().cache_max_size
     yield Finding("in it", f"{len(items)} entries, {size / 2**20:.0f} of {limit / 2**20:.0f} MiB")
     bundle = _config.settings().bundle
     if bundle is not None:
         try:
-            found = f"{bundle}, {len(_archive.read(bundle).files)} files"
+            found = f"{bundle}, {len(_admin.read_bundle(bundle).files)} files"
             yield Finding("bundle", found)
         except JitopsError as error:
             yield Finding("bundle", str(error), BAD, "export it again", COMPILED)
@@ -55,15 +55,15 @@ def _space(root: Path) -> Finding:
     if usage.free < _LITTLE_SPACE:
         fix = "free space there (`jitops cache clean`), or point JITOPS_CACHE_DIR at another disk"
         return Finding("its disk", f"nearly full: {found}", BAD, fix, COMPILED)
-    return Finding("its disk", f"{found}, {_roots.file_system(root)}")
+    return Finding("its disk", f"{found}, {_admin.file_system(root)}")
 
 
 def _locks(root: Path) -> Finding:
     try:
-        with _lock.exclusive(
+        with _admin.exclusive(
             root / "locks" / "doctor.lock", "the doctor", 1.0, lambda said: None
-        ) as held:
-            pass
+        ) as lock:
+            held = lock.is_exclusive
         (root / "locks" / "doctor.lock").unlink(missing_ok=True)
     except (JitopsError, OSError) as error:
         return Finding(

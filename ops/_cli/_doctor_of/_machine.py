@@ -12,7 +12,7 @@ import torch
 import ops
 from ops import _config
 from ops._cli._doctor_of._finding import GOOD, NOTE, Finding
-from ops.jit._compile import _hardware
+from ops.jit import _admin
 
 
 def machine() -> Iterator[Finding]:
@@ -21,23 +21,24 @@ def machine() -> Iterator[Finding]:
     yield Finding("python", f"{platform.python_version()}, {platform.platform(terse=True)}")
     cuda = torch.version.cuda
     yield Finding("torch", f"{torch.__version__}, {f'CUDA {cuda}' if cuda else 'without CUDA'}")
-    count = torch.cuda.device_count() if _hardware.has_gpu() else 0
+    count = torch.cuda.device_count() if _admin.compilers.has_gpu() else 0
     yield Finding("GPUs", ", ".join(map(_gpu, range(count))) or "none that torch sees")
-    memory, cores = _hardware.memory_limit(), len(os.sched_getaffinity(0))
+    memory, cores = _admin.cpu.memory_limit(), len(os.sched_getaffinity(0))
     yield Finding(
         "resources",
-        f"{cores} cores, {memory / 2**30:.1f} GiB of memory, {_hardware.jobs()} compilers at once",
+        f"{cores} cores, {memory / 2**30:.1f} GiB of memory, {_admin.cpu.jobs()} compilers at once",
         NOTE if memory < 2 << 30 else GOOD,
         "torch/extension.h takes 1.9 GiB to compile; the built-in ops 0.2"
         if memory < 2 << 30
         else None,
     )
-    level = _hardware.cpu_level() or "baseline"
+    level = _admin.cpu.level() or "baseline"
     yield Finding("instruction set", f"{platform.machine()}, {level}")
 
 
 def _gpu(number: int) -> str:
-    return f"{number}: {', '.join(_hardware.nvml_capabilities()[number : number + 1]) or 'unknown'}"
+    found = _admin.gpu_archs.of_this_machine()[number : number + 1]
+    return f"{number}: {', '.join(found) or 'unknown'}"
 
 
 def variables() -> Iterator[Finding]:

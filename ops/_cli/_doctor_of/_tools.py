@@ -14,7 +14,7 @@ import torch
 
 from ops._cli._doctor_of._finding import BAD, COMPILED, GOOD, NOTE, Finding
 from ops._errors import JitopsError
-from ops.jit._compile import _hardware, _toolchain
+from ops.jit import _admin
 
 _BALANCE = "close its quotes, or unset it"
 
@@ -22,28 +22,26 @@ _BALANCE = "close its quotes, or unset it"
 def tools() -> Iterator[Finding]:
     """What a build needs."""
     yield from _cxx()
-    folder = _toolchain.ninja_folder()
-    if folder is None:
+    ninja = _admin.compilers.ninja()
+    if ninja is None:
         yield Finding("ninja", "not found", BAD, "pip install ninja", COMPILED)
     else:
-        yield _try(
-            "ninja", lambda: f"{folder / 'ninja'}, {_output(str(folder / 'ninja'), '--version')}"
-        )
+        yield _try("ninja", lambda: f"{ninja}, {_output(str(ninja), '--version')}")
     yield from _cuda()
 
 
 def _cxx() -> Iterator[Finding]:
     try:
-        compiler = _toolchain.cxx()
+        compiler = _admin.compilers.cxx()
     except JitopsError as error:
         yield Finding("C++ compiler", str(error), BAD, _BALANCE, COMPILED)
         return
     if compiler is None:
         named = os.environ.get("CXX")
         missing = f"$CXX is {named!r}, which is not found" if named else "none found"
-        yield Finding("C++ compiler", missing, BAD, _toolchain.NO_COMPILER, COMPILED)
+        yield Finding("C++ compiler", missing, BAD, _admin.compilers.NO_COMPILER, COMPILED)
     else:
-        yield _try("C++ compiler", lambda: f"{compiler.path}, {_toolchain.identity(compiler)[0]}")
+        yield _try("C++ compiler", lambda: f"{compiler.path}, {_admin.compilers.version(compiler)}")
         yield _try("compiling", _compile_and_load)
         yield _libstdcxx(compiler)
 
@@ -61,7 +59,7 @@ def _output(*command: str) -> str:
 
 def _compile_and_load() -> str:
     """Not what the compiler says of itself, but whether it works."""
-    compiler = _toolchain.cxx()
+    compiler = _admin.compilers.cxx()
     with tempfile.TemporaryDirectory(prefix="jitops-doctor-") as folder:
         source, library = Path(folder, "answer.cpp"), Path(folder, "answer.so")
         source.write_text(
@@ -78,7 +76,7 @@ def _compile_and_load() -> str:
     return "a small library compiles, loads and runs"
 
 
-def _libstdcxx(compiler: _toolchain.Tool) -> Finding:
+def _libstdcxx(compiler: _admin.compilers.Tool) -> Finding:
     loaded = next((p for p in _mapped() if "libstdc++.so" in p.name), None)
     try:
         its = Path(_output(*compiler.command, "-print-file-name=libstdc++.so.6")).resolve()
@@ -112,23 +110,23 @@ def _newest(library: Path | None) -> tuple[int, ...]:
 
 def _cuda() -> Iterator[Finding]:
     wanted = torch.version.cuda is not None
-    for variable in _toolchain.NVCCS_VARIABLES:
+    for variable in _admin.compilers.NVCC_VARIABLES:
         try:
-            _toolchain.words_in(variable)
+            _admin.compilers.words_in(variable)
         except JitopsError as error:
             yield Finding(variable, str(error), BAD if wanted else NOTE, _BALANCE, ("cuda",))
     try:
-        compiler = _toolchain.nvcc()
+        compiler = _admin.compilers.nvcc()
     except JitopsError as error:
         yield Finding("nvcc", str(error), BAD if wanted else NOTE, _BALANCE, ("cuda",))
         return
     if compiler is None:
-        how = "not found", NOTE if wanted else GOOD, _toolchain.NO_NVCC if wanted else None
+        how = "not found", NOTE if wanted else GOOD, _admin.compilers.NO_NVCC if wanted else None
         yield Finding("nvcc", *how, ("cuda",))
     else:
         problem = None
         try:
-            _toolchain.check_cuda()
+            _admin.compilers.check_cuda()
         except JitopsError as error:
             problem = str(error)
         found = f"{compiler.path}, {_release(compiler)}"
@@ -136,13 +134,13 @@ def _cuda() -> Iterator[Finding]:
         yield Finding("nvcc", found, status, problem, ("cuda",) if problem else ())
     if wanted:
         try:
-            yield Finding("architectures", " ".join(_hardware.cuda_architectures()))
+            yield Finding("architectures", " ".join(_admin.gpu_archs.architectures()))
         except JitopsError as error:
             yield Finding("architectures", "none", NOTE, str(error), ("cuda",))
 
 
-def _release(compiler: _toolchain.Tool) -> str:
+def _release(compiler: _admin.compilers.Tool) -> str:
     try:
-        return _toolchain.identity(compiler)[0]
+        return _admin.compilers.version(compiler)
     except JitopsError as error:
         return str(error)

@@ -1,4 +1,4 @@
-"""Why compiling fails: how each cause shows in a line of the output, what it is, what to do."""
+"""Why builds and loads fail: how each cause shows in a line of the output, and what to do."""
 
 from __future__ import annotations
 
@@ -6,33 +6,45 @@ import functools
 import re
 from dataclasses import dataclass
 
+import torch
+
 _SHELL = r"^\S+: (?:line )?\d+: (?:exec: )?"
 _CUDA = r"(?:cuda|cublas|cufft|cusparse|curand|cusolver|cudnn|nvrtc|nvJitLink|thrust|cub)"
+_SYMBOL = (
+    r"undefined (?:symbol: |reference to )[`'‘]?(?:(?:vtable|VTT|typeinfo|typeinfo name) for )?"
+)
+_TORCHS = _SYMBOL + r"(?:(?:[\w:<>*&]+ ){0,2}(?:c10|at|torch)::|_ZN[VK]*(?:3c10|2at|5torch))"
+# A string as C++ compilers name it, in the ABI that torch is not built with.
+_OTHER_STRING = (
+    r"(?:.*\bstd::(?:string|basic_string<)|\w*RKSs)"
+    if torch.compiled_with_cxx11_abi()
+    else r".*(?:__cxx11|\[abi:cxx11\]|B5cxx11)"
+)
 
 
 @dataclass(frozen=True)
 class Cause:
-    """A kind of failure that is known.
+    """A known kind of failure.
 
     Attributes:
-        name: short, and never changed: programs may keep it.
-        shows: matches the line of the output that tells.
-        cause: what it is.
-        fix: what to do.
-        passing: it can pass though the sources, flags and tools stay: memory, disks, permissions.
-        telling: it counts wherever it shows, also behind errors that come of it.
+         name: short, and never changed: programs may keep it.
+         pattern: matches the line of the output that tells.
+         cause: what is wrong.
+         fix: what to do.
+         decisive: it counts wherever it shows, also behind errors that follow from it.
+         of_machine: the machine failed, at no line in particular.
     """
 
     name: str
-    shows: str
+    pattern: str
     cause: str
     fix: str
-    passing: bool = False
-    telling: bool = False
+    decisive: bool = False
+    of_machine: bool = False
 
-    def shown_by(self, line: str) -> bool:
+    def matches(self, line: str) -> bool:
         """Whether a line of the output tells of it."""
-        return _compiled(self.shows).search(line) is not None
+        return _compiled(self.pattern).search(line) is not None
 
 
 @functools.cache
@@ -40,196 +52,143 @@ def _compiled(pattern: str) -> re.Pattern[str]:
     return re.compile(pattern)
 
 
-# Most telling first.
-COMPILING = (
-    Cause(
-        "out_of_memory",
+# The first that matches a line counts.
+# fmt: off
+CAUSES = (
+    Cause("out_of_memory",
         r"Killed signal terminated program|\bout of memory allocating|error: out of memory$"
         r"|memory exhausted|std::bad_alloc|Cannot allocate memory|^(?:\S+: line \d+: .*)?Killed\b"
         r"|(?:died due to|terminated with) signal 9\b|^FAILED: \[code=137\]"
         r"|error while loading shared libraries: .*failed to map segment",
         "the compiler ran out of memory and was killed",
-        "free memory, or run fewer compilers at once: MAX_JOBS=1",
-        passing=True,
-        telling=True,
-    ),
-    Cause(
-        "disk_full",
-        r"No space left on device",
-        "the disk is full",
+        "free memory, or run fewer compilers at once: MAX_JOBS=1", decisive=True, of_machine=True),
+    Cause("disk_full", r"No space left on device|Disk quota exceeded",
+        "the disk is full, or the disk quota is used up",
         "free space, or point JITOPS_CACHE_DIR (and TMPDIR) at another disk",
-        passing=True,
-        telling=True,
-    ),
-    Cause(
-        "quota_exceeded",
-        r"Disk quota exceeded",
-        "the disk quota is used up",
-        "remove files, or point JITOPS_CACHE_DIR (and TMPDIR) at another disk",
-        passing=True,
-        telling=True,
-    ),
-    Cause(
-        "too_many_processes",
-        r"fork: Resource temporarily unavailable",
-        "no more processes may be started",
-        "end some, run fewer compilers at once (MAX_JOBS=1), or raise the limit (ulimit -u)",
-        passing=True,
-        telling=True,
-    ),
-    Cause(
-        "killed_by_signal",
-        r"(?:Terminated|limit exceeded) signal terminated program",
-        "something outside stopped the compiler",
+        decisive=True, of_machine=True),
+    Cause("killed_by_signal",
+        r"(?:Terminated|limit exceeded) signal terminated program|fork: Resource temporarily",
+        "something outside stopped the compiler, or allows no more processes",
         "try again; look for limits of this shell (ulimit -a) and of the job scheduler",
-        passing=True,
-        telling=True,
-    ),
-    Cause(
-        "internal_compiler_error",
-        r"internal compiler error|died due to signal",
+        decisive=True, of_machine=True),
+    Cause("internal_compiler_error", r"internal compiler error|died due to signal",
         "the compiler itself crashed",
-        "simplify what it was at, lower the -O level, or use another version of it",
-        telling=True,
-    ),
-    Cause(
-        "cxx_standard",
+        "simplify the code there, lower the -O level, or use another version of the compiler",
+        decisive=True),
+    Cause("linker_too_old", r"(?:unrecognized option|unknown (?:option|argument)).*dependency-file",
+        "the linker cannot report which files it reads, so that nobody could tell when one changes",
+        "install binutils 2.35 or newer, or lld with the flag -fuse-ld=lld in extra_ldflags"),
+    Cause("cxx_standard",
         r"#error C\+\+\d\d or later|only available (?:from C\+\+\d\d onwards|with .-std=)"
         r"|/torch/include/.* error: .\w+. is not a member of .std.",
         "the code needs a newer C++ standard than the flags ask for",
-        "remove -std=... from the flags: torch names the standard that its headers need",
-    ),
-    Cause(
-        "compiler_too_new",
-        r"unsupported (?:GNU|clang) version|installed version of .* is greater than the maximum",
+        "remove -std=... from the flags: torch names the standard that its headers need"),
+    Cause("compiler_too_new", r"unsupported (?:GNU|clang) version",
         "this C++ compiler is too new for this nvcc",
-        "set CC to an older g++ (the message says up to which), or install a newer CUDA toolkit",
-    ),
-    Cause(
-        "compiler_too_old",
-        r"installed version of .* is less than the minimum",
-        "this C++ compiler is too old",
-        "install a newer one (the message says from which on), and name it in CXX",
-    ),
-    Cause(
-        "cuda_mismatch",
-        r"detected CUDA version .*mismatches",
-        "nvcc and torch are of different CUDA versions",
-        "point CUDA_HOME at the toolkit of torch's CUDA version, or install a torch for this one",
-    ),
-    Cause(
-        "ninja_missing",
-        r"Ninja is required",
-        "ninja is not installed",
-        "install it: pip install ninja",
-    ),
-    Cause(
-        "nvcc_missing",
+        "set CC to an older g++ (the message says up to which), or install a newer CUDA toolkit"),
+    Cause("nvcc_missing",
         _SHELL + r"\S*nvcc: .*not found|CUDA_HOME environment variable is not set",
         "nvcc is not there",
-        "install the CUDA toolkit, or point CUDA_HOME at it",
-    ),
-    Cause(
-        "compiler_missing",
+        "install the CUDA toolkit, or point CUDA_HOME at it"),
+    Cause("compiler_missing",
         _SHELL + r"\S+: (?:command )?not found|^[^\s/:]+: No such file or directory$",
         "the compiler is not installed",
-        "install it (Debian, Ubuntu: apt install g++), or name one that is there in CXX",
-    ),
-    Cause(
-        "compiler_incomplete",
+        "install it (Debian, Ubuntu: apt install g++), or name one that is there in CXX"),
+    Cause("compiler_incomplete",
         r"cannot execute .+: (?:execvp|posix_spawnp?): No such file|fatal error: cannot find .ld."
         r"|error while loading shared libraries",
         "a part of the compiler is not installed",
-        "install all of it (Debian, Ubuntu: apt install g++ binutils)",
-    ),
-    Cause(
-        "source_missing",
-        r"missing and no known rule to make it|^\S*: (?:fatal )?error: \S+\.c\w+: No such file",
-        "a source file has disappeared",
-        "restore it, or remove it from sources",
-    ),
-    Cause(
-        "python_headers_missing",
-        r"Python\.h\b.*(?:: No such file|file not found)",
+        "install all of it (Debian, Ubuntu: apt install g++ binutils)"),
+    Cause("python_headers_missing", r"Python\.h\b.*(?:: No such file|file not found)",
         "Python's headers are not installed",
-        "install them (Debian, Ubuntu: apt install python3-dev)",
-    ),
-    Cause(
-        "cuda_headers_missing",
+        "install them (Debian, Ubuntu: apt install python3-dev)"),
+    Cause("torch_without_cuda", r"(?:c10/cuda|ATen/cuda|torch/csrc/cuda)/\S+: No such file"
+        r"|/include/(?:c10|ATen)/cuda/.*error: '?(?:cuda|c10/cuda/impl)[\w/]*\.h"
+        if torch.version.cuda is None
+        else r"(?!)",
+        f"the source needs CUDA, and this torch ({torch.__version__}) is built without CUDA",
+        "install a torch with CUDA, or leave its CUDA headers out where it has none"),
+    Cause("cuda_headers_missing",
         rf"fatal error: '?{_CUDA}[\w/]*\.\w+'?(?:: No such file| file not found)",
         "CUDA's headers are not found",
-        "pass with_cuda=True, and have the whole CUDA toolkit where CUDA_HOME points",
-    ),
-    Cause(
-        "missing_header",
-        r"fatal error: (?:\S+: No such file or directory|'.+' file not found)",
+        "pass with_cuda=True, and have the whole CUDA toolkit where CUDA_HOME points"),
+    Cause("missing_header",
+        r"fatal error: (?:(?!\S+\.c\w*:)\S+: No such file or directory|'.+' file not found)",
         "a header is missing",
-        "check the spelling, and add its folder to extra_include_paths",
-    ),
-    Cause(
-        "unknown_flag",
+        "check the spelling, and add its folder to extra_include_paths"),
+    Cause("unknown_flag",
         r"^[^:]+: error: (?:unrecognized command.line option|unknown argument|unsupported option)"
         r"|^nvcc fatal *: Unknown option",
         "the compiler does not know one of the flags",
-        "remove it from the flags, or use another compiler through CXX",
-    ),
-    Cause(
-        "gpu_architecture",
-        r"Unsupported gpu architecture|Unknown CUDA arch",
+        "remove it from the flags, or use another compiler through CXX"),
+    Cause("gpu_architecture", r"Unsupported gpu architecture|Unknown CUDA arch",
         "this nvcc does not know one of the GPU architectures",
-        "name others in TORCH_CUDA_ARCH_LIST, or use a newer CUDA toolkit (for an old GPU, older)",
-    ),
-    Cause(
-        "too_much_shared_memory",
-        r"uses too much shared data",
-        "a kernel declares more shared memory than a block can have",
-        "declare less, or allot it at the launch (extern __shared__, cudaFuncSetAttribute)",
-    ),
-    Cause(
-        "undefined_device_function",
-        r"Unresolved extern function",
-        "a kernel calls a device function that its own file does not define",
-        "define it in that .cu file, or in a header that it includes",
-    ),
-    Cause(
-        "unknown_instruction",
-        r"Error: no such instruction",
-        "the assembler does not know an instruction",
-        "mend the asm statement; without one, lower -march or install newer binutils",
-    ),
-    Cause(
-        "read_only",
-        r"Read-only file system",
-        "the file system is mounted read-only",
-        "point JITOPS_CACHE_DIR (and TMPDIR) at one that can be written",
-        passing=True,
-    ),
-    Cause(
-        "permission_denied",
-        r"Permission denied",
-        "a file may not be read, written or run by this user",
-        "look at its owner and mode, and at those of its folders",
-        passing=True,
-    ),
+        "name others in TORCH_CUDA_ARCH_LIST, or use a newer CUDA toolkit (for an old GPU, older)"),
+    Cause("permission_denied", r"Permission denied|Read-only file system",
+        "a file or folder may not be read, written or run by this user",
+        "look at its owner and mode, or point JITOPS_CACHE_DIR (and TMPDIR) at another folder"),
+    Cause("encoding", r"stray .\\37[67]. in program|\ufeff|<U\+FEFF>|byte order mark detected",
+        "the file is in UTF-16 or UTF-32, or has a byte-order mark (U+FEFF) where text is",
+        "save it as UTF-8 without the mark; read text with encoding='utf-8-sig', which drops it"),
+    Cause("missing_library", r"cannot find -l|unable to find library -l"
+        r"|^\S*: (?:error: |cannot find )\S+\.(?:a|o|so[.\d]*): No such file",
+        "a library to link against is missing",
+        "install it, or add its folder as extra_ldflags=['-L...']; one that is named as skipped "
+        "is for another architecture"),
+    Cause("not_position_independent", r"recompile with -fPIC",
+        "an object is not compiled for use in a shared library",
+        "compile it with -fPIC, and remove -fno-PIC from the flags"),
+    Cause("wrong_architecture",
+        r"file in wrong format|^\S*\bld\S*: .* is incompatible with|unsupported ELF machine"
+        r"|wrong ELF class|file format not recognized",
+        "a file to link is for another kind of processor, or no object at all",
+        "build it anew for this machine, and see that it is neither half a download nor the note "
+        "that git-lfs keeps in its place"),
+    Cause("multiple_definition", r"multiple definition of|duplicate symbol",
+        "something is defined in more than one place",
+        "keep one definition; in a header, make it inline; do not compile the same file twice"),
+    Cause("wrong_abi", _TORCHS + _OTHER_STRING,
+        "it is compiled for another C++ ABI (of std::string) than torch",
+        "remove -D_GLIBCXX_USE_CXX11_ABI from the flags: torch sets it; build the libraries that "
+        "it links with torch's"),
+    Cause("other_torch", _TORCHS,
+        "it needs a part of torch that this torch does not have: it is made for another one",
+        "let no extra_include_paths lead to another torch, and build the libraries that it links "
+        "for this one"),
+    Cause("cuda_newer_than_torchs", r"undefined symbol: \w+, version libcud\w+\.so",
+        "nvcc is newer than the CUDA runtime that torch has loaded",
+        "build with the nvcc of torch's CUDA release (torch.version.cuda), by CUDA_HOME, or "
+        "install a torch for the newer CUDA"),
+    Cause("cuda_library_not_linked",
+        _SYMBOL + r"_*(?:cuda|cublas|cufft|cusparse|curand|cusolver|cudnn|nvrtc)[A-Z]\w*'?$",
+        "a library of CUDA is used and not linked",
+        "link it, as in extra_ldflags=['-lcublas']; for cuda... functions, pass with_cuda=True"),
+    Cause("undefined_reference", r"undefined reference to|undefined symbol",
+        "something declared is defined nowhere",
+        "add the source or library that defines it; check that declaration and definition agree"),
+    Cause("noexec", r"failed to map segment from shared object",
+        "the cache is on a file system mounted noexec",
+        "point JITOPS_CACHE_DIR at one that allows execution"),
+    Cause("system_too_old", r"(?:GLIBCXX|CXXABI|GLIBC)_[\d.]+' not found",
+        "this process has an older libstdc++, or glibc, than the one that it was built with",
+        "use the compiler of the same environment (conda: conda install cxx-compiler), and build "
+        "on the oldest system where it shall run"),
+    Cause("shared_library_missing", r"cannot open shared object file: No such",
+        "a library that it links is not found when it is loaded",
+        "install it, or name its folder: extra_ldflags=['-Wl,-rpath,...'] or LD_LIBRARY_PATH"),
+    Cause("no_init_function", r"does not define module export function",
+        "it is not a Python module of this name",
+        "name it by the macro, PYBIND11_MODULE(TORCH_EXTENSION_NAME, m), or pass "
+        "is_python_module=False"),
 )
-
-ENCODING = Cause(
-    "encoding",
-    r"stray .\\37[67]. in program|\ufeff|<U\+FEFF>|byte order mark detected",
-    "the file is in UTF-16 or UTF-32, or has a byte-order mark (U+FEFF) where text is",
-    "save it as UTF-8 without the mark; read text with encoding='utf-8-sig', which drops it",
-)
+# fmt: on
+ENCODING = next(cause for cause in CAUSES if cause.name == "encoding")
 
 # Where nothing above fits, and a compiler points at a line of a source.
-SOURCE_ERROR = Cause(
-    "source_error",
-    "",
-    "the source has an error",
-    "mend the line shown",
-)
+SOURCE_ERROR = Cause("source_error", "(?!)", "the source has an error", "mend the line shown")
 MISUSED_HEADER = Cause(
     "source_error",
-    "",
+    "(?!)",
     "the source has an error, which shows only in a header that it uses",
     "mend the line shown, which is the source's; the header needs no change",
 )

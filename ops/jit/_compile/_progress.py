@@ -1,25 +1,26 @@
-"""What is seen of a build: a live line on a terminal, one plain line in a log."""
+"""The progress of a build: a live line on a terminal, one plain line in a log."""
 
 from __future__ import annotations
 
 import contextlib
+import re
 import sys
-import threading
 import time
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Callable, Iterator
 
 from ops import _config
 
+_FINISHED = re.compile(r"\[\d+/\d+\] .* -c (?:\S*/)?(\S+) -o ")
+
 
 def say(text: str) -> None:
-    """One line on stderr, unless ``JITOPS_PROGRESS=0``."""
+    """Print a line to stderr, unless ``JITOPS_PROGRESS=0``."""
     if _config.settings().progress:
         _write(f"jitops: {text}\n")
 
 
 def _write(text: str) -> None:
-    # stderr may be closed, full, a broken pipe or no stream at all: a build does not fail of that.
+    # stderr may be closed, full, a broken pipe or no stream at all. That is no reason to fail.
     with contextlib.suppress(AttributeError, OSError, ValueError):
         sys.stderr.write(text)
         sys.stderr.flush()
@@ -33,46 +34,42 @@ def _is_terminal() -> bool:
 
 
 @contextlib.contextmanager
-def watching(name: str, units: list[str], folder: Path) -> Iterator[None]:
-    """While the body builds ``name`` in ``folder``: what compiles, which of how many, how long.
+def watching(name: str, units: list[str], echo: bool) -> Iterator[Callable[[str], None]]:
+    """Show how far the build of ``name`` is, by the lines of ninja's output.
 
-    Ninja notes each finished object in its log, which is all that is read.
+    Args:
+        name: of the extension.
+        units: the names of the files to compile.
+        echo: pass the lines on to stdout.
+
+    Yields:
+        The function that takes each line.
     """
     started = time.perf_counter()
-    done = threading.Event()
-    live = _config.settings().progress and _is_terminal()
+    left = list(units)
+    live = _config.settings().progress and _is_terminal() and not echo
 
     def show() -> None:
-        while not done.wait(0.1):
-            finished = _finished(folder)
-            left = [unit for unit in units if unit not in finished] or ["linking"]
-            count = min(len(units), len(units) - len(left) + 1)
-            seconds = time.perf_counter() - started
-            _write(
-                f"\r\x1b[Kjitops: {name}: compiling {', '.join(left)} "
-                f"[{count}/{len(units)}] {seconds:.1f} s"
-            )
-        _write("\r\x1b[K")
+        count = min(len(units), len(units) - len(left) + 1)
+        what = f"compiling {', '.join(left)}" if left else "linking"
+        _write(f"\r\x1b[Kjitops: {name}: {what} [{count}/{len(units)}]")
 
-    watcher = threading.Thread(target=show, name="jitops-progress", daemon=True)
+    def on_line(line: str) -> None:
+        if echo:
+            with contextlib.suppress(AttributeError, OSError, ValueError):
+                sys.stdout.write(f"{line}\n")
+                sys.stdout.flush()
+        finished = _FINISHED.match(line)
+        if live and finished and finished[1] in left:
+            left.remove(finished[1])
+            show()
+
     if live:
-        watcher.start()
+        show()
     try:
-        yield
+        yield on_line
     finally:
-        done.set()
         if live:
-            watcher.join()
+            _write("\r\x1b[K")
     files = f"{len(units)} file{'s' if len(units) > 1 else ''}"
     say(f"compiled {name} ({files}) in {time.perf_counter() - started:.1f} s")
-
-
-def _finished(folder: Path) -> set[str]:
-    """The sources whose objects are done, as ninja names them: x.o of x.cpp, x.cuda.o of x.cu."""
-    try:
-        lines = (folder / ".ninja_log").read_text().splitlines()
-    except OSError:
-        return set()
-    objects = [line.split("\t")[3] for line in lines if line.count("\t") >= 4]
-    names = {name.removesuffix(".cuda.o") + ".cu" for name in objects if name.endswith(".cuda.o")}
-    return names | {name.removesuffix(".o") + ".cpp" for name in objects if name.endswith(".o")}

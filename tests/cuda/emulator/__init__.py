@@ -18,7 +18,7 @@ import ops.jit
 from ops._core import extensions
 from ops._core.dispatch import Op, built_in
 from ops.jit import Extension
-from ops.jit._compile import _toolchain
+from ops.jit._compile import _compilers
 
 NAME = "cuda-emulated"
 FOLDER = Path(__file__).parent
@@ -32,7 +32,7 @@ def _scratch() -> tempfile.TemporaryDirectory:
 
 def compile_all(*jobs: tuple[str, list[str]]) -> list[Path]:
     """Object files, compiled side by side: of each a name, and the compiler's arguments."""
-    cxx = list(_toolchain.cxx().command)
+    cxx = list(_compilers.cxx().command)
     # Never written over: an extension is what its object holds whenever it is loaded.
     folder = tempfile.mkdtemp(dir=_scratch().name)
     objects = [Path(folder) / f"{name}.o" for name, _ in jobs]

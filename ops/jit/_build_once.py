@@ -1,0 +1,116 @@
+"""A miss: lock, look again, build, publish; those that wait share the result, or the failure."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ops import _config
+from ops._errors import BuildError, CacheError, JitopsError, NotBuiltError
+from ops.jit import _inputs, _key, _pch, _record
+from ops.jit._cache import _entries, _eviction, _location, _lock, _publish
+from ops.jit._compile import _build, _compilers, _progress
+from ops.jit._spec import COMMANDS, Spec
+
+# Kept beside the library: the sources of text, and how it was built.
+_KEPT = ("main.cpp", "cuda.cu", "build.ninja", COMMANDS)
+_ATTEMPTS = 3  # where inputs are edited while the compilers run
+
+
+def build(
+    spec: Spec,
+    asked: dict[str, Any],
+    digest: str,
+    find: Callable[[], _entries.Entry | None],
+    verbose: bool,
+) -> _entries.Entry:
+    """Build an extension that was not found, or take it from another process that builds it.
+
+    Args:
+        spec: of the extension.
+        asked: the request.
+        digest: of the request.
+        find: looks the extension up again.
+        verbose: print what the compilers print.
+
+    Raises:
+        JitopsError: those of :meth:`ops.jit.Extension.load`.
+    """
+    settings = _config.settings()
+    if settings.build == "never":
+        from ops.jit import _explain_miss
+
+        reasons = "; ".join([_explain_miss.sentence(spec), *_location.refusals()])
+        raise NotBuiltError(f"{spec.name} is not built yet, and JITOPS_BUILD=never: {reasons}")
+    root = _location.writable_root()
+    name = _entries.entry_name(spec.name, digest)
+    started = time.time()
+    try:
+        path = _publish.lock_path(root, name)
+        with _lock.exclusive(path, spec.name, settings.build_timeout, _progress.say) as lock:
+            entry = find()
+            if entry:
+                return entry
+            # Of those that waited, one tries, and the others are told.
+            if failure := lock.failure(since=started):
+                lock.fail(failure["failed"], failure.get("log"))  # to the next of them
+                raise BuildError(f"{failure['failed']}", log=failure.get("log"))
+            try:
+                entry = _build_here(root, name, spec, asked, digest, verbose)
+            except BuildError as error:
+                lock.fail(str(error), error.log)
+                raise
+        with contextlib.suppress(OSError):
+            _publish.log_path(root, name).unlink(missing_ok=True)
+        # What has been built is not lost because something else cannot be deleted.
+        with contextlib.suppress(OSError):
+            _eviction.sweep_traces(root)
+            _eviction.evict(root, settings.cache_max_size, newest=entry.folder)
+        return entry
+    except JitopsError:
+        raise
+    except OSError as error:
+        raise CacheError(f"{spec.name} cannot be kept in {root}: {error}") from error
+
+
+def _build_here(
+    root: Path, name: str, spec: Spec, asked: dict[str, Any], digest: str, verbose: bool
+) -> _entries.Entry:
+    with _publish.staging(root, name) as folder:
+        for _ in range(_ATTEMPTS):
+            started = time.time()
+            with _pch.include_dir(spec, folder) as first:
+                built = _build.build(
+                    spec, folder, _publish.log_path(root, name), include_first=first, echo=verbose
+                )
+            recorded = _record.record(spec, built)
+            changed = _changed(spec, digest, recorded, started)
+            if not changed:
+                break
+            # Nobody knows which version the compiler read.
+            _publish.clear(folder)
+        else:
+            raise BuildError(
+                f"{spec.name}: {changed} changed while it was being compiled, each of {_ATTEMPTS} "
+                f"times, so that no result can be trusted"
+            )
+        _compilers.check_torch()
+        _pch.schedule(spec, folder, root)
+        manifest = {
+            "name": spec.name,
+            "digest": digest,
+            "request": asked,
+            "seconds": round(built.seconds, 3),
+            "built": time.time(),
+            **recorded,
+        }
+        return _publish.publish(root, folder, built.library, manifest, keep=_KEPT)
+
+
+def _changed(spec: Spec, digest: str, recorded: _inputs.Manifest, started: float) -> str | None:
+    if _key.digest(_key.request(spec)) != digest:
+        return "a source"
+    return _inputs.changed_since(spec, recorded, started)

@@ -1,0 +1,188 @@
+"""Entries of the cache: found, verified, marked as in use. Knows nothing of C++.
+
+::
+
+    <root>/<name>-<digest>/<variant>/    one published entry: manifest.json, the library, and so on
+    <root>/staging/<name>-<digest>.*     builds in progress, one private folder each
+    <root>/locks/<name>-<digest>.lock    held by the builder of that digest
+    <root>/logs/<name>-<digest>.log      the last failed build's log
+    <root>/bundles/                      bundles in use, unpacked
+
+An entry appears by one rename and never changes, so a reader needs no lock. A reader verifies the
+library's digest, so that a truncated, corrupted or exchanged file is a miss and never loaded. The
+one file that grows is ``used``: a byte for each load, where the loader may write. Its size counts
+them, its time is that of the last, and a lock on it says that a live process uses the entry.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ops.jit._cache import _location
+
+Manifest = dict[str, Any]
+USED = "used"
+_BLOCK = 1 << 20
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A published library."""
+
+    folder: Path
+    manifest: Manifest
+    bundle: Path | None = None  # that it came in
+
+    @property
+    def library(self) -> Path:
+        """The shared library, or the program."""
+        return self.folder / str(self.manifest["library"]["file"])
+
+    @property
+    def name(self) -> str:
+        """The entry's own two folders, as commands show them."""
+        return "/".join(self.folder.parts[-2:])
+
+    @property
+    def place(self) -> str:
+        """Where it is, for people."""
+        return f"{self.name} in the bundle {self.bundle}" if self.bundle else str(self.library)
+
+    def content(self, name: str) -> bytes | None:
+        """Return the content of one of its files; ``None`` if it has none of that name."""
+        try:
+            return (self.folder / name).read_bytes()
+        except FileNotFoundError:
+            return None
+
+
+# ---- find ----------------------------------------------------------------------------------------
+
+
+def entry_name(name: str, digest: str) -> str:
+    """Return the name that all files of one digest begin with."""
+    return f"{name}-{digest[:16]}"
+
+
+def find(name: str, accepts: Callable[[Manifest], bool]) -> Entry | None:
+    """Find an entry of this name whose manifest is accepted, and verify its library."""
+    return next(filter(verify, _matching(name, accepts)), None)
+
+
+def find_unverified(name: str, accepts: Callable[[Manifest], bool]) -> Entry | None:
+    """Find an entry as :func:`find` does, its library only of the right size."""
+    return next(filter(_has_size, _matching(name, accepts)), None)
+
+
+def _matching(name: str, accepts: Callable[[Manifest], bool]) -> Iterator[Entry]:
+    for root in _location.readable_roots():
+        for entry in matching(root, name, accepts):
+            if _location.distrust(entry.folder) is None:
+                yield entry
+
+
+def matching(root: Path, name: str, accepts: Callable[[Manifest], bool]) -> Iterator[Entry]:
+    """Yield the entries of this name in ``root`` whose manifests are accepted, not verified."""
+    try:
+        variants = sorted(os.listdir(root / name))
+    except OSError:
+        return
+    for variant in variants:
+        entry = open_entry(root / name / variant)
+        if entry and accepts(entry.manifest):
+            yield entry
+
+
+def open_entry(folder: Path) -> Entry | None:
+    """Read the entry in a folder, without its library; ``None`` if there is none."""
+    try:
+        manifest = json.loads((folder / "manifest.json").read_bytes())
+        return Entry(folder, manifest) if isinstance(manifest, dict) else None
+    except (OSError, ValueError, RecursionError):
+        return None  # not an entry, or no longer one
+
+
+def verify(entry: Entry) -> bool:
+    """Whether the library is, byte for byte, the one that was published."""
+    try:
+        expected, library = entry.manifest["library"], entry.library
+        if library.parent != entry.folder or _location.distrust(library):
+            return False
+        return measure(library) == (expected["size"], expected["sha256"])
+    except (OSError, KeyError, TypeError, ValueError):
+        return False
+
+
+def _has_size(entry: Entry) -> bool:
+    try:
+        return bool(entry.library.stat().st_size == entry.manifest["library"]["size"])
+    except (OSError, KeyError, TypeError, ValueError):
+        return False
+
+
+def sha256(content: bytes) -> str:
+    """Return the hexadecimal digest."""
+    return hashlib.sha256(content).hexdigest()
+
+
+def measure(path: Path) -> tuple[int, str]:
+    """Return the size and digest of a file, read in blocks because it may be a gigabyte."""
+    size, digest = 0, hashlib.sha256()
+    with open(path, "rb", buffering=0) as file:
+        while block := file.read(_BLOCK):
+            size += len(block)
+            digest.update(block)
+    return size, digest.hexdigest()
+
+
+# ---- use -----------------------------------------------------------------------------------------
+
+# By the entry's folder, open for as long as this process uses it: the kernel ends the locks.
+_in_use: dict[Path, int] = {}
+
+
+def mark_in_use(folder: Path) -> bool:
+    """Say that this process uses the entry in ``folder``, from now until it is released.
+
+    Best effort: on a read-only cache the load goes on without the lock.
+
+    Returns:
+        ``False`` if somebody is just deleting the entry.
+    """
+    for flags in (os.O_RDWR | os.O_APPEND, os.O_RDONLY):
+        try:
+            descriptor = os.open(folder / USED, flags | os.O_CLOEXEC)
+        except OSError:
+            continue
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            if flags != os.O_RDONLY:
+                os.write(descriptor, b".")
+        except BlockingIOError:
+            os.close(descriptor)
+            return False
+        except OSError:
+            pass  # no locks, or no space, on this file system
+        release(folder)  # one of that name that is no longer there, or its lock held twice
+        _in_use[folder] = descriptor
+        break
+    return True
+
+
+def is_in_use(folder: Path) -> bool:
+    """Whether this process says that it uses the entry in ``folder``."""
+    return folder in _in_use
+
+
+def release(folder: Path) -> None:
+    """Take back what :func:`mark_in_use` said: the entry may be deleted."""
+    descriptor = _in_use.pop(folder, None)
+    if descriptor is not None:
+        os.close(descriptor)

@@ -1,0 +1,141 @@
+"""The size, the age and the use of entries; and the removal of those that are too much."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from ops.jit._cache import _entries, _location, _lock, _publish
+
+_UNSEEN_FOR = 30 * 24 * 3600.0  # seconds that another host may use an entry without a lock
+_TRACES_LAST = 7 * 24 * 3600.0  # seconds, for logs and locks of extensions that are not there
+
+
+@dataclass(frozen=True)
+class Item:
+    """An entry, and what its folder tells of its use."""
+
+    entry: _entries.Entry
+    size: int
+    built: float
+    used: float
+    hits: int
+
+    @property
+    def name(self) -> str:
+        """The extension's name."""
+        return str(self.entry.manifest.get("name", "?"))
+
+    @property
+    def is_replaceable(self) -> bool:
+        """Whether the loader makes it again by itself, and nobody waits for that."""
+        return self.entry.manifest.get("replaceable") is True
+
+
+def items(root: Path) -> list[Item]:
+    """List all entries of a cache, the last used first."""
+    found = map(_item, (path.parent for path in root.glob("*-????????????????/*/manifest.json")))
+    return sorted(filter(None, found), key=lambda item: item.used, reverse=True)
+
+
+def _item(folder: Path) -> Item | None:
+    entry = _entries.open_entry(folder)
+    if entry is None:
+        return None
+    size, used, hits = 0, 0.0, 0
+    try:
+        for path in os.scandir(folder):
+            status = path.stat()
+            size += status.st_blocks * 512
+            if path.name == _entries.USED:
+                used, hits = status.st_mtime, status.st_size
+        built = (folder / "manifest.json").stat().st_mtime
+    except OSError:
+        return None  # deleted meanwhile
+    return Item(entry, size, built, max(used, built), hits)
+
+
+# ---- removal -------------------------------------------------------------------------------------
+
+
+def evict(root: Path, limit: int, newest: Path | None = None) -> list[Item]:
+    """Delete what was not used for longest until the cache is at most ``limit`` bytes.
+
+    An entry that a live process uses stays, and so does ``newest``. Precompiled headers are evicted
+    first, and adding one never evicts anything else: rather than that it goes itself.
+    """
+    present = items(root)
+    total = sum(item.size for item in present)
+    added = next((item for item in present if item.entry.folder == newest), None)
+    only_headers = added is not None and added.is_replaceable
+    evicted = []
+    for item in sorted(present, key=lambda item: (not item.is_replaceable, item.used)):
+        if total <= limit or (only_headers and not item.is_replaceable):
+            break
+        if item is not added and remove(root, item):
+            total -= item.size
+            evicted.append(item)
+    if added and only_headers and total > limit and remove(root, added):
+        evicted.append(added)
+    return evicted
+
+
+def remove(root: Path, item: Item) -> bool:
+    """Delete an entry unless a live process uses it; return whether it was deleted.
+
+    Where the locks of other hosts may not be seen, one that was loaded of late stays.
+    """
+    with _locked(item.entry.folder / _entries.USED) as mine:
+        unseen = mine is None or _location.is_shared(root)
+        unused = mine is not False and not (unseen and time.time() - item.used < _UNSEEN_FOR)
+        if unused:
+            _publish.discard(root, item.entry.folder)
+    return unused
+
+
+def clean(root: Path, is_unwanted: Callable[[Item], bool]) -> list[Item]:
+    """Delete unwanted entries that are not in use, and the traces of what is not there."""
+    removed = [item for item in items(root) if is_unwanted(item) and remove(root, item)]
+    _publish.sweep(root)
+    sweep_traces(root, older_than=0.0)
+    return removed
+
+
+def sweep_traces(root: Path, older_than: float = _TRACES_LAST) -> None:
+    """Delete logs and locks of extensions that the cache does not hold."""
+    now = time.time()
+    for part in ("logs", "locks"):
+        with contextlib.suppress(OSError):
+            for path in (root / part).iterdir():
+                name = path.name.removesuffix(".log").removesuffix(".lock")
+                if not (root / name).is_dir() and now - path.stat().st_mtime > older_than:
+                    _remove_trace(path)
+
+
+def _remove_trace(path: Path) -> None:
+    if path.is_dir():  # with the script that repeats a failed command
+        for inner in path.iterdir():
+            inner.unlink()
+        path.rmdir()
+        return
+    with _locked(path) as mine:
+        if mine is not False:
+            path.unlink()
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[bool | None]:
+    """Lock a file; yield ``False`` if somebody else has, ``None`` if there are no locks."""
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    except OSError as error:
+        yield None if isinstance(error, FileNotFoundError) else False
+        return
+    try:
+        yield _lock.try_lock(descriptor)
+    finally:
+        os.close(descriptor)

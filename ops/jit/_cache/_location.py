@@ -1,0 +1,232 @@
+"""The folders that the cache may be in: the configured one, and a private one to fall back on.
+
+Nothing is loaded from a folder that somebody else could have written to.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import functools
+import hashlib
+import os
+import platform
+import re
+import stat
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+from ops import _config
+from ops._errors import CacheError, CacheWarning
+
+PARTS = ("staging", "locks", "logs")
+
+
+def configured_root() -> Path:
+    """Return ``JITOPS_CACHE_DIR``, a folder in ``TORCH_EXTENSIONS_DIR``, or the platform's."""
+    chosen = _config.settings().cache_dir
+    if chosen is not None:
+        return chosen
+    torchs = os.environ.get("TORCH_EXTENSIONS_DIR")
+    if torchs:
+        return Path(torchs).absolute() / "jitops"
+    if sys.platform != "linux":
+        import platformdirs
+
+        return platformdirs.user_cache_path("jitops")
+    # By hand: importing platformdirs is a third of a warm load.
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    if not os.path.isabs(base):
+        base = os.path.expanduser("~/.cache")
+    return Path(base) / "jitops" if os.path.isabs(base) else _temporary()  # no home at all
+
+
+def private_root() -> Path:
+    """Return where to go when the configured folder cannot be used: a temporary one of this user.
+
+    It is another one for each configured folder: whoever names a fresh cache means one.
+    """
+    configured = configured_root()
+    temporary = _temporary()
+    if configured == temporary:
+        return temporary
+    of = hashlib.sha256(os.fsencode(configured)).hexdigest()[:8]
+    return temporary.with_name(f"{temporary.name}-{of}")
+
+
+def _temporary() -> Path:
+    return Path(os.environ.get("TMPDIR") or "/tmp").absolute() / f"jitops-{os.getuid()}"
+
+
+# ---- trust ---------------------------------------------------------------------------------------
+
+
+def distrust(path: Path) -> str | None:
+    """Return why nothing at ``path`` may be loaded: somebody else could have put it there."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None  # not there, so nothing of it is loaded
+    by_group = _config.settings().trust_group and status.st_gid in (os.getegid(), *os.getgroups())
+    if status.st_uid not in (os.getuid(), 0) and not by_group and not _is_unmapped(status, path):
+        return f"{path} belongs to user {status.st_uid}, not to you or root"
+    if status.st_mode & (stat.S_IWOTH if by_group else stat.S_IWGRP | stat.S_IWOTH):
+        hint = ""
+        if status.st_mode & stat.S_IWGRP and not status.st_mode & stat.S_IWOTH:
+            hint = "; JITOPS_TRUST_GROUP=1 trusts its group"
+        mode = f"mode {stat.S_IMODE(status.st_mode):04o}"
+        return f"{path} can be written by others ({mode}{hint})"
+    return None
+
+
+def _is_unmapped(status: os.stat_result, path: Path) -> bool:
+    """Whether a file belongs to a user whom this container does not know, and nobody can write it.
+
+    So are root's files where root is not mapped. A file system that is mounted read-only is as
+    good as its mounter, and whoever starts a container decides all that is in it.
+    """
+    try:
+        overflow = int(Path("/proc/sys/fs/overflowuid").read_text())
+        read_only = bool(os.statvfs(path).f_flag & os.ST_RDONLY)
+    except (OSError, ValueError):
+        return False
+    return status.st_uid == overflow and read_only
+
+
+@functools.cache
+def _refused(folder: Path) -> str | None:
+    reason = distrust(folder) or _noexec(folder)
+    if reason:
+        warnings.warn(f"ignoring the cache: {reason}", CacheWarning, stacklevel=2)
+    return reason
+
+
+def readable_roots() -> Iterator[Path]:
+    """Yield the folders to look for entries in."""
+    for root in (configured_root(), private_root()):
+        if _is_folder(root) and _refused(root) is None:
+            yield root
+
+
+def refusals() -> list[str]:
+    """List why caches that are there are not looked into."""
+    there = [root for root in (configured_root(), private_root()) if _is_folder(root)]
+    return [reason for root in there if (reason := _refused(root))]
+
+
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except OSError:
+        return False  # below a folder that this user may not enter
+
+
+# ---- writing -------------------------------------------------------------------------------------
+
+
+def writable_root() -> Path:
+    """Return the folder to build in, created if need be.
+
+    Raises:
+        CacheError: neither the configured nor the private folder can be used.
+    """
+    reasons: list[str] = []
+    for root in (configured_root(), private_root()):
+        reason = unusable(root)
+        if reason is None:
+            if reasons:
+                warnings.warn(
+                    f"using {root} as the cache, since {reasons[0]}", CacheWarning, stacklevel=2
+                )
+            return root
+        reasons.append(reason)
+    raise CacheError(
+        f"no folder can be used as the cache: {'; '.join(reasons)}. Set JITOPS_CACHE_DIR"
+    )
+
+
+def unusable(root: Path) -> str | None:
+    """Return why nothing can be built in ``root``, which is created if need be."""
+    try:
+        # One by one: mkdir(parents=True) would leave what lies between to the umask.
+        for folder in (*reversed(root.parents), root, *(root / part for part in PARTS)):
+            if not folder.is_dir():
+                make_folder(folder)
+        with tempfile.TemporaryFile(dir=root / "staging"):
+            pass
+    except OSError as error:
+        return f"{root} cannot be written ({error.strerror})"
+    return distrust(root) or _noexec(root) or _without_renames(root / "staging")
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder that nobody else may write, or only its group where that is trusted."""
+    path.mkdir(mode=0o755, exist_ok=True)
+    if _config.settings().trust_group:
+        with contextlib.suppress(OSError):  # somebody else's, or no modes on this file system
+            path.chmod(path.stat().st_mode | stat.S_IWGRP | stat.S_ISGID)
+
+
+def _noexec(root: Path) -> str | None:
+    if os.statvfs(root).f_flag & getattr(os, "ST_NOEXEC", 0):
+        return f"{root} is on a file system mounted noexec, from which no library can be loaded"
+    return None
+
+
+def _without_renames(folder: Path) -> str | None:
+    probe = folder / f".probe.{os.getpid()}.{time.monotonic_ns()}"
+    renamed = probe.with_suffix(".renamed")
+    try:
+        probe.mkdir()
+        probe.rename(renamed)
+    except OSError as error:
+        if error.errno in (errno.EOPNOTSUPP, errno.ENOSYS, errno.EXDEV, errno.EINVAL, errno.EPERM):
+            return (
+                f"{folder.parent} is on a file system that cannot rename folders ({error.strerror})"
+            )
+    finally:
+        for path in (probe, renamed):
+            with contextlib.suppress(OSError):
+                path.rmdir()
+    return None
+
+
+# ---- hosts ---------------------------------------------------------------------------------------
+
+_SHARED = ("nfs", "cifs", "smb3", "lustre", "gpfs", "ceph", "fuse", "9p", "glusterfs", "afs")
+
+
+def this_host() -> str:
+    """Tell the kernels apart that may share a file system: locks are sure within one only."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return platform.node()
+
+
+def file_system(path: Path) -> str:
+    """Return the type of the file system that ``path`` is on."""
+    try:
+        mounts = [line.split(b" ") for line in Path("/proc/mounts").read_bytes().splitlines()]
+    except OSError:
+        return "unknown file system"
+    place = os.fsencode(path.resolve()) + b"/"
+    around = [
+        (len(folder), kind.decode(errors="replace"))
+        for _, name, kind, *_ in mounts
+        if place.startswith((folder := _unescaped(name)).rstrip(b"/") + b"/")
+    ]
+    return max(around, default=(0, "unknown file system"))[1]
+
+
+def _unescaped(name: bytes) -> bytes:
+    return re.sub(rb"\\([0-7]{3})", lambda found: bytes([int(found[1], 8)]), name)
+
+
+def is_shared(path: Path) -> bool:
+    """Whether other hosts may use what is there, unseen from here."""
+    return file_system(path).startswith(_SHARED)

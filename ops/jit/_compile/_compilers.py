@@ -1,0 +1,334 @@
+"""The tools that a build needs: found, identified, and checked against torch.
+
+Finding a tool runs no program. A look-up runs one only where the C++ compiler is a launcher or a
+script, which may run a different compiler each time.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import sysconfig
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from ops._errors import ToolchainError
+
+NO_COMPILER = (
+    "no C++ compiler found: neither $CXX nor c++, g++ or clang++ on PATH. "
+    "Install one (Debian, Ubuntu: apt install g++; conda: conda install cxx-compiler)"
+)
+NO_NINJA = (
+    "ninja not found, or does not run: neither this Python environment nor PATH has one. "
+    "Install it: pip install ninja"
+)
+NO_NVCC = (
+    "nvcc not found: neither $PYTORCH_NVCC, $CUDA_HOME, PATH nor /usr/local/cuda has one. "
+    "Install the CUDA toolkit, or set CUDA_HOME"
+)
+
+# nvcc, or torch for nvcc, takes from the environment: a command, and flags.
+NVCC_VARIABLES = ("CC", "NVCC_PREPEND_FLAGS", "NVCC_APPEND_FLAGS")
+# Lists of folders of headers.
+HEADER_VARIABLES = ("CPATH", "C_INCLUDE_PATH", "CPLUS_INCLUDE_PATH")
+
+_COMPILER_NAME = re.compile(r"(.*-)?(cc|c\+\+|gcc|g\+\+|clang|clang\+\+|nvcc)(-[\d.]+)?")
+# Names of temporary files, which differ each time.
+_TEMPORARY = re.compile(r"[^\s\"=]*/(?:cc\w{6}\b|tmpxft_[\w-]+|null-[0-9a-f]{6,})[\w.-]*")
+_LONGEST = 60  # seconds that a tool may take to say who it is
+
+
+@dataclass(frozen=True)
+class Tool:
+    """A compiler: the command that runs it, and the file of the command's program."""
+
+    command: tuple[str, ...]
+    path: Path
+
+    def stamp(self) -> str:
+        """Describe the file: its size and its time of modification."""
+        status = self.path.stat()
+        return f"{status.st_size}:{status.st_mtime_ns}"
+
+    @property
+    def is_nvcc(self) -> bool:
+        """Whether the command runs nvcc, as far as its words tell."""
+        return "nvcc" in " ".join(self.command)
+
+
+# ---- finding -------------------------------------------------------------------------------------
+
+
+def words_in(variable: str) -> list[str]:
+    """Split the command, or the flags, in an environment variable, as a shell would.
+
+    Raises:
+        ToolchainError: the text cannot be split.
+    """
+    text = os.environ.get(variable, "")
+    try:
+        return shlex.split(text)
+    except ValueError as error:
+        raise ToolchainError(
+            f"${variable} must be words with balanced quotes, as for a shell, got {text!r}, which "
+            f"is no command: {error}"
+        ) from None
+
+
+def _tool(words: list[str]) -> Tool | None:
+    found = shutil.which(words[0]) if words else None
+    return Tool(tuple(words), Path(found).resolve()) if found else None
+
+
+def cxx() -> Tool | None:
+    """Find the C++ compiler: ``$CXX``, and only that when it is set; else the first on PATH."""
+    if os.environ.get("CXX"):
+        return _tool(words_in("CXX"))
+    return next(filter(None, map(_tool, (["c++"], ["g++"], ["clang++"]))), None)
+
+
+def missing_cxx() -> str | None:
+    """Say that ``$CXX`` names a compiler that is not there, if so."""
+    named = os.environ.get("CXX")
+    return f"$CXX is {named!r}, which is not found" if named and cxx() is None else None
+
+
+def cuda_home() -> Path | None:
+    """Find the CUDA toolkit where torch looks for it, behind an nvcc that is only a wrapper."""
+    named = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
+    if named:
+        return Path(named)
+    on_path = shutil.which("nvcc")
+    homes = [Path("/usr/local/cuda")]
+    if on_path:
+        homes[:0] = [Path(on_path).parent.parent, Path(on_path).resolve().parent.parent]
+    with_headers = (home for home in homes if (home / "include" / "cuda_runtime.h").is_file())
+    return next(with_headers, homes[0] if on_path else None)
+
+
+def nvcc() -> Tool | None:
+    """Find nvcc: ``$PYTORCH_NVCC``, else the one of :func:`cuda_home`."""
+    if os.environ.get("PYTORCH_NVCC"):
+        return _tool(words_in("PYTORCH_NVCC"))
+    home = cuda_home()
+    return _tool([str(home / "bin" / "nvcc")]) if home else None
+
+
+def tools(with_cuda: bool) -> dict[str, Tool | None]:
+    """Find the compilers of a build."""
+    return {"cxx": cxx(), **({"nvcc": nvcc()} if with_cuda else {})}
+
+
+def ninja() -> Path | None:
+    """Find a ninja that runs: this Python environment's own, else the first on PATH."""
+    # Not by importing the package: the current folder may have another one of that name.
+    folders = (sysconfig.get_path("scripts"), os.path.dirname(sys.executable or ""))
+    found = [Path(folder, "ninja") for folder in folders if folder]
+    found.append(Path(sysconfig.get_path("purelib"), "ninja", "data", "bin", "ninja"))
+    found += [Path(folder, "ninja") for folder in os.environ.get("PATH", "").split(os.pathsep)]
+    return next((path for path in found if path.is_absolute() and _runs(path)), None)
+
+
+@functools.cache
+def _runs(path: Path) -> bool:
+    if not os.access(path, os.X_OK) or path.is_dir():
+        return False
+    try:
+        _output([str(path), "--version"])
+    except ToolchainError:
+        return False
+    return True
+
+
+def python() -> str | None:
+    """Find the program that runs Python; ``None`` in an application that has Python built in.
+
+    To start ``sys.executable`` there would start the application a second time.
+    """
+    name = os.path.basename(sys.executable or "")
+    if getattr(sys, "frozen", False) or not re.match(r"(python|pypy)[\d.t]*$", name):
+        return None
+    return sys.executable
+
+
+def environ() -> dict[str, str]:
+    """Copy this environment for tools, without a sanitizer's runtime, which reports their leaks."""
+    found = dict(os.environ)
+    loaded = found.pop("LD_PRELOAD", "").replace(":", " ").split()
+    left = [one for one in loaded if not re.match(r"lib[alt]san\.", os.path.basename(one))]
+    if left:
+        found["LD_PRELOAD"] = ":".join(left)
+    if not os.access(os.path.expanduser("~"), os.W_OK):  # ccache fails without a home folder
+        found.update(HOME="/", CCACHE_DISABLE="1")
+    return found
+
+
+# ---- identifying ---------------------------------------------------------------------------------
+
+
+def identity(tool: Tool) -> str:
+    """Identify a compiler: by its file, or by its own words where the file only leads to it.
+
+    Raises:
+        ToolchainError: it does not run.
+    """
+    if _is_plain(tool.path):
+        return tool.stamp()
+    text = _asked(tool)
+    stamps = [f"{path.stat().st_size}:{path.stat().st_mtime_ns}" for path in _programs(text)]
+    return hashlib.sha256("\n".join([text, *stamps]).encode()).hexdigest()[:32]
+
+
+def _is_plain(path: Path) -> bool:
+    """Whether a file is a compiler itself, rather than a launcher (ccache) or a script."""
+    if not _COMPILER_NAME.fullmatch(path.name):
+        return False
+    try:
+        with path.open("rb") as file:
+            return file.read(4) == b"\x7fELF"
+    except OSError:
+        return False  # may be run but not read
+
+
+def _asked(tool: Tool) -> str:
+    """Have a compiler print the commands that it would run, with all that a wrapper adds."""
+    more = ["--dryrun", "-x", "cu", "-c"] if tool.is_nvcc else ["-###", "-shared", "-x", "c++"]
+    said = _output([*tool.command, *more, os.devnull, "-o", "out"])
+    return _TEMPORARY.sub("temporary", f"{_version(tool, '')}\n{said}")
+
+
+def _programs(text: str) -> Iterator[Path]:
+    for name in dict.fromkeys(re.findall(r"^(?:#\$)? \"?(/[^\s\"]+)", text, re.MULTILINE)):
+        if os.path.isfile(name):
+            yield Path(name)
+
+
+def version(tool: Tool) -> str:
+    """Return the line in which a compiler says its version.
+
+    Raises:
+        ToolchainError: it does not run.
+    """
+    return _version(tool, tool.stamp() if _is_plain(tool.path) else "")
+
+
+def _version(tool: Tool, stamp: str) -> str:
+    text = _output([*tool.command, "--version" if tool.is_nvcc else "-v"], stamp)
+    versions = [line for line in text.splitlines() if re.search(r"version|release", line)]
+    return (versions or [text])[-1].strip()
+
+
+def _output(command: list[str], stamp: str = "") -> str:
+    return _run(tuple(command), stamp) if stamp else _run.__wrapped__(tuple(command), "")
+
+
+@functools.cache
+def _run(command: tuple[str, ...], stamp: str) -> str:
+    try:
+        answer = subprocess.run(
+            command,
+            stdin=subprocess.DEVNULL,
+            env={**environ(), "LC_ALL": "C"},
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            timeout=_LONGEST,
+            check=True,
+        )
+    except (OSError, ValueError, subprocess.SubprocessError) as error:
+        raise ToolchainError(f"{shlex.join(command)} does not run: {error}") from error
+    return answer.stdout + answer.stderr
+
+
+# ---- checking ------------------------------------------------------------------------------------
+
+
+def check(with_cuda: bool) -> None:
+    """Check that all tools of a build are here and fit torch.
+
+    Raises:
+        ToolchainError: says what is missing and how to get it.
+    """
+    if with_cuda:
+        check_cuda()  # first: where torch has no CUDA, another compiler would not help
+    compiler = cxx()
+    if compiler is None:
+        raise ToolchainError(missing_cxx() or NO_COMPILER)
+    version(compiler)
+    if ninja() is None:
+        raise ToolchainError(NO_NINJA)
+    check_torch()
+
+
+def check_torch() -> None:
+    """Check that torch's files are those of the torch that this process has imported.
+
+    Raises:
+        ToolchainError: another torch was installed since, so that its headers do not fit.
+    """
+    path = Path(torch.__file__).parent / "version.py"
+    try:
+        text = path.read_text()
+    except OSError:
+        return  # a torch without one: nothing can be compared
+    for name, ours in (("__version__", torch.__version__), ("git_version", _git_version())):
+        on_disk = re.search(rf"^{name}\b[^=\n]*= *'([^'\n]*)'", text, re.MULTILINE)
+        if on_disk and on_disk[1] != str(ours):
+            raise ToolchainError(
+                f"torch was replaced while this process runs: {path.parent} holds {on_disk[1]}, "
+                f"and this process has imported {ours}. Start a new process"
+            )
+
+
+def _git_version() -> str:
+    return str(torch.version.git_version)
+
+
+def torch_cuda() -> str:
+    """Return the CUDA version that torch is built for.
+
+    Raises:
+        ToolchainError: torch is built without CUDA.
+    """
+    if torch.version.cuda is None:
+        raise ToolchainError(f"this torch ({torch.__version__}) is built without CUDA")
+    return torch.version.cuda
+
+
+def has_gpu() -> bool:
+    """Whether torch could use a CUDA device. Asks NVML, which leaves CUDA uninitialised."""
+    return torch.version.cuda is not None and torch.cuda.device_count() > 0
+
+
+def check_cuda() -> None:
+    """Check that nvcc is here and fits torch.
+
+    Raises:
+        ToolchainError: says what is missing and how to get it.
+    """
+    torchs_version = torch_cuda()
+    for variable in NVCC_VARIABLES:
+        words_in(variable)
+    compiler = nvcc()
+    if compiler is None:
+        raise ToolchainError(NO_NVCC)
+    release = re.search(r"release (\d+)\.(\d+)", version(compiler))
+    if release is None:
+        raise ToolchainError(f"{compiler.path} does not say which CUDA release it is")
+    ours, torchs = int(release[1]), int(torchs_version.split(".")[0])
+    if ours != torchs:
+        raise ToolchainError(
+            f"nvcc is {'newer' if ours > torchs else 'older'} than torch: {compiler.path} is CUDA "
+            f"{release[1]}.{release[2]}, torch {torch.__version__} is CUDA {torchs_version}. "
+            f"Install the CUDA {torchs} toolkit and point CUDA_HOME at it, or a torch for CUDA "
+            f"{ours}"
+        )

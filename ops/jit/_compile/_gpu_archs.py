@@ -1,0 +1,142 @@
+"""GPU architectures: which to compile for, and which code runs where.
+
+Nothing here runs a program or initialises CUDA.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import os
+import re
+from collections.abc import Iterable
+
+from ops._errors import ToolchainError
+from ops.jit._compile import _compilers
+from ops.jit._spec import Spec
+
+# The names that torch takes. Longer ones come first because each is replaced in the whole text.
+_NAMED = {
+    "Kepler+Tesla": "3.7",
+    "Kepler": "3.5+PTX",
+    "Maxwell+Tegra": "5.3",
+    "Maxwell": "5.0;5.2+PTX",
+    "Pascal": "6.0;6.1+PTX",
+    "Volta+Tegra": "7.2",
+    "Volta": "7.0+PTX",
+    "Turing": "7.5+PTX",
+    "Ampere+Tegra": "8.7",
+    "Ampere": "8.0;8.6+PTX",
+    "Ada": "8.9+PTX",
+    "Hopper": "9.0+PTX",
+    "Blackwell+Tegra": "11.0",
+    "Blackwell": "10.0;10.3;12.0;12.1+PTX",
+}
+
+
+def architectures_of(spec: Spec) -> tuple[str, ...]:
+    """Choose the architectures for an extension: none where its flags name their own.
+
+    Raises:
+        ToolchainError: there is nothing to choose from.
+    """
+    if not spec.uses_cuda or any("arch" in flag for flag in spec.extra_cuda_cflags):
+        return ()
+    return architectures()
+
+
+def architectures() -> tuple[str, ...]:
+    """List the architectures to compile for, as in ``("8.0", "9.0+PTX")``, in numeric order.
+
+    ``TORCH_CUDA_ARCH_LIST`` decides; without it, the GPUs of this machine do.
+
+    Raises:
+        ToolchainError: neither names one, or torch itself has no CUDA.
+    """
+    _compilers.torch_cuda()
+    text = os.environ.get("TORCH_CUDA_ARCH_LIST", "")
+    for name, numbers in _NAMED.items():
+        text = text.replace(name, numbers)
+    named = text.replace(";", " ").split()
+    if named and named != ["native"]:
+        for item in named:
+            if not re.fullmatch(r"\d+\.\d[af]?(\+PTX)?", item):
+                raise ToolchainError(
+                    "TORCH_CUDA_ARCH_LIST must hold numbers like 8.0, 9.0a or 9.0+PTX, or names "
+                    f"like Hopper, got {item!r}"
+                )
+        return tuple(sorted(set(named), key=_arch_order))
+    found = set(of_this_machine())
+    if not found:
+        raise ToolchainError(
+            "no CUDA architecture to compile for: no GPU is visible here, "
+            "and TORCH_CUDA_ARCH_LIST (like '8.0 9.0+PTX') is not set"
+        )
+    return tuple(sorted(found, key=_arch_order))
+
+
+def _arch_order(architecture: str) -> tuple[int, int, str]:
+    number, _, _ = architecture.partition("+")
+    major, _, minor = number.rstrip("af").partition(".")
+    return int(major), int(minor), architecture
+
+
+def serves(built_for: Iterable[str], needed: str) -> bool:
+    """Whether code for these architectures runs on ``needed``: its own, or PTX it can compile.
+
+    Code runs on a later minor version of its major one, PTX on anything later; what is specific to
+    an architecture (``9.0a``) runs on that one alone.
+    """
+    major, minor, _ = _arch_order(needed)
+    for architecture in built_for:
+        if needed in (architecture, architecture.removesuffix("+PTX")):
+            return True
+        if needed.endswith("+PTX") or architecture.rstrip("+PTX")[-1:] in "af":
+            continue
+        its_major, its_minor, _ = _arch_order(architecture)
+        if its_major == major and its_minor <= minor:
+            return True
+        if architecture.endswith("+PTX") and (its_major, its_minor) <= (major, minor):
+            return True
+    return False
+
+
+def gencode_flags(architectures: tuple[str, ...]) -> tuple[str, ...]:
+    """Return nvcc's flags for these architectures."""
+    flags = []
+    for architecture in architectures:
+        number = architecture.removesuffix("+PTX").replace(".", "")
+        flags.append(f"-gencode=arch=compute_{number},code=sm_{number}")
+        if architecture.endswith("+PTX"):
+            flags.append(f"-gencode=arch=compute_{number},code=compute_{number}")
+    return tuple(flags)
+
+
+@functools.lru_cache(maxsize=1)
+def of_this_machine() -> tuple[str, ...]:
+    """List the architecture of each GPU that the driver sees."""
+    # NVML, not torch.cuda.get_device_capability: that would initialise CUDA, and a process that
+    # has initialised CUDA can no longer fork.
+    try:
+        nvml = ctypes.CDLL("libnvidia-ml.so.1")
+    except OSError:
+        return ()
+    if nvml.nvmlInit_v2() != 0:
+        return ()
+    try:
+        count = ctypes.c_uint()
+        nvml.nvmlDeviceGetCount_v2(ctypes.byref(count))
+        found = []
+        for index in range(count.value):
+            device, major, minor = ctypes.c_void_p(), ctypes.c_int(), ctypes.c_int()
+            if (
+                nvml.nvmlDeviceGetHandleByIndex_v2(index, ctypes.byref(device)) == 0
+                and nvml.nvmlDeviceGetCudaComputeCapability(
+                    device, ctypes.byref(major), ctypes.byref(minor)
+                )
+                == 0
+            ):
+                found.append(f"{major.value}.{minor.value}")
+        return tuple(found)
+    finally:
+        nvml.nvmlShutdown()

@@ -1,0 +1,113 @@
+"""torch's own ``load`` and ``load_inline``, which write the ninja file and have us run it.
+
+They run in a copy of ``torch.utils.cpp_extension`` that only one build uses. So the copy can be
+given an environment of its own, and no build changes torch's module, which other threads may use,
+or on which somebody may have set ``load`` to ours.
+"""
+
+from __future__ import annotations
+
+import builtins
+import functools
+import importlib.util
+import logging
+import os
+import threading
+import types
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ops._errors import ToolchainError
+
+# What is replaced in the copy: torch's module must have it.
+_REPLACED = (
+    "_run_ninja_build",
+    "_import_module_from_library",
+    "verify_ninja_availability",
+    "get_compiler_abi_compatibility_and_version",
+)
+
+
+# A fork would keep the import locks of another thread for ever: it waits for the imports.
+_importing = threading.RLock()
+os.register_at_fork(
+    before=_importing.acquire,
+    after_in_parent=_importing.release,
+    after_in_child=_importing.release,
+)
+
+
+class _Os(types.ModuleType):
+    """The module ``os`` with other environment variables."""
+
+    def __init__(self, environ: Mapping[str, str]) -> None:
+        super().__init__("os")
+        self.environ = environ
+
+    def getenv(self, name: str, default: Any = None) -> Any:
+        return self.environ.get(name, default)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(os, name)
+
+
+def module(environ: Mapping[str, str], cuda_home: Path | None, run: Callable[[str], None]) -> Any:
+    """Make a copy of ``torch.utils.cpp_extension`` for one build.
+
+    Args:
+        environ: the environment variables that it sees.
+        cuda_home: the CUDA toolkit, if there is one.
+        run: runs ninja in the folder that it is given.
+
+    Raises:
+        ToolchainError: torch's module is not as expected.
+    """
+    path = Path(torch.__file__).parent / "utils" / "cpp_extension.py"
+    spec = importlib.util.spec_from_file_location("torch.utils.cpp_extension", path)
+    if spec is None or spec.loader is None:
+        raise ToolchainError(f"torch {torch.__version__} has no {path}")
+    copy: Any = importlib.util.module_from_spec(spec)
+    copy.__builtins__ = {**vars(builtins), "__import__": _import}
+    logger = logging.getLogger(copy.__name__)
+    logger.addFilter(_is_news)
+    try:
+        with _importing:
+            spec.loader.exec_module(copy)
+    finally:
+        logger.removeFilter(_is_news)
+    missing = [name for name in _REPLACED if not hasattr(copy, name)]
+    if missing:
+        raise ToolchainError(
+            f"torch {torch.__version__} builds extensions in a way that this version of jitops "
+            f"does not know: it has no {', '.join(missing)}"
+        )
+    copy.os = _Os(environ)
+    copy.open = functools.partial(open, encoding="utf-8", errors="surrogateescape")
+    if cuda_home is not None:
+        copy.CUDA_HOME = str(cuda_home)
+    copy._run_ninja_build = lambda folder, *_, **__: run(folder)
+    copy._import_module_from_library = lambda *_, **__: None
+    copy.verify_ninja_availability = lambda: None
+    copy.get_compiler_abi_compatibility_and_version = lambda compiler: (True, None)
+    return copy
+
+
+class _Setuptools(types.ModuleType):
+    """Stands for setuptools: a quarter of a second to import, and only ``setup.py`` needs it."""
+
+    def __getattr__(self, name: str) -> Any:
+        return type(name, (), {})
+
+
+def _import(name: str, *arguments: Any) -> Any:
+    if name.partition(".")[0] == "setuptools":
+        return _Setuptools("setuptools")
+    return builtins.__import__(name, *arguments)
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Drop torch's warning about a CUDA toolkit on a machine without a GPU."""
+    return "No CUDA runtime is found" not in record.getMessage()

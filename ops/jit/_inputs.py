@@ -1,0 +1,192 @@
+"""Compares, at a look-up, what a build depended on with what is there now.
+
+A manifest, which :mod:`ops.jit._record` makes, holds all that only a build can tell: the compilers,
+the files that they read, what the folders had that they searched. Whatever is in doubt counts as a
+change, hence as a rebuild.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import time
+from collections.abc import Collection, Iterator
+from typing import Any
+
+from ops._errors import ToolchainError
+from ops.jit._compile import _compilers
+from ops.jit._spec import Spec
+
+Manifest = dict[str, Any]
+# The errors that come of reading a manifest that is none.
+UNREADABLE = (LookupError, TypeError, ValueError, ArithmeticError, AttributeError, OSError)
+MISSING = "missing"  # in place of a digest
+SYSTEM = ("/usr/include/", "/usr/local/include/", "/usr/lib/", "/usr/lib64/", "/lib/", "/lib64/")
+
+
+def accepts(spec: Spec, manifest: Manifest) -> bool:
+    """Whether an entry of the same digest serves here."""
+    return next(differences(spec, manifest), None) is None
+
+
+def differences(spec: Spec, manifest: Manifest) -> Iterator[str]:
+    """Yield why an entry of the same digest does not serve here."""
+    try:
+        yield from _of_files(spec, manifest)
+        yield from _of_architectures(spec, manifest)
+        yield from of_machine(manifest)
+    except UNREADABLE:
+        yield "its manifest cannot be read"
+
+
+def _of_files(spec: Spec, manifest: Manifest) -> Iterator[str]:
+    roots = [str(root) for root in spec.header_roots]
+    imported = bool(manifest.get("imported"))
+    # Where nothing is compiled, the system's headers need not be there.
+    foreign = imported or _compilers.cxx() is None
+    stat, join = os.stat, os.path.join
+    for number, name, content, *recorded in manifest["inputs"]:
+        path = name if number < 0 else join(roots[number], name)
+        if recorded:
+            try:
+                now = stat(path)
+            except OSError:
+                if foreign:
+                    continue
+            else:
+                # Size, modification, change: nobody can set back the last of them.
+                if recorded == [now.st_size, now.st_mtime_ns, now.st_ctime_ns]:
+                    continue
+        # Another machine's system, or headers that this one need not have.
+        others = number < 0 and foreign
+        if others and ((imported and path.startswith(SYSTEM)) or not os.path.exists(path)):
+            continue
+        if digest_of(path) != content:
+            yield f"{name} has changed"
+    parts, exact = frozenset(manifest["names"]), manifest["exact"]
+    for number, name, is_shadow, found in manifest["searched"]:
+        if number < 0 and foreign:
+            continue
+        folder = name if number < 0 else os.path.join(roots[number], name)
+        if listing(folder, is_shadow, parts, exact) != found:
+            yield "a file has come or gone that may hide another"
+            break
+    if not imported and manifest["place"] not in (None, roots):
+        yield "the sources have moved, and use __FILE__"
+
+
+def _of_architectures(spec: Spec, manifest: Manifest) -> Iterator[str]:
+    if not spec.uses_cuda:
+        return
+    from ops.jit._compile import _gpu_archs
+
+    try:
+        needed = _gpu_archs.architectures_of(spec)
+    except ToolchainError:
+        return  # no GPU here, and none named: any code will do
+    for one in needed:
+        if not _gpu_archs.serves(manifest["architectures"], one):
+            yield f"GPU architecture {one} is not in it"
+
+
+def of_machine(manifest: Manifest) -> Iterator[str]:
+    """Yield why an entry, of whichever extension, does not serve on this machine."""
+    if _version(manifest["libc"]) > _version(libc()):
+        yield f"libc {manifest['libc']} → {libc()}"
+    if manifest.get("imported"):
+        return  # a compiler that is here has not built it
+    for kind, tool in _compilers.tools(bool(manifest["request"]["cuda"])).items():
+        recorded = manifest["compilers"].get(kind)
+        if tool is None or recorded is None:
+            continue
+        try:
+            if _compilers.identity(tool) != recorded["identity"]:
+                yield f"{kind}: {recorded['version']} → {_compilers.version(tool)}"
+        except ToolchainError as error:  # it does not run
+            yield f"{kind}: {recorded['version']} → {error}"
+
+
+def changed_since(spec: Spec, manifest: Manifest, since: float) -> str | None:
+    """Find an input that was edited after a time, while the compilers ran.
+
+    A clock ahead of ours, on a network file system, is no edit.
+    """
+    roots = [str(root) for root in spec.header_roots]
+    paths = []
+    for number, name, content, *_ in manifest["inputs"]:
+        if content == MISSING:
+            return str(name)
+        paths.append(name if number < 0 else os.path.join(roots[number], name))
+    for number, name, _, found in manifest["searched"]:
+        folder = name if number < 0 else os.path.join(roots[number], name)
+        paths += [path for one in found if os.path.isfile(path := os.path.join(folder, one))]
+    now = time.time()
+    for path in paths:
+        try:
+            status = os.stat(path)
+        except OSError:
+            return path
+        # A file that is moved here keeps the time of its last edit.
+        if any(since < when <= now for when in (status.st_mtime, status.st_ctime)):
+            return path
+    return None
+
+
+# ---- files and folders ---------------------------------------------------------------------------
+
+
+def locate(spec: Spec, path: str) -> tuple[int, str]:
+    """Describe a path as (number of its root, path below it), or (-1, itself) outside of all."""
+    for number, root in enumerate(map(str, spec.header_roots)):
+        if path == root or path.startswith(f"{root}/"):
+            return number, path[len(root) + 1 :]
+    return -1, path
+
+
+def digest_of(path: str) -> str:
+    """Return the digest of a file's content."""
+    try:
+        with open(path, "rb") as file:
+            return hashlib.sha256(file.read()).hexdigest()[:40]
+    except OSError:
+        return MISSING
+
+
+def listing(
+    folder: str, is_shadow: bool, parts: Collection[str], exact: Collection[str]
+) -> list[str]:
+    """List what a folder has of names.
+
+    Args:
+        folder: it need not exist.
+        is_shadow: search it, and what it has below, for ``parts``.
+        parts: of paths.
+        exact: paths below the folder.
+    """
+    found = _below(folder, parts) if is_shadow else []
+    return [*found, *(name for name in exact if os.path.exists(os.path.join(folder, name)))]
+
+
+def _below(folder: str, parts: Collection[str]) -> list[str]:
+    try:
+        with os.scandir(folder) as entries:
+            here = sorted((e.name, e.is_dir()) for e in entries if e.name in parts)
+    except OSError:
+        return []
+    found = []
+    for name, is_folder in here:
+        found.append(name)
+        if is_folder:
+            found += [f"{name}/{one}" for one in _below(os.path.join(folder, name), parts)]
+    return found
+
+
+def libc() -> str:
+    """Return the name and version of the C library; empty where it is not glibc."""
+    names = getattr(os, "confstr_names", {})
+    return (os.confstr("CS_GNU_LIBC_VERSION") or "") if "CS_GNU_LIBC_VERSION" in names else ""
+
+
+def _version(text: str) -> tuple[int, ...]:
+    return tuple(map(int, re.findall(r"\d+", text)))

@@ -1,0 +1,178 @@
+"""``load`` and ``load_inline``: torch's own signatures and behaviour, on this cache."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from types import ModuleType
+from typing import Any
+
+from ops._errors import ArgumentError
+from ops.jit import _build_directory, _spec
+from ops.jit._extension import Extension
+from ops.jit._spec import Spec
+
+Paths = str | os.PathLike[str]
+
+
+def load(
+    name: str,
+    sources: Paths | Sequence[Paths],
+    extra_cflags: Sequence[str] | None = None,
+    extra_cuda_cflags: Sequence[str] | None = None,
+    extra_sycl_cflags: Sequence[str] | None = None,
+    extra_ldflags: Sequence[str] | None = None,
+    extra_include_paths: Sequence[Paths] | None = None,
+    build_directory: Paths | None = None,
+    verbose: bool = False,
+    with_cuda: bool | None = None,
+    with_sycl: bool | None = None,
+    is_python_module: bool = True,
+    is_standalone: bool = False,
+    keep_intermediates: bool = True,
+) -> ModuleType | str:
+    """Build an extension of source files, or take it from the cache, and load it.
+
+    The arguments are those of :func:`torch.utils.cpp_extension.load`, in the same order and with
+    the same meaning, except as said here. Neither they nor the environment are changed.
+
+    Args:
+        name: a C identifier; the module's name, and ``TORCH_EXTENSION_NAME`` in the sources.
+            A library that is no module may have any name of letters, digits and ``_.+-``.
+        sources: ``.cpp`` and ``.cu`` files. One that has changed since is built anew, and takes the
+            place of what was loaded. Any ending that torch passes to a compiler is taken.
+        extra_cflags, extra_cuda_cflags, extra_ldflags: flags, as the shell would split them.
+        extra_sycl_cflags, with_sycl: SYCL cannot be built.
+        extra_include_paths: folders of headers; a header below them that changes means a rebuild.
+        build_directory: gets copies of the library, ``compile_commands.json``, and the sources of
+            text (``main.cpp``, ``cuda.cu``). Files of those names are written over only if this
+            loader, or torch's, wrote them. The library that is loaded is the cache's.
+        verbose: print each step, and what the compilers print.
+        with_cuda: whether to compile and link with CUDA; ``None``: if there are CUDA sources.
+        is_python_module: ``False`` for a library that registers operators with torch.
+        is_standalone: build a program, and load nothing.
+        keep_intermediates: of no effect, as in torch without ROCm.
+
+    Returns:
+        The module; if it is none, the path of the program, or of the library that was loaded, so
+        that to load it again does nothing.
+
+    Raises:
+        ArgumentError, ArgumentTypeError: an argument is unusable, or cannot be honoured.
+        BuildError, CacheError: as :meth:`ops.jit.Extension.load`.
+    """
+    _refuse_sycl(extra_sycl_cflags=extra_sycl_cflags, with_sycl=with_sycl)
+    spec = Spec(
+        name=name,
+        sources=_spec.paths("sources", sources),
+        extra_cflags=_spec.flags("extra_cflags", extra_cflags),
+        extra_cuda_cflags=_spec.flags("extra_cuda_cflags", extra_cuda_cflags),
+        extra_ldflags=_spec.flags("extra_ldflags", extra_ldflags),
+        extra_include_paths=_spec.paths("extra_include_paths", extra_include_paths),
+        with_cuda=with_cuda,
+        is_python_module=is_python_module,
+        is_standalone=is_standalone,
+    )
+    return _load(spec, build_directory, verbose)
+
+
+def load_inline(
+    name: str,
+    cpp_sources: str | Sequence[str],
+    cuda_sources: str | Sequence[str] | None = None,
+    sycl_sources: str | Sequence[str] | None = None,
+    functions: str | Sequence[str] | Mapping[str, str] | None = None,
+    extra_cflags: Sequence[str] | None = None,
+    extra_cuda_cflags: Sequence[str] | None = None,
+    extra_sycl_cflags: Sequence[str] | None = None,
+    extra_ldflags: Sequence[str] | None = None,
+    extra_include_paths: Sequence[Paths] | None = None,
+    build_directory: Paths | None = None,
+    verbose: bool = False,
+    with_cuda: bool | None = None,
+    with_sycl: bool | None = None,
+    is_python_module: bool = True,
+    with_pytorch_error_handling: bool = True,
+    keep_intermediates: bool = True,
+    use_pch: bool = False,
+    no_implicit_headers: bool = False,
+) -> ModuleType | str:
+    """Build an extension of source text, or take it from the cache, and load it.
+
+    The arguments are those of :func:`torch.utils.cpp_extension.load_inline`, in the same order and
+    with the same meaning, except as said here and at :func:`load`.
+
+    Args:
+        cpp_sources: C++ text. Error messages count its lines as given.
+        cuda_sources: CUDA text.
+        sycl_sources: SYCL cannot be built.
+        functions: names of functions to bind with pybind11, or names with docstrings.
+        with_pytorch_error_handling: whether torch turns their errors into Python's.
+        use_pch: of no effect: ``torch/extension.h`` is precompiled unless ``JITOPS_PCH=0``, in our
+            cache, never among torch's own headers.
+        no_implicit_headers: do not include ``torch/extension.h``, which takes long to compile; text
+            on the stable ABI (``torch/csrc/stable``) needs one second.
+    """
+    _refuse_sycl(
+        sycl_sources=sycl_sources, extra_sycl_cflags=extra_sycl_cflags, with_sycl=with_sycl
+    )
+    spec = Spec(
+        name=name,
+        cpp_sources=_spec.texts("cpp_sources", cpp_sources),
+        cuda_sources=_spec.texts("cuda_sources", cuda_sources),
+        functions=_spec.bindings(functions),
+        extra_cflags=_spec.flags("extra_cflags", extra_cflags),
+        extra_cuda_cflags=_spec.flags("extra_cuda_cflags", extra_cuda_cflags),
+        extra_ldflags=_spec.flags("extra_ldflags", extra_ldflags),
+        extra_include_paths=_spec.paths("extra_include_paths", extra_include_paths),
+        with_cuda=with_cuda,
+        is_python_module=is_python_module,
+        with_pytorch_error_handling=with_pytorch_error_handling,
+        no_implicit_headers=no_implicit_headers,
+    )
+    return _load(spec, build_directory, verbose)
+
+
+def _refuse_sycl(**arguments: object) -> None:
+    for name, value in arguments.items():
+        if value:
+            raise ArgumentError(f"{name} must be empty: jitops does not build SYCL, got {value!r}")
+
+
+def _load(spec: Spec, build_directory: Paths | None, verbose: bool) -> ModuleType | str:
+    folder = None
+    if build_directory is not None:
+        folder = _build_directory.prepare(_spec.path("build_directory", build_directory), spec)
+    loaded, entry = Extension(spec).load_entry(verbose=verbose)
+    if folder:
+        copy = _build_directory.fill(spec, entry, folder)
+        # A library's copy may be another file than the one that is loaded. To load it too would
+        # register its operators twice, which ends the process.
+        loaded = copy if spec.is_standalone else loaded
+    return loaded if isinstance(loaded, ModuleType) else str(loaded)
+
+
+# torch's own functions, while ours are in their place.
+_originals: dict[str, Any] = {}
+
+
+def install() -> None:
+    """Have ``torch.utils.cpp_extension`` load through this cache, for packages that call it.
+
+    Packages that have imported the functions by name before keep torch's.
+    """
+    from torch.utils import cpp_extension
+
+    for function in (load, load_inline):
+        name = function.__name__
+        _originals.setdefault(name, getattr(cpp_extension, name))
+        setattr(cpp_extension, name, function)
+
+
+def uninstall() -> None:
+    """Give ``torch.utils.cpp_extension`` its own functions back."""
+    from torch.utils import cpp_extension
+
+    for name, function in _originals.items():
+        setattr(cpp_extension, name, function)
+    _originals.clear()

@@ -1,0 +1,249 @@
+"""torch's default header, precompiled in this cache: slow to test, because it is what is slow."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from ops.jit import _key, _pch, text
+from ops.jit._cache import _entries, _eviction, _location, _lock, _publish
+from ops.jit._compile import _compilers
+from tests.harness.helpers import PACKAGE, run
+from tests.jit.support import leftovers
+
+pytestmark = pytest.mark.cpp
+
+BUILD = """
+    import torch, ops.jit
+    module = ops.jit.load_inline(
+        {name!r},
+        {before!r} "torch::Tensor times(torch::Tensor x) {{ return x * {number}; }}",
+        functions={{"times": 'times "{number}" \\\\ {number}\\nand ??= no trigraph'}},
+        build_directory={folder!r},
+    )
+    assert module.times(torch.ones(2)).tolist() == [{number}.0] * 2
+    assert module.times.__doc__.endswith('times "{number}" \\\\ {number}\\nand ??= no trigraph\\n')
+    print("ran")
+"""
+
+
+def build(cache, tmp_path, number, before=""):
+    """Whether a precompiled header took part in the build."""
+    folder = tmp_path / f"build{number}"
+    name = f"times{number}"
+    code = BUILD.format(name=name, number=number, folder=str(folder), before=before)
+    out, _ = run(code, JITOPS_CACHE_DIR=cache, JITOPS_PCH="1")
+    assert out == "ran\n"
+    commands = (folder / "compile_commands.json").read_text().splitlines()
+    (command,) = [line for line in commands if '"command"' in line]
+    return "/precompiled " in command
+
+
+def headers(cache):
+    return [item for item in _eviction.items(cache) if item.name == _pch.NAME]
+
+
+# As text for torch's load_inline often is; and what comes too late for a header with instances.
+SPECIALISES = """
+    #include <torch/extension.h>
+    #include <torch/torch.h>
+    template <> void std::_Destroy(at::Tensor* first, at::Tensor* last) {
+      for (; first != last; ++first) first->~Tensor();
+    }
+"""
+
+
+def test_the_second_build_takes_what_the_first_had_made(cache, tmp_path):
+    """Functions with docstrings, as torch binds them; and torch's own folders stay as they are."""
+    include = Path(torch.__file__).parent / "include" / "torch"
+    before = sorted(path.name for path in include.iterdir())
+    assert not build(cache, tmp_path, 2)
+    deadline = time.time() + 300
+    while not headers(cache):
+        assert time.time() < deadline
+        time.sleep(0.5)
+    assert build(cache, tmp_path, 3, before=SPECIALISES)
+    (item,) = headers(cache)
+    assert item.hits == 1
+    assert sorted(path.name for path in include.iterdir()) == before
+    assert leftovers(cache) == []
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"no_implicit_headers": True},
+        {"extra_include_paths": ["/somewhere"]},  # another header may lie there, of any name
+        *(
+            {"extra_cflags": flags}
+            for flags in (
+                *(["-include", "cmath"], ["-imacros", "x.h"], ["@/flags"], ["-x", "c"]),
+                *(["-isystem", "/x"], ["-idirafter/x"], ["-iquote", "/x"], ["-I/x"]),
+                *(["-specs=/x"], ["-Wp,-I/x"], ["-fplugin=/x.so"], ["-DX=/x", "-B/x"]),
+                *(["-fprofile-use=/x"], ["--include-directory=/x"], ["-nostdinc++"]),
+            )
+        ),
+    ],
+    ids=str,
+)
+def test_where_it_cannot_serve_it_is_not_made(cache, arguments):
+    assert _pch._request(text("x", "int x;", **arguments).spec) is None
+
+
+@pytest.mark.parametrize("name", ["CPATH", "CPLUS_INCLUDE_PATH"])
+def test_folders_of_headers_in_the_environment(cache, monkeypatch, name):
+    assert _pch._request(text("x", "int x;").spec)
+    monkeypatch.setenv(name, "/somewhere")
+    assert _pch._request(text("x", "int x;").spec) is None
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        *(["-O3"], ["-O2 -march=native -fopenmp"], ["-std=c++20"], ["-g", "-ggdb3"], ["-w"]),
+        *(["-DNAME=1", "-DTEXT='a b'", "-UX"], ["-Wall", "-Wno-sign-compare", "-Werror=all"]),
+        *(["-fno-exceptions", "-fvisibility=hidden", "-fsanitize=address,undefined"], ["-m64"]),
+    ],
+    ids=str,
+)
+def test_flags_that_it_serves(cache, flags):
+    assert _pch._request(text("x", "int x;", extra_cflags=flags).spec)
+
+
+# ---- the same with a header of a line ------------------------------------------------------------
+
+
+@pytest.fixture
+def made(cache, tmp_path, settings):
+    """Makes the entry of a small header, as the process in the background does."""
+    settings(PCH="1", CACHE_DIR=str(cache))
+    include = tmp_path / "include"
+    (include / "torch").mkdir(parents=True)
+    (include / "torch" / "extension.h").write_text('#include "inner.h"\n')
+    (include / "torch" / "inner.h").write_text("inline int answer() { return 1; }\n")
+
+    def make():
+        root = _location.writable_root()
+        asked = _pch._request(text("x", "int x;").spec)
+        command = [*_compilers.cxx().command, "-I", str(include)]
+        with _publish.staging(root, "x") as folder:
+            entry = _pch._make(asked, command, root, folder)
+        assert leftovers(cache) == []
+        return entry
+
+    return make
+
+
+def used(tmp_path):
+    """How many folders a build is told to search first."""
+    folder = tmp_path / f"staging{time.monotonic_ns()}"
+    folder.mkdir()
+    with _pch.include_dir(text("x", "int x;").spec, folder) as first:
+        return len(first)
+
+
+def test_it_is_used_while_it_is_whole_and_wanted(made, tmp_path, settings, cache):
+    assert used(tmp_path) == 0
+    entry = made()
+    assert entry.manifest["replaceable"]  # for the cache: tests/jit/test_inventory.py
+    assert used(tmp_path) == 1
+    settings(PCH="0", CACHE_DIR=str(cache))
+    assert used(tmp_path) == 0
+    settings(PCH="1", CACHE_DIR=str(cache))
+    content = entry.library.read_bytes()
+    entry.library.unlink()
+    entry.library.write_bytes(content[:-1] + b"x")
+    assert used(tmp_path) == 0
+
+
+def test_a_header_in_it_that_has_changed(made, tmp_path):
+    """Also one of the system's: g++ does not look at them again."""
+    made()
+    (tmp_path / "include" / "torch" / "inner.h").write_text("inline int answer() { return 2; }\n")
+    assert used(tmp_path) == 0
+    made()
+    assert used(tmp_path) == 1
+
+
+ORDER = """
+    import os, sys
+    sys.path.insert(0, {package!r})
+    import ops.jit._pch as p
+    from pathlib import Path
+    from ops.jit import text
+    from ops.jit._cache import _location
+    os.chdir({cwd!r})
+    p._NEEDS_MEMORY = p._NEEDS_DISK = 0
+    p._cpu.cores = lambda: 2
+    flags = ["-DA=1"] * 40_000
+    Path({folder!r}, "build.ninja").write_text("cflags = " + " ".join(flags) + "\\n")
+    p._compilers.cxx = lambda: p._compilers.Tool(("{folder}/compiler",), Path("{folder}/compiler"))
+    p._build.is_gcc = lambda: True
+    root = _location.writable_root()
+    p.schedule(text("x", "int x;", extra_cflags=flags).spec, Path({folder!r}), root)
+"""
+
+
+@pytest.mark.parametrize("how", ["current folder", "PYTHONPATH"])
+def test_the_process_is_of_this_package_and_is_told_all(cache, tmp_path, how):
+    """Where another has its name; and by however many flags."""
+    compiler = tmp_path / "compiler"
+    said = f'echo "$*" > {tmp_path}/said; mv {tmp_path}/said {tmp_path}/ran'
+    compiler.write_text(f"#!/bin/sh\n{said}\n")
+    compiler.chmod(0o755)
+    foreign = tmp_path / "foreign"
+    (foreign / "ops").mkdir(parents=True)
+    here = how == "current folder"
+    for name in ("ops/__init__.py", *(["json.py", "importlib.py", "torch.py"] if here else [])):
+        (foreign / name).write_text(f"open({str(tmp_path / 'foreign has run')!r}, 'w')\n")
+    code = ORDER.format(
+        package=str(PACKAGE), folder=str(tmp_path), cwd=str(foreign if here else tmp_path)
+    )
+    path = None if here else foreign
+    run(code, JITOPS_CACHE_DIR=cache, PYTHONPATH=path, JITOPS_PCH="1")
+    deadline = time.time() + 60
+    while not (tmp_path / "ran").exists():
+        assert time.time() < deadline
+        time.sleep(0.1)
+    assert (tmp_path / "ran").read_text().count("-DA=1") == 40_000
+    assert not (tmp_path / "foreign has run").exists()
+
+
+@pytest.mark.parametrize("executable", [None, "", "/opt/application", sys.executable])
+def test_nothing_in_the_background_costs_the_build(
+    cache, tmp_path, monkeypatch, capfd, settings, executable
+):
+    """An application that has Python built in is not started again, and no error comes through."""
+    settings(PROGRESS="1", CACHE_DIR=str(cache), PCH="1")
+    started = []
+
+    def fails(python, job):
+        started.append(python)
+        raise TypeError("no such program")
+
+    monkeypatch.setattr(_pch, "_NEEDS_MEMORY", 0)
+    monkeypatch.setattr(_pch._cpu, "cores", lambda: 2)
+    monkeypatch.setattr(_pch, "_spawn", fails)
+    monkeypatch.setattr(sys, "executable", executable)
+    (tmp_path / "build.ninja").write_text("cflags = -O1\n")
+    _pch.schedule(text("x", "int x;").spec, tmp_path, _location.writable_root())
+    if executable and os.path.basename(executable).startswith("python"):
+        assert "is not precompiled: no such program" in capfd.readouterr().err
+    else:
+        assert started == []
+
+
+def test_it_is_scheduled_once(cache):
+    """By whoever builds while it is being made, it is neither ordered again nor announced."""
+    root = _location.writable_root()
+    asked = _pch._request(text("x", "int x;").spec)
+    assert not _pch._is_being_made(asked, root)
+    path = _publish.lock_path(root, _entries.entry_name(_pch.NAME, _key.digest(asked)))
+    with _lock.exclusive(path, "it", 1.0, lambda _: None):
+        assert _pch._is_being_made(asked, root)
+    assert not _pch._is_being_made(asked, root)
