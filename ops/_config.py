@@ -150,8 +150,8 @@ VARIABLES = (
     Variable(
         "cache_max_size",
         2 << 30,
-        "Largest size of the cache. Beyond it, the least recently used entries are evicted. Entries "
-        "in use are kept.",
+        "Largest size of the cache. Beyond it, the least recently used entries are evicted. "
+        "Entries in use are kept.",
         "a size like 500M or 2G (powers of 1024)",
         size,
     ),
@@ -195,7 +195,8 @@ VARIABLES = (
         "pch",
         True,
         "After a build of text with default headers, precompile `torch/extension.h` in the "
-        "background and use it from then on. It takes a gigabyte of the cache for each set of flags.",
+        "background and use it from then on. It takes a gigabyte of the cache for each set of "
+        "flags.",
         _A_SWITCH,
         _switch,
     ),

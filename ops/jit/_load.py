@@ -118,7 +118,7 @@ def _load(spec: Spec, entry: Entry, retired: Loaded | None) -> ModuleType | Path
     # The dynamic linker would not initialise one file twice.
     copied = _copied(entry.library.name, content) if retired else None
     with copied or contextlib.nullcontext(str(entry.library)) as path:
-        withdrawn = False
+        withdrawn: list[str] = []
         if any(one.registers or one.name == spec.name for one in _loaded.values()):
             from ops.jit import _reload  # a first load needs none of it
 
@@ -130,6 +130,8 @@ def _load(spec: Spec, entry: Entry, retired: Loaded | None) -> ModuleType | Path
             if withdrawn:
                 error.__notes__ = ["what was loaded before is withdrawn: start a new process"]
             raise
+        if withdrawn:
+            _reload.renew(withdrawn)
         _loaded[entry.folder] = Loaded(spec.name, result, path, content)
         return result
 

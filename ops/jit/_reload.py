@@ -14,7 +14,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -63,7 +63,7 @@ finally:
 
 def prepare(
     spec: Spec, path: str, content: bytes, registers: bool, loaded: Sequence[Loaded]
-) -> bool:
+) -> list[str]:
     """Withdraw the operators of older versions of a library that are in its way.
 
     Args:
@@ -74,7 +74,8 @@ def prepare(
         loaded: all libraries of this process.
 
     Returns:
-        Whether anything was withdrawn.
+        The qualified names of the operators that were withdrawn: :func:`renew` needs them once the
+        library is loaded.
 
     Raises:
         BuildError: what is loaded would end the process, or cannot be withdrawn.
@@ -93,9 +94,7 @@ def prepare(
     replaced = any(one.name == spec.name for one in loaded) and registers
     if older or clash or replaced:
         _try(spec, path, older, others, clash)
-    for one in older:
-        _withdraw(one)
-    return bool(older)
+    return [name for one in older for name in _withdraw(one)]
 
 
 def _conflicts(older: Loaded, content: bytes) -> bool:
@@ -216,16 +215,44 @@ def _fatal(spec: Spec, step: str, how: str | None, words: str, clash: str | None
 # ---- withdrawal ----------------------------------------------------------------------------------
 
 
-def _withdraw(loaded: Loaded) -> None:
-    """Take back what a library has registered with torch."""
+def _withdraw(loaded: Loaded) -> list[str]:
+    """Take back what a library has registered with torch; return the names of its operators."""
     namespaces = _namespaces(loaded.content) - {"aten"}
-    for qualified in torch._C._dispatch_get_all_op_names():
-        namespace, _, operator = qualified.partition("::")
-        if namespace in namespaces:
-            _keep(namespace, operator)
-            # Looked up anew, with the schema of what replaces it.
-            vars(getattr(torch.ops, namespace)).pop(operator.partition(".")[0], None)
+    every = torch._C._dispatch_get_all_op_names()
+    names = [name for name in every if name.partition("::")[0] in namespaces]
+    for name in names:
+        _keep(*name.split("::"))
     loaded.retire()
+    return names
+
+
+def renew(names: Iterable[str]) -> None:
+    """Give the objects in ``torch.ops`` the schemas of the newer version.
+
+    They must be the same objects as before. torch keeps a pointer to each that has ever passed
+    through a dispatch mode, does not own it, and follows it at the next call.
+    """
+    for namespace, name in {tuple(name.partition(".")[0].split("::")) for name in names}:
+        known = vars(getattr(torch.ops, namespace))
+        packet = known.pop(name, None)
+        if packet is None:
+            continue  # nobody has looked it up
+        newer = getattr(getattr(torch.ops, namespace), name, None)
+        known[name] = packet
+        if newer is None:
+            continue  # the newer version has no such operator
+        overloads = {
+            key: value
+            for key, value in vars(packet).items()
+            if isinstance(value, torch._ops.OpOverload)
+        }
+        for key, overload in overloads.items():
+            if hasattr(newer, key):
+                renewed = vars(getattr(newer, key))
+                # What Python has registered on the overload stays.
+                renewed |= {"_overloadpacket": packet, "py_kernels": overload.py_kernels}
+                vars(overload).update(renewed)
+        vars(packet).update({**vars(newer), **overloads})
 
 
 # Operators that somebody may still hold must not go: an implementation on a key that nobody uses

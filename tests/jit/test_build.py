@@ -10,7 +10,7 @@ import torch
 
 import ops
 from ops.jit import _load, load, load_inline
-from tests import helpers
+from tests.harness import helpers
 from tests.harness.forks import run
 from tests.harness.helpers import environment, path_without
 from tests.jit.support import ANSWER, COMPILER, answer, entries, extension, leftovers

@@ -18,7 +18,7 @@ import ops
 from ops.jit import load, load_inline, text
 from ops.jit._cache import _location
 from ops.jit._compile import _cpu
-from tests import helpers
+from tests.harness import helpers
 from tests.harness.forks import run, start
 from tests.jit.support import ANSWER, COMPILER, answer, entries, extension, leftovers
 from tests.jit.test_stale import alone, wrapper

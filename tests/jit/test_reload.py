@@ -201,6 +201,49 @@ def test_a_module_in_the_place_of_operators_that_does_not_load(cache):
     assert torch.ops.reload_kind.add(10) == 11
 
 
+@pytest.mark.parametrize("schema", ["Tensor x", "Tensor x, int more=1"])
+def test_a_dispatch_mode_sees_the_newer_operator(cache, schema):
+    """torch keeps a pointer to each object that went through a mode, and does not own it."""
+    text = """
+    #include <torch/csrc/stable/library.h>
+    #include <torch/csrc/stable/ops.h>
+    #include <torch/csrc/stable/tensor.h>
+    void same(StableIValue* stack, uint64_t, uint64_t) {
+      auto x = torch::stable::detail::to<torch::stable::Tensor>(stack[0]);
+      stack[0] = torch::stable::detail::from(torch::stable::clone(x));
+    }
+    STABLE_TORCH_LIBRARY(reload_modes, m) { m.def("same(Tensor x) -> Tensor"); }
+    STABLE_TORCH_LIBRARY_IMPL(reload_modes, KEY, m) { m.impl("same", &same); }
+    """
+    out, _ = run(
+        f"""
+        import gc, torch
+        from ops.jit import load_inline
+        from torch.utils._python_dispatch import TorchDispatchMode
+        class Mode(TorchDispatchMode):
+            def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+                if func.namespace == "reload_modes":
+                    print(func._schema)
+                return func(*args, **(kwargs or {{}}))
+        def call(*args):
+            with Mode(), torch._dispatch.python.enable_python_dispatcher():
+                torch.ops.reload_modes.same(torch.ones(2), *args)
+        text = {text!r}
+        load_inline("reload_modes", text.replace("KEY", "CompositeExplicitAutograd"), **{STABLE!r})
+        call()
+        newer = text.replace("KEY", "CPU").replace("Tensor x)", {schema!r} + ")")
+        load_inline("reload_modes", newer, **{STABLE!r})
+        gc.collect()
+        ballast = [bytes(400) for _ in range(20000)]
+        call(*[2] * {schema.count("int")})
+        """,
+        JITOPS_CACHE_DIR=cache,
+    )
+    before, after = out.splitlines()
+    assert "same(Tensor x) -> Tensor" in before
+    assert f"same({schema}) -> Tensor" in after
+
+
 def test_an_op_goes_on_with_what_was_loaded(cache, source):
     extension = ops.jit.files("answer", source, None, None, None, [source.parent / "include"],
                               is_python_module=False)  # fmt: skip
