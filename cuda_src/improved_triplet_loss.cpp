@@ -10,7 +10,7 @@
 namespace jitops::improved_triplet_loss {
 namespace {
 
-// ---- validate, and the parameters both passes share -------------------------------------------
+// ---- checks, and the parameters of both passes --------------------------------------------------
 
 struct Inputs {
   Rows anchor, positive, negative;
@@ -41,8 +41,8 @@ struct Inputs {
 #ifndef USE_CUDA
 // ---- kernels: CPU -----------------------------------------------------------------------------
 
-constexpr int64_t kBlockElements = 32768;  // below this a second thread costs more than it brings
-constexpr int64_t kSumElements = 1024;     // summed in the type of T, their sums in float64
+constexpr int64_t kBlockElements = 32768;  // for less, a second thread does not pay off
+constexpr int64_t kSumElements = 1024;     // summed in acc_t<T>; these sums are added in float64
 
 template <typename T, typename A = acc_t<T>>
 JITOPS_KERNEL void squared_distances(const T* a, const T* p, const T* n, int64_t cols, A eps,
@@ -91,7 +91,7 @@ const T* row_of(const void* data, int64_t stride, int64_t row) {
   return static_cast<const T*>(data) + row * stride;
 }
 
-// torch.clamp(x, min=bound), which lets NaN through.
+// torch.clamp(x, min=bound): NaN stays NaN.
 template <typename A>
 A clamp_min(A x, A bound) {
   return x < bound ? bound : x;
@@ -145,7 +145,7 @@ void backward_cpu(const Params& params) {
   const cpu::RowBlocks blocks(params.rows, params.cols, kBlockElements);
 
   blocks.for_each([&](int64_t, int64_t begin, int64_t end) {
-    // A gradient nobody asked for goes to a scratch row, which stays in the cache.
+    // A gradient that is not needed is written to a scratch row, which stays in the CPU's cache.
     const bool all = params.grad_anchor && params.grad_positive && params.grad_negative;
     std::vector<T> scratch(all ? 0 : params.cols);
     const auto destination = [&](void* gradient, int64_t row) {
@@ -164,7 +164,7 @@ void backward_cpu(const Params& params) {
       const A through_margin = state & kMarginActive ? g : A(0);
       const A c_pos = 2 * (through_margin + (state & kPositiveActive ? beta * g : A(0)));
       const A c_neg = -2 * through_margin;
-      if (c_neg == 0 && (state & kFinite)) {  // the negative takes no part: do not read it
+      if (c_neg == 0 && (state & kFinite)) {  // the negative has no gradient: skip its row
         gradient_row_without_negative(a, p, grad_a, grad_p, grad_n, params.cols, eps, c_pos);
       } else {
         gradient_row(a, p, n, grad_a, grad_p, grad_n, params.cols, eps, c_pos, c_neg);
@@ -249,7 +249,7 @@ std::vector<Tensor> backward(const Tensor& grad_loss, const Tensor& anchor, cons
 }  // namespace
 }  // namespace jitops::improved_triplet_loss
 
-// ---- registration (schemas and fakes: ops/improved_triplet_loss.py) ---------------------------
+// ---- registration (schemas and shapes: ops/losses/improved_triplet_loss.py) ---------------------
 
 STABLE_TORCH_LIBRARY_IMPL(jitops, JITOPS_DISPATCH_KEY, m) {
   m.impl("improved_triplet_loss_forward", TORCH_BOX(&jitops::improved_triplet_loss::forward));

@@ -2,11 +2,11 @@
 //
 // Both passes are bound by memory. The floor, for (rows, cols) elements of s bytes:
 //   forward   3 * rows * cols * s bytes read
-//   backward  3 * rows * cols * s read and 3 * rows * cols * s written; where the negative takes no
-//             part (d+ - d- < t1), its row is not read
-// A row is the work of a warp or, where it is narrow, of a part of one; of a block where it is wide;
-// of several where there are too few rows to fill the device. Blocks stride over rows, so that any
-// number of rows fits the grid. Sums run in a fixed order: no atomics, the same bits every time.
+//   backward  3 * rows * cols * s read and 3 * rows * cols * s written; the row of the negative is
+//             not read where the margin is inactive (d+ - d- < t1)
+// Part of a warp takes a narrow row, a warp or a block a wide one. Several blocks share a row where
+// there are too few rows to fill the device. Blocks stride over rows, so any number of rows fits
+// the grid. Sums run in a fixed order without atomics, so results are bitwise deterministic.
 #include "improved_triplet_loss.h"
 
 #include "common/cuda.cuh"
@@ -18,10 +18,10 @@ using cuda::load;
 using cuda::Pack;
 using cuda::store;
 
-constexpr int kSumPacks = 64;  // of a thread, summed in the type of T; their sums in float64
+constexpr int kSumPacks = 64;  // a thread sums so many in acc_t<T>, and adds the sums in float64
 
-// Packs of each tensor that a thread has on their way at once. Single elements are narrow: with one
-// of each at a time, too few bytes are in flight to fill the memory's bandwidth.
+// Loads of each tensor that a thread keeps in flight. Single elements are narrow, so one load of
+// each tensor would not use the bandwidth of the memory.
 template <typename T, int kWidth>
 constexpr int kAhead = kWidth > 1 ? 1 : sizeof(T) == 8 ? 2 : 4;
 
@@ -30,7 +30,7 @@ __device__ const Pack<T, kWidth>* row_of(const void* data, int64_t stride, int64
   return reinterpret_cast<const Pack<T, kWidth>*>(static_cast<const T*>(data) + row * stride);
 }
 
-// torch.clamp(x, min=bound), which lets NaN through.
+// torch.clamp(x, min=bound): NaN stays NaN.
 template <typename A>
 __device__ A clamp_min(A x, A bound) {
   return x < bound ? bound : x;
@@ -38,7 +38,7 @@ __device__ A clamp_min(A x, A bound) {
 
 constexpr int kWarps = cuda::kMaxThreads / cuda::kWarp;
 
-// A thread's part of the squared distances: each `step`-th pack of a row, from `first` on.
+// One thread's share of the squared distances: every `step`-th pack of a row, from `first` on.
 template <typename T, int kWidth>
 __device__ void squared_distances(const Params& params, int64_t row, int64_t first, int64_t step,
                                   double* pos, double* neg) {
@@ -82,8 +82,8 @@ __device__ void squared_distances(const Params& params, int64_t row, int64_t fir
   }
 }
 
-// The loss of a row from its distances. Writes what the backward pass asks for, and the loss where
-// it is not reduced.
+// The loss of a row from its distances. Writes the state for the backward pass, and the loss if
+// there is no reduction.
 template <typename T, typename A = acc_t<T>>
 __device__ double finish_row(const Params& params, int64_t row, A d_pos, A d_neg) {
   const A margin = d_pos - d_neg;
@@ -112,7 +112,7 @@ __global__ void __launch_bounds__(cuda::kMaxThreads) forward_kernel(Params param
   __shared__ A of_positive[kWarps];
   __shared__ A of_negative[kWarps];
   __shared__ double of_rows[kWarps];
-  double sum = 0;  // of this row of threads' losses
+  double sum = 0;  // losses of the rows that these threads took
   const int64_t first = static_cast<int64_t>(blockIdx.x) * blockDim.y + threadIdx.y;
   const int64_t step = static_cast<int64_t>(gridDim.x) * blockDim.y;
   for (int64_t row = first; row < params.rows; row += step) {
@@ -132,7 +132,7 @@ __global__ void __launch_bounds__(cuda::kMaxThreads) forward_kernel(Params param
   }
 }
 
-// One block adds up what the blocks of forward_kernel left. Budget: 32 registers, 64 bytes shared.
+// One block adds the partial sums of forward_kernel. Budget: 32 registers, 64 bytes shared.
 template <typename T>
 __global__ void __launch_bounds__(cuda::kMaxThreads) reduce_kernel(Params params, int count) {
   __shared__ double shared[kWarps];
@@ -142,7 +142,7 @@ __global__ void __launch_bounds__(cuda::kMaxThreads) reduce_kernel(Params params
   if (threadIdx.x == 0) store_reduced<T>(params, sum);
 }
 
-// Of few wide rows: each is the work of gridDim.x blocks. Budget: 64 registers, 128 bytes shared.
+// Few wide rows: gridDim.x blocks share a row. Budget: 64 registers, 128 bytes shared.
 template <typename T, int kWidth>
 __global__ void __launch_bounds__(cuda::kMaxThreads) split_kernel(Params params) {
   __shared__ double of_positive[kWarps];
@@ -159,7 +159,7 @@ __global__ void __launch_bounds__(cuda::kMaxThreads) split_kernel(Params params)
   out[1] = neg;
 }
 
-// One block adds up what those of split_kernel left. Budget: 64 registers, 64 bytes shared.
+// One block adds the partial sums of split_kernel. Budget: 64 registers, 64 bytes shared.
 template <typename T>
 __global__ void __launch_bounds__(cuda::kMaxThreads) finish_kernel(Params params, int splits) {
   using A = acc_t<T>;
@@ -253,14 +253,14 @@ bool in_packs(const Params& params) {
          cuda::packs_fit<T>(params.grad_negative, params.cols);
 }
 
-// At least one block, so that an empty batch is reduced too.
+// At least one block, because an empty batch has a loss too.
 unsigned blocks_for(int64_t rows, dim3 block) {
   const int64_t wanted = (rows + block.y - 1) / block.y;
   return static_cast<unsigned>(wanted < 1 ? 1 : wanted > kMaxBlocks ? kMaxBlocks : wanted);
 }
 
-// How many blocks a row is split between: 1 unless rows are few and wide, so that each block has
-// some packs for every thread. Their partial sums fit params.partials.
+// The number of blocks that share a row: more than 1 only for few and wide rows, where each thread
+// of each block still gets some packs. The partial sums fit into params.partials.
 int64_t splits_for(int64_t rows, int64_t packs) {
   constexpr int64_t kFewRows = 128, kSplitPacks = 4 * cuda::kMaxThreads;
   if (rows < 1 || rows > kFewRows) return 1;

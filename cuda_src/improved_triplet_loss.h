@@ -1,5 +1,5 @@
 // The improved triplet loss: the contract between the host (.cpp) and the kernels (.cu).
-// No torch header and no CUDA header: both compilers read this file in no time.
+// It includes no header of torch or CUDA, so both compilers read it fast.
 #pragma once
 
 #include <cstdint>
@@ -10,19 +10,19 @@ namespace jitops::improved_triplet_loss {
 
 enum class Reduction : int64_t { kNone = 0, kMean = 1, kSum = 2 };
 
-// What the forward pass remembers of a row, so that the backward pass need not measure it again.
+// The state of a row that the forward pass keeps, so the backward pass measures no distance again.
 enum RowState : uint8_t {
   kMarginActive = 1,    // d+ - d- >= t1: the gradient flows through the first clamp
   kPositiveActive = 2,  // d+ >= t2: the gradient flows through the second clamp
   kFinite = 4,          // d+ and d- are finite, so a factor of zero makes a gradient of zero
 };
 
-// Upper bound of the forward grid: one partial sum per block, added up in a fixed order; half as
-// many where blocks share rows, with two sums each.
+// Largest forward grid. Each block writes one partial sum. Where blocks share rows, each writes
+// two, so the grid is half as large.
 constexpr int64_t kMaxBlocks = 2048;
 
 struct Params {
-  // Inputs: (rows, cols); a row is dense, rows lie `*_stride` elements apart (0: one shared row).
+  // Inputs: (rows, cols). A row is dense; rows lie `*_stride` elements apart (0: one shared row).
   const void* anchor;
   const void* positive;
   const void* negative;
@@ -32,7 +32,7 @@ struct Params {
   int64_t rows;
   int64_t cols;
 
-  // The loss: max(d+ - d-, t1) + beta * max(d+, t2), distances taken of differences plus eps.
+  // The loss: max(d+ - d-, t1) + beta * max(d+, t2), with squared distances.
   double t1;
   double t2;
   double beta;
@@ -44,14 +44,14 @@ struct Params {
   uint8_t* state;    // (rows,) RowState bits
   double* partials;  // (kMaxBlocks,) CUDA scratch; null on the CPU
 
-  // Backward: gradients of the inputs, (rows, cols) dense; null where nobody asked for one.
+  // Backward: gradients of the inputs, (rows, cols), dense. Null if not needed.
   const void* grad_loss;  // (rows,) for kNone, else one element
   void* grad_anchor;
   void* grad_positive;
   void* grad_negative;
 };
 
-// CUDA launchers, on the current device. They return null, or the text of CUDA's error.
+// CUDA launchers for the current device. They return null, or CUDA's error message.
 const char* launch_forward(DType dtype, const Params& params, void* stream);
 const char* launch_backward(DType dtype, const Params& params, void* stream);
 

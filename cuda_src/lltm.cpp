@@ -12,10 +12,10 @@ namespace {
 #ifndef USE_CUDA
 // ---- kernels: CPU -----------------------------------------------------------------------------
 
-constexpr int64_t kBlockElements = 4096;  // an element is four exponentials
+constexpr int64_t kBlockElements = 4096;  // an element costs four exponentials
 
-// Whether `gates` keep the input and the output gate as cpu::Sigmoid does, which spares the backward
-// pass two exponentials. Rounded to half precision it would say too little of a cell.
+// Whether `gates` store the input and the output gate in the form of cpu::Sigmoid. This saves the
+// backward pass two exponentials. In half precision the form would lose too many digits.
 template <typename T>
 constexpr bool kKeepsSigmoids = std::is_same_v<T, acc_t<T>>;
 
@@ -37,7 +37,7 @@ JITOPS_KERNEL void forward_row(T* gates, const T* bias, const A* old_state, A* s
   }
 }
 
-// What arrives at h is the sum of `from_outside` and `from_next`; both may be rows of zeros.
+// The gradient of h is `from_outside` + `from_next`. Each may be a row of zeros.
 template <typename T, typename A = acc_t<T>>
 JITOPS_KERNEL void backward_row(const T* gates, const A* old_state, const T* from_outside,
                                 const T* from_next, A* grad_state, T* grad_gates, int64_t size) {
@@ -69,13 +69,13 @@ JITOPS_KERNEL void narrow(const A* from, T* to, int64_t size) {
   for (int64_t j = 0; j < size; ++j) cpu::store(to[j], from[j]);
 }
 
-// A row of a matrix of `cols` columns; null if there is no matrix.
+// A row of a matrix with `cols` columns. Null if the matrix is null.
 template <typename T>
 T* row_of(const void* matrix, int64_t row, int64_t cols) {
   return matrix ? static_cast<T*>(const_cast<void*>(matrix)) + row * cols : nullptr;
 }
 
-// The cells before a step, in the type that they are added up in.
+// The cells before a step, in the type in which they accumulate.
 template <typename T, typename A = acc_t<T>>
 const A* old_state_of(const Params& params, int64_t row, A* scratch) {
   if (params.old_state) return row_of<A>(params.old_state, row, params.size);
@@ -198,7 +198,7 @@ struct Inputs {
   MatrixOf of_input() const { return {weights, 3 * size, features, size + features, size}; }
 
   bool sequence() const { return input.dim() == 3; }
-  // Of the given columns for each row and step, with the dimensions of input.
+  // A matrix with `cols` columns for each row and step, with the dimensions of input.
   Tensor for_each_step(int64_t cols, int32_t dtype) const {
     const std::array<int64_t, 3> all{steps, rows, cols};
     const size_t dims = static_cast<size_t>(input.dim());
@@ -224,7 +224,7 @@ struct Inputs {
     return all;
   }
 #endif
-  // h and input side by side, where one product of both is faster than two: on the CPU, of a step.
+  // h and input side by side. On the CPU one product of both is faster than two.
   std::optional<Tensor> joined() const {
 #ifndef USE_CUDA
     if (steps == 1) {
@@ -245,14 +245,14 @@ struct Inputs {
 #endif
     return std::nullopt;
   }
-  // In which cells are added up.
+  // The type in which cells accumulate.
   int32_t state_dtype() const {
     using torch::stable::detail::from, torch::stable::detail::to;
     return input.element_size() == 2 ? to<int32_t>(from(ScalarType::Float)) : dtype_number(input);
   }
 };
 
-// The memory of a tensor, step by step; null if there is no tensor.
+// The memory of a tensor at each step. Null if there is no tensor.
 struct Steps {
   char* data = nullptr;
   int64_t bytes = 0;
@@ -265,8 +265,8 @@ struct Steps {
   void* at(int64_t t) const { return data ? data + t * bytes : nullptr; }
 };
 
-// The outputs and cells of all steps, and the gates. The cells of a sequence are for the backward
-// pass, which needs all digits of them: they have the type they are added up in.
+// The outputs, cells and gates of all steps. The backward pass needs all digits of the cells of a
+// sequence, so these have the type in which they accumulate.
 std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& input, const Tensor& weights,
                                            const Tensor& bias_, const Tensor& h,
                                            const Tensor& cell) {
@@ -322,7 +322,7 @@ std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& input, const Tensor& we
   return {output, cells, gates};
 }
 
-// The gradients asked for, of input, weights, bias, h and cell, from what `forward` returned.
+// The needed gradients of input, weights, bias, h and cell, from the results of `forward`.
 std::vector<Tensor> backward(const std::optional<Tensor>& grad_output,
                              const std::optional<Tensor>& grad_cell, const Tensor& input,
                              const Tensor& weights, const Tensor& bias, const Tensor& h,
@@ -453,8 +453,8 @@ std::vector<Tensor> step_backward_op(const std::optional<Tensor>& grad_h,
                   gates, needs_input, needs_weights, needs_bias, needs_h, needs_cell);
 }
 
-// Besides the last cell in the type of the first one, which is no view of what the backward pass
-// needs.
+// Also returns the last cell in the type of the first one. It is a copy, because the backward pass
+// keeps the states.
 std::tuple<Tensor, Tensor, Tensor, Tensor> sequence_forward_op(const Tensor& input,
                                                                const Tensor& weights,
                                                                const Tensor& bias, const Tensor& h,
@@ -482,7 +482,7 @@ std::vector<Tensor> sequence_backward_op(const std::optional<Tensor>& grad_outpu
 }  // namespace
 }  // namespace jitops::lltm
 
-// ---- registration (schemas and shapes: ops/layers/lltm.py) --------------------------------------------
+// ---- registration (schemas and shapes: ops/layers/lltm.py) --------------------------------------
 
 STABLE_TORCH_LIBRARY_IMPL(jitops, JITOPS_DISPATCH_KEY, m) {
   m.impl("lltm_forward", TORCH_BOX(&jitops::lltm::step_forward_op));

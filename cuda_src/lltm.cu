@@ -1,12 +1,12 @@
 // The LLTM on CUDA: kernels and launchers. No torch header.
 //
-// Both passes are bound by memory. The floor of a step, for rows * size elements of s bytes, with a
-// running state of a bytes an element:
-//   forward   6 s read and 4 s written; the cell, s read and written, in a sequence a
-//   backward  4 s read and 3 s written (one s more after the last step); the cell, s read, in a
-//             sequence a; its gradient, 2 a in a sequence
-// An element is a thread's work, in packs where they fit; each is written by the thread that reads
-// it, so that there is nothing to synchronise and nothing to add up between threads.
+// Both passes are bound by memory. The floor of a step, in bytes for each element of h, where T has
+// s bytes and acc_t<T> has a bytes:
+//   forward   reads 6 s and writes 4 s; the cell: reads and writes s, in a sequence a
+//   backward  reads 4 s and writes 3 s (s more before the last step); the cell: reads s, in a
+//             sequence a; its gradient: 2 a in a sequence
+// A thread takes one element at a time, or a pack where packs fit. Threads share no data, so there
+// is no synchronisation.
 #include "lltm.cuh"
 
 namespace jitops::lltm {
@@ -19,7 +19,7 @@ __device__ Pack<T, kWidth>& pack_at(const void* data, int64_t at) {
   return *reinterpret_cast<Pack<T, kWidth>*>(static_cast<T*>(const_cast<void*>(data)) + at);
 }
 
-// As many elements, in packs of at most kPackBytes.
+// kWidth elements, in packs of at most kPackBytes.
 template <typename A, int kWidth>
 struct Packs {
   static constexpr int kEach = kWidth * static_cast<int>(sizeof(A)) <= cuda::kPackBytes
@@ -38,7 +38,7 @@ struct Packs {
   }
 };
 
-// The cells before a step, in the type that they are added up in.
+// The cells before a step, in the type in which they accumulate.
 template <typename T, int kWidth, typename A = acc_t<T>>
 __device__ inline Packs<A, kWidth> old_state_at(const Params& params, int64_t at) {
   Packs<A, kWidth> old;
@@ -140,12 +140,12 @@ bool in_packs(const Params& params) {
                        params.grad_next,  params.grad_cell,    params.grad_state,
                        params.grad_gates, params.grad_old_cell};
   for (const void* data : all) {
-    if (!cuda::packs_fit<T>(data, params.size)) return false;  // wider elements fit where T does
+    if (!cuda::packs_fit<T>(data, params.size)) return false;  // if T fits, wider types fit
   }
   return true;
 }
 
-constexpr int64_t kMaxBlocks = 4096;  // more elements than these threads: each takes several
+constexpr int64_t kMaxBlocks = 4096;  // with more elements, a thread takes several
 
 template <typename T, int kWidth, typename Kernel>
 const char* run(Kernel kernel, const Params& params, void* stream) {

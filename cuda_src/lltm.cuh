@@ -1,4 +1,4 @@
-// The LLTM on CUDA: the gates' functions, and sequences of a small state in one kernel.
+// The LLTM on CUDA: the functions of the gates, and one kernel for a whole sequence.
 #pragma once
 
 #include "common/cuda.cuh"
@@ -19,8 +19,8 @@ __device__ inline double exp_minus_1(double x) { return expm1(x); }
 __device__ inline float hyperbolic_tangent(float x) { return tanhf(x); }
 __device__ inline double hyperbolic_tangent(double x) { return tanh(x); }
 
-// Derivatives come with the functions. The usual formulas s (1 - s) and 1 - t^2 take them from
-// rounded results and lose all digits where these are flat.
+// Each function returns its derivative too. The usual formulas s (1 - s) and 1 - t^2 compute it
+// from the rounded result. Where the function is flat, this loses all digits.
 template <typename A>
 struct Function {
   A value, slope;
@@ -52,23 +52,25 @@ __device__ inline Function<A> elu(A x) {
 
 // ---- all steps in one kernel --------------------------------------------------------------------
 
-// Step by step a small state takes two launches a step, and these most of the time. Rows of a batch
-// know nothing of each other, so here a block takes up to kTileRows of them through all steps, and
-// no block waits for another. It has 3 kS threads, kS the state's size rounded up. Thread (part, at)
-// has two roles:
-//   - in the products, gate `part` of element `at`: it holds the weights that go into its sum in
-//     registers, and what they are multiplied by lies in shared memory
-//   - between the products, element `at` of row `part`, the cell and its gradient in registers
-// Two barriers a step part the roles. What the next step needs of global memory is asked for before
-// the product, which takes as long as the memory does.
+// A kernel for each step needs two launches a step, and a small state spends most of its time in
+// them. The rows of a batch are independent. So a block takes up to kTileRows rows through all
+// steps, and no block waits for another. A block has 3 kS threads, where kS is the size of the
+// state, rounded up. Thread (part, at) has two roles:
+//   - In the products it computes gate `part` of element `at`. It holds its row of the weights in
+//     registers. The other factor lies in shared memory.
+//   - Between the products it updates element `at` of row `part`. It holds the cell or its gradient
+//     in a register.
+// Two barriers a step separate the roles. Loads from global memory for the next step start before
+// the product, so the product hides their latency.
 //
-// For a state of 128 a product is 49,152 multiplications a row, 384 clocks of a multiprocessor; its
-// reads of shared memory take as long beside it, and functions and barriers 200 to 300 clocks. At
-// 1.7 GHz that is 0.4 us a step for one row and 0.9 us for three. Nobody has timed it yet.
+// At size 128 a product takes 49,152 multiplications a row: 384 clocks of a multiprocessor. Its
+// reads of shared memory overlap with it. Functions and barriers take 200 to 300 clocks. At 1.7 GHz
+// this is 0.4 us a step for one row and 0.9 us for three. These figures are predictions, not
+// measurements.
 
-constexpr int kTileRows = 3;  // as many as gates, so that each thread has one element at most
+constexpr int kTileRows = 3;  // one for each gate, so that a thread has at most one element
 
-// The dot product of kS numbers in registers with as many in shared memory, in a fixed order.
+// The dot product of kS numbers in registers and kS in shared memory, in a fixed order.
 template <int kS>
 __device__ inline float dot(const float (&weights)[kS], const float* shared) {
   float sums[4] = {};
@@ -83,7 +85,7 @@ __device__ inline float dot(const float (&weights)[kS], const float* shared) {
   return (sums[0] + sums[1]) + (sums[2] + sums[3]);
 }
 
-// Stores x, and returns it as it can be read again.
+// Stores x and returns the rounded value that a later read gives.
 template <typename T>
 __device__ inline float stored(void* data, int64_t at, float x) {
   T rounded;
@@ -97,13 +99,13 @@ __device__ inline float read(const void* data, int64_t at) {
   return load(static_cast<const T*>(data)[at]);
 }
 
-// Where a thread of a block is in the matrices of a step.
+// The place of a thread in the matrices of a step.
 struct Place {
-  int part, at;   // its gate, which is its row in the other role; the element
-  int rows;       // of the block
-  bool real;      // whether there is such an element
-  bool has_row;   // and such a row
-  int64_t state;  // of the thread's element, in the other role
+  int part, at;   // its gate, or its row in the other role; its element
+  int rows;       // number of rows of the block
+  bool real;      // whether the element exists
+  bool has_row;   // whether the element and the row exist
+  int64_t state;  // offset of the thread's element in a matrix of (rows, size)
 
   __device__ Place(const Sequence& all, int padded, int tile) {
     part = static_cast<int>(threadIdx.x) / padded;
@@ -121,16 +123,16 @@ template <typename T, int kS>
 __global__ void __launch_bounds__(3 * kS) forward_sequence_kernel(Sequence all, int tile) {
   __shared__ __align__(16) float h[kTileRows][kS];
   __shared__ float gates[kTileRows][3 * kS];
-  __shared__ float biases[3 * kS];  // each thread its own; no register is left for it
+  __shared__ float biases[3 * kS];  // one for each thread, because no register is left
   constexpr int kStaged = 16;
   __shared__ float staged[3 * kS][kStaged + 1];
   const Place my(all, kS, tile);
   const int size = static_cast<int>(all.size), unit = my.part * size + my.at;
-  // Through shared memory, since a row for each thread is a line of the cache for each read.
+  // Through shared memory: if each thread read its own row, each read would touch a cache line.
   float weights[kS];
 #pragma unroll
   for (int k = 0; k < kS; k += kStaged) {
-#pragma unroll 8  // so many reads at once
+#pragma unroll 8  // eight reads in flight
     for (int n = 0; n < kStaged; ++n) {
       const int at = static_cast<int>(threadIdx.x) + n * 3 * kS, column = k + at % kStaged;
       const int part = at / kStaged / kS, element = at / kStaged % kS;
@@ -146,7 +148,7 @@ __global__ void __launch_bounds__(3 * kS) forward_sequence_kernel(Sequence all, 
   biases[threadIdx.x] = my.real ? read<T>(all.bias, unit) : 0;
   float cell = my.has_row ? read<T>(all.old_cell, my.state) : 0;
   h[my.part][my.at] = my.has_row ? read<T>(all.old_h, my.state) : 0;
-  // Of the gates each thread has that of its unit in the first row, of the rest of its own row.
+  // The offset of the thread's gate in the first row of the block.
   const auto gate_of = [&](int64_t state) { return 3 * state - 2 * unit; };
   int64_t state = my.state;
   float next[kTileRows];
@@ -182,7 +184,7 @@ __global__ void __launch_bounds__(3 * kS) forward_sequence_kernel(Sequence all, 
   }
 }
 
-// What the backward pass reads of one element and step.
+// The values that the backward pass reads for one element of one step.
 struct Kept {
   float i, o, z, old, outside;
 
@@ -202,8 +204,8 @@ struct Kept {
 // Budget: 168 registers, 9216 bytes shared.
 template <typename T, int kS>
 __global__ void __launch_bounds__(3 * kS) backward_sequence_kernel(Sequence all, int tile) {
-  __shared__ __align__(16) float grads[kTileRows][3 * kS];  // of the gates
-  __shared__ float parts[kTileRows][3 * kS];                // of h: what each gate adds
+  __shared__ __align__(16) float grads[kTileRows][3 * kS];  // gradients of the gates
+  __shared__ float parts[kTileRows][3 * kS];                // gradient of h from each gate
   const Place my(all, kS, tile);
   const int size = static_cast<int>(all.size);
   const T* column =
@@ -216,8 +218,8 @@ __global__ void __launch_bounds__(3 * kS) backward_sequence_kernel(Sequence all,
   }
 #pragma unroll
   for (int row = 0; row < kTileRows; ++row) {
-    grads[row][threadIdx.x] = 0;  // beyond the size, too
-    parts[row][threadIdx.x] = 0;  // after the last step
+    grads[row][threadIdx.x] = 0;  // the padding beyond the size as well
+    parts[row][threadIdx.x] = 0;  // no step follows the last one
   }
   int64_t state = (all.steps - 1) * all.rows * size + my.state;
   float grad_cell = my.has_row && all.grad_cell ? read<T>(all.grad_cell, my.state) : 0;
@@ -250,12 +252,12 @@ __global__ void __launch_bounds__(3 * kS) backward_sequence_kernel(Sequence all,
   if (my.has_row && all.grad_old_cell) stored<T>(all.grad_old_cell, state, grad_cell);
 }
 
-// ---- their launch -------------------------------------------------------------------------------
+// ---- launch -------------------------------------------------------------------------------------
 
 template <int kS, typename Kernel>
 const char* run_sequence(Kernel kernel, const Sequence& all, void* stream) {
   if (all.rows == 0) return nullptr;
-  // Blocks for as many multiprocessors as large GPUs have, before any of them takes a second row.
+  // One row a block until the blocks fill the multiprocessors of a large GPU.
   constexpr int64_t kBlocks = 128;
   const int64_t wanted = (all.rows + kBlocks - 1) / kBlocks;
   const int tile = static_cast<int>(wanted < kTileRows ? wanted : kTileRows);
@@ -268,7 +270,7 @@ struct Size {
   static constexpr int value = n;
 };
 
-// f(T{}, Size<kS>{}) for the element type and the size, rounded up.
+// Calls f(T{}, Size<kS>{}) for the element type and the rounded-up size.
 template <typename F>
 const char* dispatch_sequence(DType dtype, const Sequence& all, const F& f) {
   const auto of_type = [&](auto zero) {

@@ -14,10 +14,10 @@ import pytest
 # Before ops is imported: no setting of the user's leaks in, and no test touches the user's cache.
 for _name in [name for name in os.environ if name.startswith("JITOPS_")]:
     del os.environ[_name]
-# Several runs may share one cache, whose owner names and removes it.
+# Several runs may share one cache, as the workers of pytest-xdist do. Its owner removes it.
 _GIVEN = os.environ.get("TESTS_CACHE_DIR")
 _CACHE = _GIVEN or tempfile.mkdtemp(prefix="jitops-tests-")
-os.environ["JITOPS_CACHE_DIR"] = _CACHE
+os.environ["JITOPS_CACHE_DIR"] = os.environ["TESTS_CACHE_DIR"] = _CACHE
 os.environ["JITOPS_PROGRESS"] = "0"
 os.environ["JITOPS_PCH"] = "0"  # no process of ours outlives the tests
 
@@ -29,6 +29,7 @@ from ops._core import dispatch  # noqa: E402
 from ops.jit._compile import _compilers  # noqa: E402
 from tests.cuda import emulator as cuda_emulator  # noqa: E402
 
+QUICK = "not thorough"  # what `make test` selects
 DEVICES = {"torch": "cpu", "cpp": "cpu", cuda_emulator.NAME: "cpu", "cuda": "cuda"}
 
 
@@ -72,6 +73,7 @@ def pytest_configure(config):
     choice = config.getoption("--nvcc")
     if choice == "yes" and _compilers.nvcc() is None:
         raise pytest.UsageError(f"--nvcc=yes: {_compilers.NO_NVCC}")
+    config.quick = config.getoption("markexpr") == QUICK
     config.mounts = _can_mount()
     config.nvcc = choice != "no" and _compilers.nvcc() is not None
 
@@ -101,6 +103,8 @@ def pytest_unconfigure():
 
 def _not_run(config):
     missing = [name for name in DEVICES if name not in config.backends]
+    if config.quick:
+        missing.append("the thorough tests (make test-all)")
     if not config.mounts:
         missing.append("full, read-only and noexec disks, other users (only root can)")
     if not config.nvcc:
@@ -127,18 +131,24 @@ def pytest_collection_modifyitems(config, items):
         "emulator": cuda_emulator.NAME in config.backends,
     }
     off = [name for name, on in told.items() if not on]
+    items[:] = [item for item in items if _applies(item)]
     unwanted = [item for item in items if any(map(item.get_closest_marker, off))]
     if unwanted:
         config.hook.pytest_deselected(items=unwanted)
         items[:] = [item for item in items if item not in unwanted]
     # Last: emulated CUDA takes the place of back end cpp, which costs more than a test.
-    items.sort(
-        key=lambda item: (
-            cuda_emulator.NAME in item.callspec.params.values()
-            if hasattr(item, "callspec")
-            else False
-        )
-    )
+    items.sort(key=_is_emulated)
+    for item in filter(_is_emulated, items):
+        item.add_marker("thorough")
+
+
+def _is_emulated(item):
+    return hasattr(item, "callspec") and cuda_emulator.NAME in item.callspec.params.values()
+
+
+def _applies(item):
+    marker = item.get_closest_marker("applies")
+    return marker is None or marker.args[0](item.cls.op, item.callspec.params["backend"])
 
 
 def pytest_generate_tests(metafunc):

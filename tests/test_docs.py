@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from ops._cli import main as cli
+from tests.harness import matrix
 from tests.harness.helpers import ROOT, environment, run
 
 ENGLISH, CHINESE = (ROOT / "docs" / f"write-your-own{suffix}.md" for suffix in ("", ".zh-CN"))
@@ -133,3 +134,7 @@ def test_the_commands_of_the_loader_are_understood():
         program, *arguments = shlex.split(command)
         assert program == "jitops"
         cli._parser().parse_args(arguments)
+
+
+def test_the_tables_of_checks_are_current():
+    assert matrix.PAGE.read_text().partition(matrix.START)[2] == matrix.tables()

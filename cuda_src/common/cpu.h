@@ -1,4 +1,4 @@
-// What the CPU kernels share: element types that compilers vectorise, dispatch, blocks of rows.
+// Shared by CPU kernels: element types that vectorise, dispatch, blocks of rows.
 #pragma once
 
 #include <torch/csrc/stable/ops.h>
@@ -8,9 +8,11 @@
 
 #include "dtype.h"
 
-// Put before a kernel, a free function over plain pointers (in a lambda g++ gives up vectorising).
-// The flags say -O1: host code gains nothing from more and would take a quarter longer to compile.
-// Without no-trapping-math a comparison is a branch to g++, since it may raise an exception flag.
+// Marks a kernel: a free function over plain pointers, because g++ vectorises no lambda. The flags
+// say
+// -O1, because host code gains nothing from more and would compile a quarter slower. Without
+// no-trapping-math g++ turns comparisons into branches, because they may raise a floating-point
+// flag.
 #if defined(__GNUC__) && !defined(__clang__) && !defined(JITOPS_DEBUG)
 #define JITOPS_KERNEL [[gnu::optimize("O3", "no-trapping-math")]]
 #else
@@ -20,7 +22,7 @@
 namespace jitops::cpu {
 
 // ---- element types: load widens, store rounds to nearest even ---------------------------------
-// Branch-free bit arithmetic on purpose: torch's own BFloat16 and Half do not vectorise in g++.
+// Bit arithmetic without branches, because g++ does not vectorise torch's BFloat16 and Half.
 
 struct BFloat16 { uint16_t bits; };
 struct Float16 { uint16_t bits; };
@@ -42,7 +44,7 @@ struct Float16 { uint16_t bits; };
 [[gnu::always_inline]] inline float load(BFloat16 x) { return from_bits(uint32_t{x.bits} << 16); }
 [[gnu::always_inline]] inline float load(Float16 x) {
   const uint32_t magnitude = x.bits & 0x7fffu;
-  const uint32_t finite = to_bits(from_bits(magnitude << 13) * 0x1p112f);  // rebias, subnormals too
+  const uint32_t finite = to_bits(from_bits(magnitude << 13) * 0x1p112f);  // rebias
   const uint32_t widened = magnitude >= 0x7c00u ? finite | 0x7f800000u : finite;
   return from_bits(widened | (x.bits & 0x8000u) << 16);
 }
@@ -58,7 +60,7 @@ struct Float16 { uint16_t bits; };
   const uint32_t bits = to_bits(x);
   const uint32_t magnitude = bits & 0x7fffffffu;
   const uint32_t normal = (magnitude - (112u << 23) + 0xfffu + (magnitude >> 13 & 1u)) >> 13;
-  // Adding 0.5 puts the last bit at 2^-24, the subnormals' unit: the addition does the rounding.
+  // After adding 0.5 the last bit is 2^-24, the unit of subnormals. So the addition rounds.
   const uint32_t subnormal = to_bits(from_bits(magnitude) + 0.5f) - to_bits(0.5f);
   uint32_t half = magnitude < 0x38800000u ? subnormal : normal;
   half = magnitude >= 0x477ff000u ? 0x7c00u : half;  // 65520 and more round to infinity
@@ -80,8 +82,8 @@ void dispatch(DType dtype, const F& f) {
 
 // ---- parallelism ------------------------------------------------------------------------------
 
-// Rows are taken in blocks whose size depends on nothing but `cols`, so that the order of every
-// sum, and with it every bit of a result, is the same for any number of threads.
+// Rows are processed in blocks. Their size depends on `cols` only, so the order of every sum, and
+// thus every bit of a result, is the same for any number of threads.
 struct RowBlocks {
   int64_t rows;
   int64_t size;

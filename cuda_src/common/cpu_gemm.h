@@ -1,7 +1,7 @@
-// Small products of matrices in one thread, of a few million multiplications: there a library's own
-// costs are as large as the work. Beyond, it is the better one.
+// Small matrix products in one thread, for up to a few million multiplications. There the overhead
+// of a library is as large as the work.
 //
-// Every element of a result is added up in the order of the sum, whatever the sizes are.
+// Each element of a result is summed in index order, for every size.
 #pragma once
 
 #include <memory>
@@ -23,14 +23,14 @@ constexpr int64_t kVectorBytes = 16;  // SSE2, NEON
 constexpr int kTileRows = 4, kTileVectors = 2;  // sums in 8 of 16 registers
 #endif
 
-// As many elements as one register holds. The compiler knows how to compute with it.
+// The elements of one register, as g++'s vector type.
 template <typename A>
 struct Vector {
   typedef A Type __attribute__((vector_size(kVectorBytes), aligned(alignof(A)), may_alias));
   static constexpr int64_t kCount = kVectorBytes / static_cast<int64_t>(sizeof(A));
 };
 
-// Elements that lie `row` and `col` apart. A matrix is dense if `col` is 1.
+// A matrix with strides `row` and `col`. It is dense if `col` is 1.
 template <typename A>
 struct Matrix {
   A* data;
@@ -105,7 +105,7 @@ JITOPS_KERNEL void multiply_dense(const Matrix<const A>& a, const Matrix<const A
   }
 }
 
-// Row by row: in a simple order, and for few rows only.
+// Row by row, in a simple loop: for few rows.
 template <typename A>
 JITOPS_KERNEL void sum_columns(const Matrix<const A>& a, A* sums) {
   for (int64_t j = 0; j < a.cols; ++j) sums[j] = 0;
@@ -116,9 +116,9 @@ JITOPS_KERNEL void sum_columns(const Matrix<const A>& a, A* sums) {
   }
 }
 
-// ---- transposition, in registers: a square of as many rows as a vector has elements -----------
+// ---- transposition in registers, of squares with one vector a row -------------------------------
 
-// Row r of two that lie kStep apart, after their exchange.
+// Row r of two rows that lie kStep apart, after they exchange blocks.
 template <int64_t kStep, bool kLower, typename V, size_t... n>
 [[gnu::always_inline]] inline V half_of(const V& above, const V& below,
                                         std::index_sequence<n...>) {
@@ -133,7 +133,7 @@ template <int64_t kStep, bool kLower, typename V, size_t... n>
 #undef JITOPS_FROM
 }
 
-// Exchanges what lies off the diagonal of each square of 2 kStep, and goes on with larger ones.
+// Exchanges the off-diagonal blocks of each square of 2 kStep rows, then of larger squares.
 template <int64_t kStep, typename V, int64_t kCount>
 [[gnu::always_inline]] inline void exchange(V (&rows)[kCount]) {
   constexpr std::make_index_sequence<kCount> all;
@@ -175,8 +175,8 @@ JITOPS_KERNEL void transpose(const Matrix<const A>& from, const Matrix<A>& to, b
   }
 }
 
-// C = A B, or with `add` C += A B, with C dense. Of the transpose of a dense B, such as weights are,
-// C' = B' A'.
+// C = A B, or with `add` C += A B, with C dense. If B is the transpose of a dense matrix, as
+// weights are, it computes C' = B' A'.
 template <typename A>
 void multiply(const Matrix<const A>& a, const Matrix<const A>& b, const Matrix<A>& c, bool add) {
   if (b.col == 1) return multiply_dense(a, b, c, add);

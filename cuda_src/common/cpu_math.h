@@ -1,11 +1,12 @@
-// exp and its kin without branches or calls, so that loops over them vectorise: g++ does that to
-// libm's only under -ffast-math, which gives up NaN and infinity.
+// exp, sigmoid, tanh and ELU without branches or calls, so loops over them vectorise. g++
+// vectorises those of libm only under -ffast-math, which gives up NaN and infinity.
 //
-// exp(x) = 2^n exp(r) with |r| <= ln(2)/2, and exp(r) - 1 by its Taylor series, whose first term
-// left out is below half a unit in the last place. NaN stays NaN.
+// exp(x) = 2^n exp(r) with |r| <= ln(2)/2. exp(r) - 1 is a Taylor series, and its first omitted
+// term is below half a unit in the last place. NaN stays NaN.
 //
-// Derivatives come with the functions, from the exponentials that both share. The usual formulas
-// s (1 - s) and 1 - t^2 take them from rounded results and lose all digits where these are flat.
+// Each function returns its derivative too, from the same exponential. The usual formulas s (1 - s)
+// and 1 - t^2 compute it from the rounded result. Where the function is flat, this loses all
+// digits.
 #pragma once
 
 #include <array>
@@ -29,7 +30,7 @@ struct ExpTraits<float> {
   static constexpr int kMantissa = 23, kTerms = 7;
   static constexpr float kLow = -104.0f;  // exp of it rounds to 0
   static constexpr float kScale = 0x1p32f;
-  // Adding it leaves no fraction, and in the low bits the exponent's bias and that of kScale.
+  // Adding it drops the fraction and puts the biased exponent, times kScale, into the low bits.
   static constexpr float kRound = 0x1.8p23f + 127 + 32;
   static constexpr float kLn2High = 0x1.62ep-1f, kLn2Low = 0x1.0bfbe8p-15f;
 };
@@ -74,8 +75,8 @@ template <typename A>
   return of_bits<A>(bits_of(magnitude) | (bits_of(x) & kSign<A>));
 }
 
-// exp(x) and exp(x) - 1 for x <= 0, both times kScale: 2^n alone would leave the normal numbers
-// before exp leaves the subnormal ones. In a quotient the scale costs nothing.
+// exp(x) and exp(x) - 1 for x <= 0, both times kScale. Without the scale, 2^n would be subnormal
+// while exp(x) is not zero yet. In a quotient the scale cancels.
 template <typename A>
 struct Exponential {
   A power, rest;
@@ -87,7 +88,7 @@ struct Exponential {
     const A n = shifted - Traits::kRound;
     const A r = (x - n * Traits::kLn2High) - n * Traits::kLn2Low;
     const A square = r * r;
-    A series = A(kInverseFactorials[Traits::kTerms]);  // 1 + r/2! + r^2/3! + ..., two terms at once
+    A series = A(kInverseFactorials[Traits::kTerms]);  // 1 + r/2! + r^2/3! + ..., two terms a step
 #pragma GCC unroll 8
     for (int k = Traits::kTerms - 1; k > 1; k -= 2) {
       series = (A(kInverseFactorials[k - 1]) + A(kInverseFactorials[k]) * r) + square * series;
@@ -102,14 +103,14 @@ struct Exponential {
   }
 };
 
-// A function and its derivative at one place.
+// The value of a function and its derivative.
 template <typename A>
 struct Function {
   A value, slope;
 };
 
-// A sigmoid and its slope, sigmoid(x) sigmoid(-x), to the last digit from one number that can be
-// kept: the smaller of the two factors, with the sign of x.
+// The sigmoid and its derivative, sigmoid(x) sigmoid(-x). One number determines both to the last
+// digit: the smaller of the two factors, with the sign of x.
 template <typename A>
 struct Sigmoid {
   A kept;
@@ -134,11 +135,11 @@ template <typename A>
           4 * (e.exp() * inverse) * (kScale * inverse)};
 }
 
-// With alpha = 1, as torch's default is.
+// ELU with alpha = 1, torch's default.
 template <typename A>
 [[gnu::always_inline]] inline Function<A> elu_and_slope(A x) {
   constexpr A kInverseScale = 1 / ExpTraits<A>::kScale;
-  const Exponential<A> e(x);  // of no use where x > 0
+  const Exponential<A> e(x);  // not used where x > 0
   return {x > 0 ? x : e.expm1() * kInverseScale, x > 0 ? A(1) : e.exp() * kInverseScale};
 }
 

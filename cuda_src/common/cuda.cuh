@@ -1,4 +1,4 @@
-// What the CUDA kernels share: element types, 128-bit packs, sums over a row, dispatch.
+// Shared by CUDA kernels: element types, 128-bit packs, sums over a row, dispatch.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -11,9 +11,9 @@ namespace jitops::cuda {
 
 constexpr int kWarp = 32;
 constexpr int kMaxThreads = 256;  // threads of a block, in every launch
-constexpr int kPackBytes = 16;    // the widest load there is
+constexpr int kPackBytes = 16;    // the widest load
 
-// ---- element types: load widens to the type to compute in, store rounds to nearest even ---------
+// ---- element types: load widens to acc_t<T>, store rounds to nearest even -----------------------
 
 __device__ inline double load(double x) { return x; }
 __device__ inline float load(float x) { return x; }
@@ -25,15 +25,16 @@ __device__ inline void store(float& out, float x) { out = x; }
 __device__ inline void store(__nv_bfloat16& out, float x) { out = __float2bfloat16_rn(x); }
 __device__ inline void store(__half& out, float x) { out = __float2half_rn(x); }
 
-// kWidth elements moved by one instruction.
+// kWidth elements, loaded or stored by one instruction.
 template <typename T, int kWidth>
 struct alignas(sizeof(T) * kWidth) Pack {
   T values[kWidth];
 };
 
-// ---- a row belongs to blockDim.x threads: part of a warp, a warp, or a whole block --------------
+// ---- blockDim.x threads take a row: part of a warp, a warp, or a whole block --------------------
 
-// The threads of a row for `packs` packs: as many, up to a warp; a block where each then has four.
+// The number of threads for a row of `packs` packs: one a pack up to a warp, else a block if each
+// thread then has four.
 inline dim3 row_block(int64_t packs) {
   if (packs >= 4 * kMaxThreads) return dim3(kMaxThreads, 1);
   int threads = 1;
@@ -41,7 +42,7 @@ inline dim3 row_block(int64_t packs) {
   return dim3(threads, kMaxThreads / threads);
 }
 
-// The sum over `count` neighbouring lanes, a power of two, which are those that call it.
+// The sum over the `count` neighbouring lanes that call it. `count` is a power of two.
 template <typename A>
 __device__ inline A lanes_sum(A x, int count) {
   const int lane = static_cast<int>(threadIdx.y * blockDim.x + threadIdx.x) % kWarp;
@@ -50,9 +51,9 @@ __device__ inline A lanes_sum(A x, int count) {
   return x;
 }
 
-// The sum over the threads of a block, in a fixed order; every one of them gets it.
-// `shared` holds one value a warp. Two sums in a row have one each: a thread is past the barrier of
-// the second when it writes for the third.
+// The sum over the threads of a block, in a fixed order. Every thread gets it. `shared` holds one
+// value a warp. Two consecutive sums need two buffers. A third may use the first buffer again,
+// because by then all threads have passed the barrier of the second.
 template <typename A>
 __device__ inline A block_sum(A x, A* shared) {
   const int thread = static_cast<int>(threadIdx.y * blockDim.x + threadIdx.x);
@@ -64,7 +65,7 @@ __device__ inline A block_sum(A x, A* shared) {
   return x;
 }
 
-// The sum over the threads of a row, likewise. Of several warps it has the block to itself.
+// The sum over the threads of a row. A row of several warps has a block of its own.
 template <typename A>
 __device__ inline A row_sum(A x, A* shared) {
   const int threads = static_cast<int>(blockDim.x);
@@ -73,7 +74,7 @@ __device__ inline A row_sum(A x, A* shared) {
 
 // ---- dispatch -----------------------------------------------------------------------------------
 
-// f(T{}) for the element type T that `dtype` names; returns what f returns.
+// Calls f(T{}) for the element type T of `dtype`, and returns its result.
 template <typename F>
 const char* dispatch(DType dtype, const F& f) {
   switch (dtype) {
@@ -85,7 +86,7 @@ const char* dispatch(DType dtype, const F& f) {
   return "unknown dtype";
 }
 
-// Whether rows that start at `data` and lie `stride` elements apart can be moved in whole packs.
+// Whether rows that start at `data` and lie `stride` elements apart are aligned for packs.
 template <typename T>
 inline bool packs_fit(const void* data, int64_t stride) {
   return reinterpret_cast<uintptr_t>(data) % kPackBytes == 0 &&

@@ -1,4 +1,4 @@
-// The four element types every op serves, under names both compilers know.
+// The four element types of every op, with names for both compilers.
 #pragma once
 
 #include <cstdint>
@@ -7,7 +7,7 @@ namespace jitops {
 
 enum class DType : int32_t { kFloat64, kFloat32, kBFloat16, kFloat16 };
 
-// The type to compute in: float32 for the half precisions.
+// The type of computation: float32 for half precisions.
 template <typename T>
 struct Acc { using type = float; };
 template <>

@@ -1,4 +1,4 @@
-// The one way a kernel is launched: an explicit stream, and the launch checked.
+// Launches a kernel on an explicit stream, and checks the launch.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -8,8 +8,8 @@
 
 namespace jitops {
 
-// Returns null, or the reason why the launch failed, which stands until this thread's next failure.
-// An error that somebody else's call left behind is neither reported nor cleared.
+// Returns null, or the reason for a failed launch. The text is valid until this thread's next
+// failure. An earlier error of other code is neither reported nor cleared.
 template <typename... Args>
 const char* launch(void (*kernel)(Args...), dim3 grid, dim3 block, size_t shared_bytes,
                    void* stream, Args... args) {
@@ -18,7 +18,7 @@ const char* launch(void (*kernel)(Args...), dim3 grid, dim3 block, size_t shared
   const cudaError_t error = cudaLaunchKernel(kernel, grid, block, pointers, shared_bytes,
                                              static_cast<cudaStream_t>(stream));
   if (error == cudaSuccess) return nullptr;
-  if (earlier == cudaSuccess) cudaGetLastError();  // the caller raises it, so nobody else finds it
+  if (earlier == cudaSuccess) cudaGetLastError();  // the caller raises it, so clear it
   static thread_local char text[512];
   std::snprintf(text, sizeof text,
                 "%s%s: %s; grid (%u, %u, %u), block (%u, %u, %u), %zu bytes of dynamic shared memory",

@@ -1,4 +1,4 @@
-// Products of matrices on the host side: torch's, or on the CPU our own where they are small.
+// Matrix products of the host side: torch's, or our own for small ones on the CPU.
 #pragma once
 
 #include <array>
@@ -9,8 +9,8 @@
 #include "cpu_gemm.h"
 #endif
 
-// torch's own, of its stable C interface: out = beta self + alpha a b. The dispatcher's road to it
-// is longer, and takes no Scalar from here.
+// torch's product, from its stable C interface: out = beta self + alpha a b. A call through the
+// dispatcher is slower, and the stable ABI has no Scalar for it.
 #ifdef USE_CUDA
 #define JITOPS_ADDMM_OUT aoti_torch_cuda_addmm_out
 #else
@@ -22,7 +22,7 @@ extern "C" AOTITorchError JITOPS_ADDMM_OUT(AtenTensorHandle out, AtenTensorHandl
 
 namespace jitops {
 
-// rows x cols elements within a tensor, `row` and `col` apart; the tensor must outlive it.
+// A matrix inside a tensor, with strides `row` and `col`. The tensor must outlive it.
 struct MatrixOf {
   const Tensor* tensor;
   int64_t rows, cols, row, col, offset;
@@ -30,7 +30,7 @@ struct MatrixOf {
   // Dense, from element `offset` on.
   MatrixOf(const Tensor& within, int64_t rows_, int64_t cols_, int64_t offset_ = 0)
       : MatrixOf(within, rows_, cols_, cols_, offset_) {}
-  // Some columns of a matrix whose rows lie `stride` apart.
+  // Columns of a matrix whose rows lie `stride` apart.
   MatrixOf(const Tensor& within, int64_t rows_, int64_t cols_, int64_t stride, int64_t offset_)
       : tensor(&within), rows(rows_), cols(cols_), row(stride), col(1), offset(offset_) {}
 
@@ -41,7 +41,7 @@ struct MatrixOf {
     return other;
   }
 
-  // The same as a tensor, which shares the memory. Torch adds the offset to the tensor's own.
+  // A tensor that shares the memory. torch adds the offset to that of the tensor.
   Tensor view() const {
     const int64_t sizes[] = {rows, cols}, strides[] = {row, col};
     AtenTensorHandle handle = nullptr;
@@ -61,12 +61,12 @@ struct MatrixOf {
 
 enum class Into { kFresh, kSum };
 
-// c = a b, or c += a b; one of a and its transpose is dense, and so is c.
+// c = a b, or c += a b. c is dense, and a or its transpose is dense.
 inline void multiply(const MatrixOf& a, const MatrixOf& b, const MatrixOf& c,
                      Into into = Into::kFresh) {
   const bool add = into == Into::kSum;
 #ifndef USE_CUDA
-  constexpr int64_t kSmall = int64_t{1} << 22;  // multiplications: some 20 us of work
+  constexpr int64_t kSmall = int64_t{1} << 22;  // multiplications: about 20 us of work
   const ScalarType dtype = c.tensor->scalar_type();
   if (c.rows * c.cols * a.cols <= kSmall) {
     if (dtype == ScalarType::Float) {
@@ -82,7 +82,7 @@ inline void multiply(const MatrixOf& a, const MatrixOf& b, const MatrixOf& c,
       JITOPS_ADDMM_OUT(out.get(), out.get(), left.get(), right.get(), add ? 1 : 0, 1));
 }
 
-// The sums of the columns of a dense matrix, with the given sizes.
+// The sum of each column of a dense matrix.
 inline Tensor column_sums(const MatrixOf& a, IntHeaderOnlyArrayRef sizes) {
 #ifndef USE_CUDA
   const ScalarType dtype = a.tensor->scalar_type();

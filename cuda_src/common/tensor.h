@@ -1,5 +1,5 @@
-// What the host side of every op needs of tensors: checks, a view as rows, fresh memory, the stream.
-// LibTorch's stable ABI only: torch/extension.h would cost twenty seconds of compile time.
+// Tensors on the host side of every op: checks, a view as rows, new memory, the stream. It includes
+// only torch's stable ABI, because torch/extension.h takes far longer to compile.
 #pragma once
 
 #include <torch/csrc/stable/library.h>
@@ -15,8 +15,8 @@
 #include <sys/mman.h>
 #endif
 
-// The dispatch key this translation unit registers for: an extension is built for one device.
-#ifdef JITOPS_DISPATCH_KEY  // told: tests run what is written for CUDA on other tensors
+// The dispatch key that this file registers for. An extension is built for one device.
+#ifdef JITOPS_DISPATCH_KEY  // the tests run CUDA code on CPU tensors
 #elif defined(USE_CUDA)
 #define JITOPS_DISPATCH_KEY CUDA
 #else
@@ -29,9 +29,9 @@ using torch::headeronly::IntHeaderOnlyArrayRef;
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-// ---- checks: the Python side has given its fuller message already; these keep memory safe -----
+// ---- checks, which keep memory safe; those in Python have better messages -----------------------
 
-// One function, out of line: STD_TORCH_CHECK at every place would double the compile time.
+// One function, out of line, because STD_TORCH_CHECK in many places doubles the compile time.
 [[gnu::noinline]] inline void check(bool ok, const char* name, const char* must) {
   STD_TORCH_CHECK(ok, name, must);
 }
@@ -48,7 +48,7 @@ inline DType dtype_of(const Tensor& tensor) {
   return DType::kFloat32;
 }
 
-// Torch's own number of a dtype: to compare, and to hand on. Its name takes ten times as long.
+// torch's number of a dtype, to compare and pass on. A conversion to its name is ten times slower.
 inline int32_t dtype_number(const Tensor& tensor) {
   int32_t number = 0;
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(tensor.get(), &number));
@@ -70,9 +70,9 @@ inline void check_alike(const char* name, const Tensor& tensor, const Tensor& re
   check(same, name, " must have the shape of the first tensor");
 }
 
-// ---- fresh memory -----------------------------------------------------------------------------
+// ---- new memory -------------------------------------------------------------------------------
 
-// Straight to the allocator: the dispatcher's road to aten::new_empty takes five times as long.
+// Calls the allocator directly. aten::new_empty through the dispatcher is five times slower.
 inline Tensor empty(IntHeaderOnlyArrayRef sizes, int32_t dtype, const Tensor& like) {
   std::vector<int64_t> strides(sizes.size());
   int64_t step = 1;
@@ -92,8 +92,8 @@ inline Tensor empty(IntHeaderOnlyArrayRef sizes, const Tensor& like) {
   return empty(sizes, dtype_number(like), like);
 }
 
-// Fresh large memory is page faults before it is anything else: ask for 2 MiB pages. This alone
-// makes a 64 MiB gradient four times as fast. Advice only: where it is declined, nothing is lost.
+// Requests pages of 2 MiB, because new large memory costs page faults. This alone makes a gradient
+// of 64 MiB four times as fast. The kernel may ignore the advice.
 inline void advise_huge_pages([[maybe_unused]] const Tensor& tensor) {
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
   constexpr uintptr_t kHuge = uintptr_t{2} << 20;
@@ -118,7 +118,7 @@ inline Tensor dense(const Tensor& tensor) {
 
 // ---- a tensor seen as rows along its last dimension -------------------------------------------
 
-// Copies only what no single row stride can describe; a broadcast row has stride 0.
+// Copies a tensor only if no single row stride describes it. A broadcast row has stride 0.
 struct Rows {
   Tensor tensor;  // keeps the memory alive
   int64_t count = 1;
@@ -145,7 +145,7 @@ struct Rows {
     const size_t last = sizes.size() - 1;
     if (sizes[last] > 1 && strides[last] != 1) return std::nullopt;
     std::optional<int64_t> stride;
-    int64_t outer = 0;  // the stride the next dimension outwards must have
+    int64_t outer = 0;  // the required stride of the next outer dimension
     for (size_t d = last; d-- > 0;) {
       if (sizes[d] == 1) continue;
       if (!stride) {
@@ -159,7 +159,7 @@ struct Rows {
   }
 };
 
-// ---- CUDA: the device of a tensor made current, and its current stream ------------------------
+// ---- CUDA: make a tensor's device current; its current stream ---------------------------------
 
 #ifdef USE_CUDA
 class OnDeviceOf {

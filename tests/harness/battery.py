@@ -14,7 +14,15 @@ import torch
 
 import ops
 from tests.harness.compile_battery import CompileBattery
-from tests.harness.op_under_test import DTYPES, backward, close, leaves, misaligned, several
+from tests.harness.op_under_test import (
+    DTYPES,
+    applies,
+    backward,
+    close,
+    leaves,
+    misaligned,
+    several,
+)
 
 
 class Battery(CompileBattery):
@@ -48,6 +56,7 @@ class Battery(CompileBattery):
         for shape, keywords in itertools.product(self.op.shapes, self.op.variants):
             self.agree(self.inputs(device, dtype, shape), keywords)
 
+    @applies(lambda op, backend: op.launches is not None)
     def test_every_launch_shape(self, backend, device):
         for plain in self.op.launches(torch.float32, device):
             for inputs in (plain, misaligned(plain)):
@@ -237,10 +246,10 @@ class Battery(CompileBattery):
         with torch.inference_mode():
             self.op.results(inputs, self.op.variants[0])
 
+    # NumPy and compiled code compute with content.
+    @applies(lambda op, backend: op.compiles and backend == "torch")
     def test_meta_tensors(self, backend, device):
         """Shapes and dtypes without content, as for a model that is built without memory."""
-        if not self.op.compiles or backend != "torch":
-            return  # NumPy and compiled code compute with content
         for dtype in (torch.float32, torch.bfloat16):
             real = self.inputs("cpu", dtype)
             results = self.op.results([t.to("meta") for t in real], self.op.variants[0])
@@ -256,20 +265,20 @@ class Battery(CompileBattery):
         with pytest.raises(RuntimeError, match="second time"):
             out.backward()
 
+    # The torch path need not have saved this very tensor.
+    @applies(lambda op, backend: backend != "torch")
     def test_modified_input_is_noticed(self, backend, device):
         inputs = leaves(self.inputs(device))
         first = inputs[0] * 1
         results = self.op.differentiable([first, *inputs[1:]], self.op.variants[0])
         first += 1
-        if backend != "torch":  # the torch path need not have saved this very tensor
-            with pytest.raises(RuntimeError, match="modified by an inplace operation"):
-                sum(x.sum() for x in results).backward()
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            sum(x.sum() for x in results).backward()
 
     # ---- what surrounds an op in a training script -----------------------------------------------
 
+    @applies(lambda op, backend: op.module is not None)
     def test_module(self, backend, device):
-        if self.op.module is None:
-            return  # the op is a function only
         module = self.op.module().to(device)
         inputs = self.inputs(device, torch.float32)[: self.op.module_takes]
         again = copy.deepcopy(module)

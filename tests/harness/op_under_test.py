@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -118,9 +119,9 @@ class OpUnderTest:
     autocast: torch.dtype = torch.float32
     compiles: bool = True
     numpy: bool = False
-    operator_samples: Callable[[torch.device], list] = field(default=lambda device: [])
+    operator_samples: Callable[[torch.device], list] | None = None
     source: str | None = None
-    launches: Callable[..., Iterator[list[Tensor]]] = field(default=lambda dtype, device: iter(()))
+    launches: Callable[..., Iterator[list[Tensor]]] | None = None
     busy: Callable[..., list[Tensor]] | None = None
     elements: Callable[[], None] | None = None
     far: Callable[[str], Far] | None = None
@@ -134,6 +135,15 @@ class OpUnderTest:
 
     def naive(self, inputs, keywords) -> tuple[Tensor, ...]:
         return several(self.reference(*inputs, **keywords))
+
+
+def applies(condition: Callable[[OpUnderTest, str], bool]) -> pytest.MarkDecorator:
+    """Mark a check of the battery that applies to some ops, or on some back ends, alone.
+
+    Args:
+        condition: takes the op and the back end. Where it is false, the check is not collected.
+    """
+    return pytest.mark.applies.with_args(condition)
 
 
 def compiled_ops() -> dict[str, OpUnderTest]:

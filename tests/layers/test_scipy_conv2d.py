@@ -67,7 +67,7 @@ class TestScipyConv2d(Battery):
 class TestWithoutBiasAndWithTheFilterLarger(Battery):
     backends = ("torch",)
     op = OpUnderTest(
-        name="scipy_conv2d (TestWithoutBiasAndWithTheFilterLarger)",
+        name="scipy_conv2d, filter larger",
         call=ops.scipy_conv2d,
         reference=reference,
         names=("input", "filter"),
