@@ -1,11 +1,9 @@
 // The improved triplet loss: host side, CPU kernels, registration.
 #include "improved_triplet_loss.h"
 
-#include <cmath>
 #include <tuple>
 
-#include "common/cpu.h"
-#include "common/tensor.h"
+#include "common/run.h"
 
 namespace jitops::improved_triplet_loss {
 namespace {
@@ -91,17 +89,10 @@ const T* row_of(const void* data, int64_t stride, int64_t row) {
   return static_cast<const T*>(data) + row * stride;
 }
 
-// torch.clamp(x, min=bound): NaN stays NaN.
-template <typename A>
-A clamp_min(A x, A bound) {
-  return x < bound ? bound : x;
-}
-
 template <typename T>
 void forward_cpu(const Params& params) {
   using A = acc_t<T>;
-  const A t1 = static_cast<A>(params.t1), t2 = static_cast<A>(params.t2);
-  const A beta = static_cast<A>(params.beta), eps = static_cast<A>(params.eps);
+  const A eps = static_cast<A>(params.eps);
   const bool reduces = params.reduction != Reduction::kNone;
   const cpu::RowBlocks blocks(params.rows, params.cols, kBlockElements);
   std::vector<double> sums(blocks.count);
@@ -117,11 +108,8 @@ void forward_cpu(const Params& params) {
         const int64_t count = std::min(kSumElements, params.cols - j);
         squared_distances(a + j, p + j, n + j, count, eps, &pos, &neg);
       }
-      const A d_pos = static_cast<A>(pos), d_neg = static_cast<A>(neg);
-      const A margin = d_pos - d_neg;
-      const A loss = clamp_min(margin, t1) + beta * clamp_min(d_pos, t2);
-      params.state[row] = (margin >= t1 ? kMarginActive : 0) | (d_pos >= t2 ? kPositiveActive : 0) |
-                          (std::isfinite(d_pos) && std::isfinite(d_neg) ? kFinite : 0);
+      const auto [loss, state] = row_loss(params, static_cast<A>(pos), static_cast<A>(neg));
+      params.state[row] = state;
       sum += loss;
       if (!reduces) cpu::store(static_cast<T*>(params.loss)[row], loss);
     }
@@ -138,9 +126,8 @@ void forward_cpu(const Params& params) {
 template <typename T>
 void backward_cpu(const Params& params) {
   using A = acc_t<T>;
-  const A beta = static_cast<A>(params.beta), eps = static_cast<A>(params.eps);
+  const A eps = static_cast<A>(params.eps);
   const bool reduces = params.reduction != Reduction::kNone;
-  const A scale = params.reduction == Reduction::kMean ? A(1) / static_cast<A>(params.rows) : A(1);
   const T* grad_loss = static_cast<const T*>(params.grad_loss);
   const cpu::RowBlocks blocks(params.rows, params.cols, kBlockElements);
 
@@ -159,40 +146,17 @@ void backward_cpu(const Params& params) {
       T* grad_p = destination(params.grad_positive, row);
       T* grad_n = destination(params.grad_negative, row);
 
-      const uint8_t state = params.state[row];
-      const A g = cpu::load(grad_loss[reduces ? 0 : row]) * scale;
-      const A through_margin = state & kMarginActive ? g : A(0);
-      const A c_pos = 2 * (through_margin + (state & kPositiveActive ? beta * g : A(0)));
-      const A c_neg = -2 * through_margin;
-      if (c_neg == 0 && (state & kFinite)) {  // the negative has no gradient: skip its row
-        gradient_row_without_negative(a, p, grad_a, grad_p, grad_n, params.cols, eps, c_pos);
+      const A grad = cpu::load(grad_loss[reduces ? 0 : row]);
+      const RowFactors<A> factors = row_factors(params, params.state[row], grad);
+      if (factors.reads_negative) {
+        gradient_row(a, p, n, grad_a, grad_p, grad_n, params.cols, eps, factors.pos, factors.neg);
       } else {
-        gradient_row(a, p, n, grad_a, grad_p, grad_n, params.cols, eps, c_pos, c_neg);
+        gradient_row_without_negative(a, p, grad_a, grad_p, grad_n, params.cols, eps, factors.pos);
       }
     }
   });
 }
 #endif
-
-// ---- dispatch and launch ----------------------------------------------------------------------
-
-void run_forward(const Tensor& anchor, const Params& params) {
-#ifdef USE_CUDA
-  const OnDeviceOf device(anchor);
-  check_launch("improved_triplet_loss", launch_forward(dtype_of(anchor), params, device.stream()));
-#else
-  cpu::dispatch(dtype_of(anchor), [&]<typename T>() { forward_cpu<T>(params); });
-#endif
-}
-
-void run_backward(const Tensor& anchor, const Params& params) {
-#ifdef USE_CUDA
-  const OnDeviceOf device(anchor);
-  check_launch("improved_triplet_loss", launch_backward(dtype_of(anchor), params, device.stream()));
-#else
-  cpu::dispatch(dtype_of(anchor), [&]<typename T>() { backward_cpu<T>(params); });
-#endif
-}
 
 // ---- the two operators ------------------------------------------------------------------------
 
@@ -215,7 +179,8 @@ std::tuple<Tensor, Tensor> forward(const Tensor& anchor, const Tensor& positive,
   const Tensor partials = empty({&scratch, 1}, ScalarType::Double, anchor);
   params.partials = static_cast<double*>(partials.mutable_data_ptr());
 #endif
-  run_forward(anchor, params);
+  const OnDeviceOf device(anchor);
+  JITOPS_RUN("improved_triplet_loss", forward, anchor, params, device);
   return {loss, state};
 }
 
@@ -242,7 +207,8 @@ std::vector<Tensor> backward(const Tensor& grad_loss, const Tensor& anchor, cons
   params.grad_anchor = allocate(needs_anchor);
   params.grad_positive = allocate(needs_positive);
   params.grad_negative = allocate(needs_negative);
-  run_backward(anchor, params);
+  const OnDeviceOf device(anchor);
+  JITOPS_RUN("improved_triplet_loss", backward, anchor, params, device);
   return gradients;
 }
 

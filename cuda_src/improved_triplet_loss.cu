@@ -30,12 +30,6 @@ __device__ const Pack<T, kWidth>* row_of(const void* data, int64_t stride, int64
   return reinterpret_cast<const Pack<T, kWidth>*>(static_cast<const T*>(data) + row * stride);
 }
 
-// torch.clamp(x, min=bound): NaN stays NaN.
-template <typename A>
-__device__ A clamp_min(A x, A bound) {
-  return x < bound ? bound : x;
-}
-
 constexpr int kWarps = cuda::kMaxThreads / cuda::kWarp;
 
 // One thread's share of the squared distances: every `step`-th pack of a row, from `first` on.
@@ -86,14 +80,8 @@ __device__ void squared_distances(const Params& params, int64_t row, int64_t fir
 // there is no reduction.
 template <typename T, typename A = acc_t<T>>
 __device__ double finish_row(const Params& params, int64_t row, A d_pos, A d_neg) {
-  const A margin = d_pos - d_neg;
-  const A loss = clamp_min(margin, static_cast<A>(params.t1)) +
-                 static_cast<A>(params.beta) * clamp_min(d_pos, static_cast<A>(params.t2));
-  int state = 0;
-  if (margin >= static_cast<A>(params.t1)) state |= kMarginActive;
-  if (d_pos >= static_cast<A>(params.t2)) state |= kPositiveActive;
-  if (isfinite(d_pos) && isfinite(d_neg)) state |= kFinite;
-  params.state[row] = static_cast<uint8_t>(state);
+  const auto [loss, state] = row_loss(params, d_pos, d_neg);
+  params.state[row] = state;
   if (params.reduction == Reduction::kNone) store(static_cast<T*>(params.loss)[row], loss);
   return static_cast<double>(loss);
 }
@@ -183,9 +171,8 @@ template <typename T, int kWidth>
 __global__ void __launch_bounds__(cuda::kMaxThreads) backward_kernel(Params params) {
   using A = acc_t<T>;
   constexpr int kMany = kAhead<T, kWidth>;
-  const A beta = static_cast<A>(params.beta), eps = static_cast<A>(params.eps);
+  const A eps = static_cast<A>(params.eps);
   const bool reduces = params.reduction != Reduction::kNone;
-  const A scale = params.reduction == Reduction::kMean ? A(1) / static_cast<A>(params.rows) : A(1);
   const T* grad_loss = static_cast<const T*>(params.grad_loss);
   T* grad_anchor = static_cast<T*>(params.grad_anchor);
   T* grad_positive = static_cast<T*>(params.grad_positive);
@@ -195,12 +182,8 @@ __global__ void __launch_bounds__(cuda::kMaxThreads) backward_kernel(Params para
   const int64_t first = static_cast<int64_t>(blockIdx.x) * blockDim.y + threadIdx.y;
   const int64_t step = static_cast<int64_t>(gridDim.x) * blockDim.y;
   for (int64_t row = first; row < params.rows; row += step) {
-    const int state = params.state[row];
-    const A g = load(grad_loss[reduces ? 0 : row]) * scale;
-    const A through_margin = state & kMarginActive ? g : A(0);
-    const A c_pos = A(2) * (through_margin + (state & kPositiveActive ? beta * g : A(0)));
-    const A c_neg = A(-2) * through_margin;
-    const bool reads_negative = c_neg != A(0) || !(state & kFinite);
+    const A grad = load(grad_loss[reduces ? 0 : row]);
+    const RowFactors<A> factors = row_factors(params, params.state[row], grad);
 
     const auto* a = row_of<T, kWidth>(params.anchor, params.anchor_stride, row);
     const auto* p = row_of<T, kWidth>(params.positive, params.positive_stride, row);
@@ -210,9 +193,10 @@ __global__ void __launch_bounds__(cuda::kMaxThreads) backward_kernel(Params para
       Pack<T, kWidth> of_anchor, of_positive, of_negative;
 #pragma unroll
       for (int k = 0; k < kWidth; ++k) {
-        const A u = c_pos * (load(x.values[k]) - load(y.values[k]) + eps);
-        const A v =
-            reads_negative ? c_neg * (load(x.values[k]) - load(z.values[k]) + eps) : A(0);
+        const A u = factors.pos * (load(x.values[k]) - load(y.values[k]) + eps);
+        const A v = factors.reads_negative
+                        ? factors.neg * (load(x.values[k]) - load(z.values[k]) + eps)
+                        : A(0);
         store(of_anchor.values[k], u + v);
         store(of_positive.values[k], -u);
         store(of_negative.values[k], -v);
@@ -231,13 +215,13 @@ __global__ void __launch_bounds__(cuda::kMaxThreads) backward_kernel(Params para
         for (int m = 0; m < kMany; ++m) {
           x[m] = a[j + m * apart];
           y[m] = p[j + m * apart];
-          z[m] = reads_negative ? n[j + m * apart] : x[m];
+          z[m] = factors.reads_negative ? n[j + m * apart] : x[m];
         }
 #pragma unroll
         for (int m = 0; m < kMany; ++m) write(j + m * apart, x[m], y[m], z[m]);
       }
     }
-    for (; j < packs; j += apart) write(j, a[j], p[j], reads_negative ? n[j] : a[j]);
+    for (; j < packs; j += apart) write(j, a[j], p[j], factors.reads_negative ? n[j] : a[j]);
   }
 }
 

@@ -51,6 +51,53 @@ struct Params {
   void* grad_negative;
 };
 
+// ---- the formula of a row, for the CPU and for CUDA -------------------------------------------
+
+// torch.clamp(x, min=bound): NaN stays NaN.
+template <typename A>
+JITOPS_BOTH A clamp_min(A x, A bound) {
+  return x < bound ? bound : x;
+}
+
+template <typename A>
+JITOPS_BOTH bool is_finite(A x) {
+  return x - x == A(0);
+}
+
+template <typename A>
+struct RowLoss {
+  A loss;
+  uint8_t state;  // RowState bits
+};
+
+template <typename A>
+JITOPS_BOTH RowLoss<A> row_loss(const Params& params, A d_pos, A d_neg) {
+  const A t1 = static_cast<A>(params.t1), t2 = static_cast<A>(params.t2);
+  const A margin = d_pos - d_neg;
+  const int state = (margin >= t1 ? kMarginActive : 0) | (d_pos >= t2 ? kPositiveActive : 0) |
+                    (is_finite(d_pos) && is_finite(d_neg) ? kFinite : 0);
+  return {clamp_min(margin, t1) + static_cast<A>(params.beta) * clamp_min(d_pos, t2),
+          static_cast<uint8_t>(state)};
+}
+
+// The gradients of a row: u = pos * (a - p + eps), v = neg * (a - n + eps); u + v, -u and -v.
+template <typename A>
+struct RowFactors {
+  A pos, neg;
+  bool reads_negative;  // false: v is zero, and the row of the negative is not needed
+};
+
+template <typename A>
+JITOPS_BOTH RowFactors<A> row_factors(const Params& params, uint8_t state, A grad_loss) {
+  const A g = params.reduction == Reduction::kMean
+                  ? grad_loss * (A(1) / static_cast<A>(params.rows))
+                  : grad_loss;
+  const A margin = state & kMarginActive ? g : A(0);
+  const A positive = state & kPositiveActive ? static_cast<A>(params.beta) * g : A(0);
+  const A neg = A(-2) * margin;
+  return {A(2) * (margin + positive), neg, neg != A(0) || !(state & kFinite)};
+}
+
 // CUDA launchers for the current device. They return null, or CUDA's error message.
 const char* launch_forward(DType dtype, const Params& params, void* stream);
 const char* launch_backward(DType dtype, const Params& params, void* stream);

@@ -5,6 +5,7 @@
 
 #include "common/cpu_math.h"
 #include "common/product.h"
+#include "common/run.h"
 
 namespace jitops::lltm {
 namespace {
@@ -143,28 +144,6 @@ void backward_cpu(const Params& params) {
       }
     }
   });
-}
-#endif
-
-// ---- dispatch and launch ----------------------------------------------------------------------
-
-#ifdef USE_CUDA
-void step_forward(DType dtype, const Params& params, void* stream) {
-  check_launch("lltm", launch_forward(dtype, params, stream));
-}
-void step_backward(DType dtype, const Params& params, void* stream) {
-  check_launch("lltm", launch_backward(dtype, params, stream));
-}
-#else
-struct OnDeviceOf {  // nothing to do on the CPU
-  explicit OnDeviceOf(const Tensor&) {}
-  void* stream() const { return nullptr; }
-};
-void step_forward(DType dtype, const Params& params, void*) {
-  cpu::dispatch(dtype, [&]<typename T>() { forward_cpu<T>(params); });
-}
-void step_backward(DType dtype, const Params& params, void*) {
-  cpu::dispatch(dtype, [&]<typename T>() { backward_cpu<T>(params); });
 }
 #endif
 
@@ -317,7 +296,7 @@ std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& input, const Tensor& we
     params.old_state = params.state;
     params.h = at_output.at(t);
     (in.sequence() ? params.state : params.cell) = at_cells.at(t);
-    step_forward(dtype_of(in.input), params, device.stream());
+    JITOPS_RUN("lltm", forward, in.input, params, device);
   }
   return {output, cells, gates};
 }
@@ -404,7 +383,7 @@ std::vector<Tensor> backward(const std::optional<Tensor>& grad_output,
       params.grad_cell = params.last && grad_cell ? last_cell.const_data_ptr() : nullptr;
       params.grad_gates = at_grad_gates.at(t);
       params.grad_old_cell = t == 0 && needs_cell ? grad_old_cell.mutable_data_ptr() : nullptr;
-      step_backward(dtype_of(in.input), params, device.stream());
+      JITOPS_RUN("lltm", backward, in.input, params, device);
     }
   }
 

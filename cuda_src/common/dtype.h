@@ -3,6 +3,12 @@
 
 #include <cstdint>
 
+#ifdef __CUDACC__
+#define JITOPS_BOTH __host__ __device__  // a function of the CPU's and of the CUDA kernels
+#else
+#define JITOPS_BOTH
+#endif
+
 namespace jitops {
 
 enum class DType : int32_t { kFloat64, kFloat32, kBFloat16, kFloat16 };

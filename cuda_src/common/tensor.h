@@ -159,7 +159,7 @@ struct Rows {
   }
 };
 
-// ---- CUDA: make a tensor's device current; its current stream ---------------------------------
+// ---- the device of a tensor, made current, and its current stream -------------------------------
 
 #ifdef USE_CUDA
 class OnDeviceOf {
@@ -178,6 +178,10 @@ class OnDeviceOf {
 [[gnu::noinline]] inline void check_launch(const char* op, const char* error) {
   STD_TORCH_CHECK(error == nullptr, op, ": ", error ? error : "");
 }
+#else
+struct OnDeviceOf {  // the CPU needs neither
+  explicit OnDeviceOf(const Tensor&) {}
+};
 #endif
 
 }  // namespace jitops
