@@ -1,15 +1,17 @@
-# make demo   train on real digits with a loss that compiles on the fly
-# make test   the tests
-# make bench  speed and memory, as ratios, and the README's chart
-# make docs   the site, into build/site
-# make lint   what CI checks of style and types
-# make gpu    all that needs a GPU: tests, compute-sanitizer, benches
+# make demo      train on real digits with a loss that compiles on the fly
+# make test      the tests, without the slow ones
+# make test-all  all tests
+# make bench     speed and memory, as ratios, and the README's chart
+# make docs      the site, into build/site
+# make lint      what CI checks of style and types
+# make gpu       all that needs a GPU: tests, compute-sanitizer, benches
 #
 # Everything lives in .venv. Another torch: make demo TORCH="torch" (the default is the one tested).
 
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 PYTEST_ARGS ?=
+WORKERS ?= auto
 DEMO_ARGS ?=
 BENCHES ?=
 GPU_PYTHON ?=  # one that has a torch with CUDA; by default .venv, with TORCH
@@ -18,13 +20,16 @@ BIN := .venv/bin
 # Of this torch: with another one, it is installed anew.
 INSTALLED := .venv/with-$(subst /,_,$(subst $() $(),_,$(TORCH)))
 
-.PHONY: demo test bench docs lint gpu clean
+.PHONY: demo test test-all bench docs lint gpu clean
 
 demo: $(INSTALLED)
 	$(BIN)/python -m ops demo $(DEMO_ARGS)
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) -m "not thorough" $(PYTEST_ARGS)
+
+test-all: $(INSTALLED)
+	$(BIN)/python -m pytest -n $(WORKERS) $(PYTEST_ARGS)
 
 bench: $(INSTALLED)
 	$(BIN)/python -m benchmarks $(BENCHES)

@@ -29,7 +29,27 @@ from ops._core import dispatch  # noqa: E402
 from ops.jit._compile import _compilers  # noqa: E402
 from tests.cuda import emulator as cuda_emulator  # noqa: E402
 
+if "PYTEST_XDIST_WORKER" in os.environ:
+    torch.set_num_threads(1)  # threads of several workers would wait for each other
+
 QUICK = "not thorough"  # what `make test` selects
+# Modules that `make test` leaves out. A single test has the mark `thorough` instead.
+THOROUGH = (
+    "cuda.test_cuda_compiles",
+    "cuda.test_cuda_emulator",
+    "cuda.test_run_book",
+    "jit.test_crowds",
+    "jit.test_debug",
+    "jit.test_failures",
+    "jit.test_faults",
+    "jit.test_killed",
+    "jit.test_mounts",
+    "jit.test_odd_paths",
+    "jit.test_pch",
+    "jit.test_processes",
+    "jit.test_reload",
+    "jit.test_stale",
+)
 DEVICES = {"torch": "cpu", "cpp": "cpu", cuda_emulator.NAME: "cpu", "cuda": "cuda"}
 
 
@@ -138,8 +158,9 @@ def pytest_collection_modifyitems(config, items):
         items[:] = [item for item in items if item not in unwanted]
     # Last: emulated CUDA takes the place of back end cpp, which costs more than a test.
     items.sort(key=_is_emulated)
-    for item in filter(_is_emulated, items):
-        item.add_marker("thorough")
+    for item in items:
+        if _is_emulated(item) or item.module.__name__.removeprefix("tests.") in THOROUGH:
+            item.add_marker("thorough")
 
 
 def _is_emulated(item):

@@ -84,6 +84,7 @@ def test_the_compiled_example_in_graphs_and_reloaded(tmp_path):
     run(code, cwd=tmp_path, JITOPS_CACHE_DIR=tmp_path / "cache")
 
 
+@pytest.mark.thorough
 @pytest.mark.cpp
 def test_the_commands_print_what_is_shown(tmp_path):
     """In a folder with the examples alone, with the cache empty."""

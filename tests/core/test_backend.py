@@ -219,6 +219,7 @@ def test_an_op_that_could_not_be_built_can_be_tried_again(tmp_path):
     assert out.split() == ["True", "True", "improved_triplet_loss"]
 
 
+@pytest.mark.thorough
 @pytest.mark.cpp
 def test_reload(tmp_path, root):
     """An edited kernel takes the place of the one that is loaded; whatever holds the op runs it."""

@@ -39,6 +39,7 @@ def hidden(x):
 """
 
 
+@pytest.mark.thorough
 def test_command_on_all_ops(capsys):
     assert cli.main(["check"]) == 0
     lines = capsys.readouterr().out.splitlines()

@@ -736,6 +736,7 @@ def test_garbage():
         assert read(f"In file included from {line}\n{GCC}/a.h:1:1: error: x").error
 
 
+@pytest.mark.thorough
 def test_long_logs():
     """No pattern is catastrophic: a second each, where the square of their size would be days."""
     failed = "FAILED: [code=1] a.o \nc++ -c a.cpp\n"

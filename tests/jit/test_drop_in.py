@@ -121,6 +121,7 @@ def test_a_program_is_not_called_as_a_file_of_the_build(cache, source):
             load(name, source, is_python_module=False, is_standalone=True)
 
 
+@pytest.mark.thorough
 def test_functions_of_templates(cache):
     text = """
         #include <pybind11/pybind11.h>
@@ -168,6 +169,7 @@ def test_several_sources_of_one_name_in_one_process(cache):
     assert one.__name__ == two.__name__ == "mine"
 
 
+@pytest.mark.thorough
 def test_hot_reload_of_pybind11_modules(cache):
     text = """
         #include <pybind11/pybind11.h>
@@ -274,6 +276,7 @@ def test_hot_reload_of_operators(cache):
         assert torch.ops.hot_one.add(10) == held(10) == 10 + number
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("gone", [False, True])
 def test_hot_reload_whatever_there_was_before(cache, gone):
     """Nothing but a namespace; a cache that was deleted meanwhile."""
@@ -303,6 +306,7 @@ TORCH_LIBRARY_IMPL(hot_torch, CompositeImplicitAutograd, m) {{ m.impl("add", &ad
 """
 
 
+@pytest.mark.thorough
 def test_hot_reload_of_operators_registered_by_torchs_macros(cache):
     """In a process of its own, which must end well too."""
     code = f"""
@@ -317,6 +321,7 @@ def test_hot_reload_of_operators_registered_by_torchs_macros(cache):
     assert out.split() == ["11", "12", "11"]
 
 
+@pytest.mark.thorough
 def test_hot_reload_with_another_schema(cache):
     operators("hot_two", 1)
     held = torch.ops.hot_two.add
@@ -331,6 +336,7 @@ def test_hot_reload_of_a_file(cache, source):
         assert answer(load("answer", source, is_python_module=False)) == value
 
 
+@pytest.mark.thorough
 def test_hot_reload_spares_other_extensions(cache):
     operators("hot_three", 1)
     operators("hot_four", 1)
