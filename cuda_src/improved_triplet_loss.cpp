@@ -126,8 +126,9 @@ void forward_cpu(const Params& params) {
 template <typename T>
 void backward_cpu(const Params& params) {
   using A = acc_t<T>;
-  const A eps = static_cast<A>(params.eps);
+  const A beta = static_cast<A>(params.beta), eps = static_cast<A>(params.eps);
   const bool reduces = params.reduction != Reduction::kNone;
+  const A weight = row_weight<A>(params);
   const T* grad_loss = static_cast<const T*>(params.grad_loss);
   const cpu::RowBlocks blocks(params.rows, params.cols, kBlockElements);
 
@@ -146,8 +147,8 @@ void backward_cpu(const Params& params) {
       T* grad_p = destination(params.grad_positive, row);
       T* grad_n = destination(params.grad_negative, row);
 
-      const A grad = cpu::load(grad_loss[reduces ? 0 : row]);
-      const RowFactors<A> factors = row_factors(params, params.state[row], grad);
+      const A grad = cpu::load(grad_loss[reduces ? 0 : row]) * weight;
+      const RowFactors<A> factors = row_factors(params.state[row], beta, grad);
       if (factors.reads_negative) {
         gradient_row(a, p, n, grad_a, grad_p, grad_n, params.cols, eps, factors.pos, factors.neg);
       } else {

@@ -171,8 +171,9 @@ template <typename T, int kWidth>
 __global__ void __launch_bounds__(cuda::kMaxThreads) backward_kernel(Params params) {
   using A = acc_t<T>;
   constexpr int kMany = kAhead<T, kWidth>;
-  const A eps = static_cast<A>(params.eps);
+  const A beta = static_cast<A>(params.beta), eps = static_cast<A>(params.eps);
   const bool reduces = params.reduction != Reduction::kNone;
+  const A weight = row_weight<A>(params);
   const T* grad_loss = static_cast<const T*>(params.grad_loss);
   T* grad_anchor = static_cast<T*>(params.grad_anchor);
   T* grad_positive = static_cast<T*>(params.grad_positive);
@@ -182,8 +183,8 @@ __global__ void __launch_bounds__(cuda::kMaxThreads) backward_kernel(Params para
   const int64_t first = static_cast<int64_t>(blockIdx.x) * blockDim.y + threadIdx.y;
   const int64_t step = static_cast<int64_t>(gridDim.x) * blockDim.y;
   for (int64_t row = first; row < params.rows; row += step) {
-    const A grad = load(grad_loss[reduces ? 0 : row]);
-    const RowFactors<A> factors = row_factors(params, params.state[row], grad);
+    const A grad = load(grad_loss[reduces ? 0 : row]) * weight;
+    const RowFactors<A> factors = row_factors(params.state[row], beta, grad);
 
     const auto* a = row_of<T, kWidth>(params.anchor, params.anchor_stride, row);
     const auto* p = row_of<T, kWidth>(params.positive, params.positive_stride, row);

@@ -87,13 +87,17 @@ struct RowFactors {
   bool reads_negative;  // false: v is zero, and the row of the negative is not needed
 };
 
+// The weight of a row in the loss.
 template <typename A>
-JITOPS_BOTH RowFactors<A> row_factors(const Params& params, uint8_t state, A grad_loss) {
-  const A g = params.reduction == Reduction::kMean
-                  ? grad_loss * (A(1) / static_cast<A>(params.rows))
-                  : grad_loss;
-  const A margin = state & kMarginActive ? g : A(0);
-  const A positive = state & kPositiveActive ? static_cast<A>(params.beta) * g : A(0);
+JITOPS_BOTH A row_weight(const Params& params) {
+  return params.reduction == Reduction::kMean ? A(1) / static_cast<A>(params.rows) : A(1);
+}
+
+// `grad` is the gradient of the row's own loss.
+template <typename A>
+JITOPS_BOTH RowFactors<A> row_factors(uint8_t state, A beta, A grad) {
+  const A margin = state & kMarginActive ? grad : A(0);
+  const A positive = state & kPositiveActive ? beta * grad : A(0);
   const A neg = A(-2) * margin;
   return {A(2) * (margin + positive), neg, neg != A(0) || !(state & kFinite)};
 }

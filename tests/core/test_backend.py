@@ -229,7 +229,7 @@ def test_reload(tmp_path, root):
         """
         import pathlib, torch, ops
         from ops._core import dispatch
-        source = pathlib.Path("cuda_src/improved_triplet_loss.cpp")
+        source = pathlib.Path("cuda_src/improved_triplet_loss.h")
         x = torch.ones(2, 3)
         op = dispatch.built_in("improved_triplet_loss")
         def loss():

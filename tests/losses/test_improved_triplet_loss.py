@@ -101,8 +101,8 @@ MUTATIONS = (
     ),
     Mutation(
         "improved_triplet_loss.cu",
-        "row < params.rows; row += step) {\n    const int state",
-        "row <= params.rows; row += step) {\n    const int state",
+        "row < params.rows; row += step) {\n    const A grad",
+        "row <= params.rows; row += step) {\n    const A grad",
         "read out of bounds",
     ),
     Mutation(
