@@ -210,7 +210,11 @@ def test_batched_gradients_are_an_error():
     ("returned", "error", "text"),
     [
         (lambda g, x, y: g, ops.ArgumentTypeError, "a gradient for each of the 2 inputs, got 1"),
-        (lambda g, x, y: (g, None), ops.GradientError, "returned None for input 1, whose gradient"),
+        (
+            lambda g, x, y: (g, None),
+            ops.GradientError,
+            "must return an array for input 1, .* got None",
+        ),
         (
             lambda g, x, y: (g, g.sum()),
             ops.ArgumentError,
@@ -247,12 +251,12 @@ def test_wrong_gradients(returned, error, text):
         (
             lambda: PRODUCT(leaf(3), leaf(3), power=torch.tensor(2)),
             ops.ArgumentTypeError,
-            "power of product must not hold a tensor, whose gradient would be dropped",
+            "power of product must not hold a tensor, because its gradient",
         ),
         (
             lambda: PRODUCT(leaf(3), leaf(3), power={"of": [torch.tensor(2)]}),
             ops.ArgumentTypeError,
-            "power of product must not hold a tensor, whose gradient would be dropped",
+            "power of product must not hold a tensor, because its gradient",
         ),
         (
             lambda: PRODUCT(torch.ones(3), torch.ones(3, device="meta")),
