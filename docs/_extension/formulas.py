@@ -39,7 +39,8 @@ def latex_of(plain: str) -> str:
         )
 
     text = re.sub(r"( ?)([A-Za-z]{2,}[A-Za-z0-9_]*)( ?)", _upright, plain)
-    text = re.sub(r"([=+−·])\\,", r"\1 ", text.replace(" Σ", r"\,\sum"))
+    text = text.replace(" Σ", r"\;Σ").replace("Σ", r"\sum")
+    text = re.sub(r"([=+−·])\\[,;]", r"\1 ", text)
     return script("_", _LOWERED, script("^", _RAISED, text))
 
 

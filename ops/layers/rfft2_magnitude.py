@@ -48,12 +48,11 @@ def rfft2_magnitude(input: Tensor) -> Tensor:
         DependencyError: NumPy is not installed.
 
     Gradients:
-        For ``input``, differentiable twice. With the gradient g_y that arrives for y, and the
-        adjoint F* of the transform:
+        For ``input``, differentiable twice. g_y is the gradient that arrives for y:
 
-        .. math:: g_x = F* (g_y X / |X|)
+        .. math:: g_x = adjoint(g_y X / |X|)
 
-        The adjoint is not the inverse transform, because half of the spectrum is not computed. A
+        The adjoint of the transform is not its inverse, because half of the spectrum is left out. A
         well-known tutorial uses the inverse, so its gradient is wrong, and it says so. A zero
         magnitude is a kink; its gradient is zero, which is a subgradient. :func:`torch.func.grad`
         and :func:`~torch.func.vmap` work. Forward mode and batched gradients raise an error.

@@ -106,7 +106,7 @@ def test_command_on_what_nobody_can_tell(tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("3,x", "must be sizes with commas"),
+        ("3,x", "must be sizes separated by commas"),
         ("3:short", "must name one of float, fixed, long, bool after the shape, got '3:short'"),
         ("3:long:5:5", "must have a range of numbers, as in 4:long:0:10"),
         ("3:long:1.5", "must have a range of numbers"),
@@ -131,7 +131,7 @@ def test_command_with_bad_inputs(text, message, capsys):
         (["nowhere.py:f", "--input", "3"], "TARGET must name a file that exists"),
         (["mine.py:Module", "--input", "3"], "got 'Module', a class"),
         (["mine.py:right", "--input", "3"], "--input must be given once for each argument of"),
-        (["math:nothing", "--input", "3"], "TARGET must name something in math, got 'nothing'"),
+        (["math:nothing", "--input", "3"], "TARGET must name an object in math, got 'nothing'"),
     ],
 )
 def test_command_with_bad_arguments(arguments, text, capsys, tmp_path, monkeypatch):
