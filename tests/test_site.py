@@ -1,4 +1,4 @@
-"""The site: its examples print what they show, its formulas can be drawn, its checks find faults.
+"""The site: its examples print the shown output, its formulas are drawn, its checks find faults.
 
 ``make docs`` builds it and runs those checks. Nothing here needs Sphinx.
 """
@@ -22,7 +22,7 @@ PAGES = [*sorted((DOCS / "ops").glob("*.md")), DOCS / "check-gradients.md"]
 
 
 def extension(name):
-    """A module of the Sphinx extension, which itself imports Sphinx."""
+    """Import a module of the Sphinx extension without the package, which imports Sphinx."""
     spec = importlib.util.spec_from_file_location(name, DOCS / "_extension" / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -93,7 +93,7 @@ def test_every_formula_of_a_docstring_can_be_drawn():
 
 @pytest.mark.parametrize("op", generated.op_names())
 def test_an_op_shows_its_formula(op):
-    """Rendered: in ``.. math::`` of its docstring, or on its page."""
+    """The formula is rendered: in ``.. math::`` of the docstring, or on its page."""
     page = (DOCS / "ops" / f"{op}.md").read_text()
     docstring = getattr(ops, op).__doc__
     assert op == "from_numpy" or "```{math}" in page or ".. math::" in docstring
@@ -197,7 +197,7 @@ def test_a_good_page_passes(tmp_path):
 
 
 def planned(target):
-    """The commands that make would run."""
+    """The commands that make would run for a target."""
     done = subprocess.run(
         ["make", "-n", target], cwd=ROOT, capture_output=True, text=True, check=True
     )

@@ -1,4 +1,4 @@
-"""The command ``jitops``: what it says, and its exit status."""
+"""The command ``jitops``: its output and its exit status."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def full(cache):
 
 
 def said(capsys, *arguments, status=0):
-    """What the command prints."""
+    """Run the command and return its output."""
     assert cli.main(arguments) == status
     return capsys.readouterr().out
 
@@ -159,7 +159,7 @@ def test_why(cache, capsys):
 
 @pytest.mark.cpp
 def test_info_and_why_take_the_same_names(full, capsys, monkeypatch):
-    """An op, an extension or its start, the start of a digest, what `cache ls` shows."""
+    """Names are an op, the start of an extension or digest, or a folder of `cache ls`."""
     said(capsys, "build", OP, "--backend=cpp")
     monkeypatch.setattr("torch.__version__", "9.9.9")
     for name, op in (("answer", False), (f"jitops_{OP}_cpp", True)):
@@ -171,7 +171,7 @@ def test_info_and_why_take_the_same_names(full, capsys, monkeypatch):
             (same,) = json.loads(said(capsys, "cache", "info", start).join("[]"))
             assert same == listed
             told = json.loads(said(capsys, "cache", "why", start, "--json"))
-            told.pop(f"jitops_{OP}_cuda", None)  # the op's other extension, if torch has CUDA
+            told.pop(f"jitops_{OP}_cuda", None)  # with CUDA the op has another extension
             ((place, difference),) = told.items()
             assert place == (name if op and start in (OP, name) else folder)
             assert difference.startswith("torch: ")
@@ -201,7 +201,7 @@ def test_damage_is_told(full, capsys):
     library = folder / "answer.so"
     content = bytearray(library.read_bytes())
     content[-1] ^= 1
-    library.unlink()  # this process has it loaded
+    library.unlink()  # this process has the library loaded
     library.write_bytes(content)
     assert f"damaged: {folder}" in said(capsys, "cache", "verify", status=1)
     told = json.loads(said(capsys, "cache", "verify", "--json", status=1))
@@ -246,7 +246,7 @@ def test_bundle(full, tmp_path, settings, capsys):
 
 @pytest.mark.cpp
 def test_the_demo_says_what_it_does_before_it_is_done(tmp_path):
-    """What takes seconds is announced, though its output is read through a pipe."""
+    """A slow step is announced before it starts, even if stdout is a pipe."""
     pytest.importorskip("sklearn")
     pytest.importorskip("matplotlib")
     picture = tmp_path / "picture.png"
@@ -267,7 +267,7 @@ def test_the_demo_says_what_it_does_before_it_is_done(tmp_path):
                 letter = process.stdout.read(1)
                 assert letter, seen
                 seen += letter
-            assert not picture.exists()  # the last thing done
+            assert not picture.exists()  # the demo saves it last
         rest = process.stdout.read()
         assert process.wait() == 0
     finally:
@@ -278,7 +278,7 @@ def test_the_demo_says_what_it_does_before_it_is_done(tmp_path):
     assert picture.exists()
 
 
-# ---- output that cannot be written
+# ---- failing output
 
 
 def test_a_terminal_without_arrows(tmp_path):
@@ -288,7 +288,7 @@ def test_a_terminal_without_arrows(tmp_path):
 
 
 def test_output_that_nobody_reads():
-    """A status, and no traceback: neither from the command nor from Python as it ends."""
+    """It returns a status without a traceback, and Python prints none when it exits."""
     for target, status in ((">/dev/full", 1), (">&-", 0)):
         done = subprocess.run(
             ["sh", "-c", f'"$0" -m ops explain {target}', sys.executable],

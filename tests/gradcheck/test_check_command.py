@@ -1,4 +1,4 @@
-"""``jitops check``: the ops, functions of one's own, inputs of every kind."""
+"""``jitops check``: ops, functions of users, inputs of every kind."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_command_on_all_ops(capsys):
 
 
 def test_command_without_scipy(capsys, monkeypatch):
-    """What needs it is named, all else is checked."""
+    """It names the ops that need SciPy, and checks all others."""
     monkeypatch.setitem(sys.modules, "scipy.optimize", None)
     assert cli.main(["check", "set_matching_loss", "linear"]) == 1
     *lines, last = capsys.readouterr().out.splitlines()
@@ -73,7 +73,7 @@ def test_every_op_has_samples(root):
 def test_command_on_functions_of_ones_own(tmp_path, monkeypatch, capsys):
     (tmp_path / "mine.py").write_text(MINE)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.delitem(sys.modules, "mine", raising=False)  # extensions of other tests
+    monkeypatch.delitem(sys.modules, "mine", raising=False)  # of other tests
     assert cli.main(["check", "mine:right", "--input", "3,4", "--input", "4"]) == 0
     assert capsys.readouterr().out.startswith("mine:right(x [3, 4], y [4])")
     files = ["--json", "report.json", "--plot", "report.png"]
