@@ -1,1 +1,1 @@
-"""Speed and memory, as ratios taken in one run on one machine: ``python -m benchmarks``."""
+"""Speed and memory, as ratios measured in one run on one machine: ``python -m benchmarks``."""

@@ -1,4 +1,4 @@
-"""``python -m benchmarks [NAME ...]``: all benches or those named, as tables and as JSON."""
+"""``python -m benchmarks [NAME ...]``: run all or the named benches; print tables, write JSON."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ def main() -> None:
     known = common.benches()
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(known))
-    parser.add_argument("--device", choices=common.COMPILED, help="measure this kind alone")
+    parser.add_argument("--device", choices=common.COMPILED, help="measure only this kind")
     parser.add_argument(
         "--folder",
         type=Path,
         default=HERE / "results" / "latest",
-        help="where NAME.json and NAME.md go (default: benchmarks/results/latest)",
+        help="folder for NAME.json and NAME.md (default: benchmarks/results/latest)",
     )
     options = parser.parse_args()
     for name in options.names:
         if name not in known:
-            parser.error(f"no such bench: {name}; there are {', '.join(known)}")
+            parser.error(f"NAME must be among {', '.join(known)}, got {name!r}")
     common.only = options.device
     options.folder.mkdir(parents=True, exist_ok=True)
 
     def keep(name: str, figures: object) -> None:
-        """Write each bench's results at once: a bench that is stopped costs itself alone."""
+        """Write the results of a bench at once, so that they survive if a later one is stopped."""
         (options.folder / f"{name}.json").write_text(json.dumps(figures, indent=1) + "\n")
         (options.folder / f"{name}.md").write_text("\n".join(common.printed).lstrip() + "\n")
         common.printed.clear()

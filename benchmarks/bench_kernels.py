@@ -1,7 +1,7 @@
-"""The compiled operators alone, against a copy of as many bytes: no autograd, no checks.
+"""The compiled operators without autograd and checks, compared with a copy of as many bytes.
 
-On a GPU a graph of many calls is replayed, so that neither Python nor launches are in the way, and
-the calls go round so many sets of inputs that none of these is still in the L2 cache.
+On a GPU, a graph of many calls is replayed, so the time of Python and of launches is left out. The
+calls use many sets of inputs in turn, so that none of them is still in the L2 cache.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def _name(device: str) -> str:
 
 
 def _kernels(device: str, dtype: torch.dtype) -> Iterator[Kernel]:
-    """Those of each bench that has some."""
+    """The kernels that the benches list."""
     for name, path in benches().items():
         module = importlib.import_module(path)
         if hasattr(module, "kernels"):
@@ -79,13 +79,13 @@ def _figure(device: str, dtype: torch.dtype, kernel: Kernel) -> dict:
 
 
 def _called(*kernels: Kernel) -> list[float]:
-    """Seconds of a call of each."""
+    """The seconds of one call of each kernel."""
     calls = {one.name: lambda one=one: one.operator(*one.arguments) for one in kernels}
     return list(in_turns(calls, {}).values())
 
 
 def _replayed(*kernels: Kernel) -> list[float]:
-    """Seconds of a call of each, replayed in turns."""
+    """The seconds of one call of each kernel, from graphs that are replayed in turns."""
     graphs = [_captured(_rotation(kernel)) for kernel in kernels]
     times: list[list[float]] = [[] for _ in kernels]
     for _ in range(20):
@@ -100,7 +100,7 @@ def _replayed(*kernels: Kernel) -> list[float]:
 
 
 def _rotation(kernel: Kernel) -> list[Callable[[], object]]:
-    """The call, with as many copies of its tensors as the cache cannot hold."""
+    """The call with many copies of its tensors, more than the cache holds."""
     count = max(1, min(64, -(-COLD // max(1, kernel.moves))))
     sets = [kernel.arguments]
     for _ in range(count - 1):

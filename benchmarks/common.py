@@ -1,4 +1,4 @@
-"""What the benches share: timing in turns, processes of their own, the machine, tables."""
+"""The parts that benches share: timing in turns, child processes, the machine, tables."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def benches() -> dict[str, str]:
     }
 
 
-only: str | None = None  # measure this kind of device and no other
+only: str | None = None  # measure only this kind of device
 
 
 def devices() -> list[str]:
@@ -45,7 +45,7 @@ def devices() -> list[str]:
 
 
 def compiled(module: torch.nn.Module, device: str) -> dict[str, Callable[..., Any]]:
-    """``torch.compile`` of a module, by mode; on a GPU also the mode that replays graphs."""
+    """A module under ``torch.compile``, by mode; on a GPU also the mode that replays graphs."""
     modes = {"compile": {}, "reduce-overhead": {"mode": "reduce-overhead"}}
     if device == "cpu":
         del modes["reduce-overhead"]
@@ -56,11 +56,11 @@ def compiled(module: torch.nn.Module, device: str) -> dict[str, Callable[..., An
 
 @dataclass
 class Kernel:
-    """A compiled operator to time by itself: its call, and the least that it must do.
+    """A compiled operator to time by itself: its call, and the least work that it must do.
 
     Attributes:
         moves: bytes to read and to write.
-        multiplies: shapes (rows, inner, cols) of the matrix products in it.
+        multiplies: shapes (rows, inner, cols) of its matrix products.
     """
 
     name: str
@@ -81,19 +81,19 @@ def in_turns(
 ) -> dict[str, float]:
     """Median seconds of a call of each contender, timed in alternating blocks of calls.
 
-    ``backends`` names the back end that a contender's block asks for, where it asks for one. On a
-    GPU a block is timed as a whole: calls follow each other there before they are done.
+    ``backends`` maps a contender to the back end that it requests, if any. On a GPU a block is
+    timed as a whole, because a call starts before the previous one is done.
 
-    Blocks, not single calls: a call then finds the caches and the memory allocator as its own
-    predecessor left them, which is what a training loop sees. Warm-up is not counted: first
-    touches of fresh memory are slow for a while, most of all on virtual machines.
+    Contenders alternate in blocks, not in single calls. A call then finds the caches and the memory
+    allocator as its own predecessor left them, as in a training loop. Warm-up does not count,
+    because the first access to fresh memory is slow, most of all on virtual machines.
     """
     calls = {}
     wait = torch.cuda.synchronize if device == "cuda" else None
     for name, call in contenders.items():
         with ops.use_backend(backends.get(name, "auto")):
             for _ in range(3):
-                call()  # compiles and loads: neither may count in the length of the blocks
+                call()  # compiles and loads, which must not affect the length of the blocks
             if wait:
                 wait()
             started = time.perf_counter()
@@ -106,7 +106,7 @@ def in_turns(
     for _ in range(15):
         for name, call in contenders.items():
             with ops.use_backend(backends.get(name, "auto")):
-                call()  # the first of a block finds the other contender's caches
+                call()  # not timed, because it finds the caches of the other contender
                 times[name] += _timed(call, calls[name], wait)
     return {name: statistics.median(values) for name, values in times.items()}
 
@@ -114,7 +114,7 @@ def in_turns(
 def _timed(
     call: Callable[[], object], count: int, wait: Callable[[], object] | None
 ) -> list[float]:
-    """Seconds of each of ``count`` calls; of a GPU's, their mean."""
+    """The seconds of each of ``count`` calls; on a GPU, only their mean."""
     times = []
     if wait:
         wait()
@@ -131,11 +131,11 @@ def _timed(
 
 
 def child(code: str, watched: bool = False, **variables: object) -> dict:
-    """Run ``code`` in a fresh Python that prints one line of JSON last; returns that.
+    """Run ``code`` in a new Python, and return the JSON of the last line that it prints.
 
-    ``elapsed()`` and ``peak_mb()`` are at its disposal: seconds since torch was imported, and the
-    peak memory of the process. ``watched`` adds ``tool_mb``, the peak of the largest process that
-    it ran. (Not ``ru_maxrss``: that counts what a process was before it became another program.)
+    The code may call ``elapsed()``, the seconds since torch was imported, and ``peak_mb()``, the
+    peak memory of the process. ``watched`` adds ``tool_mb``, the peak memory of the largest process
+    that it ran. This is not ``ru_maxrss``, which also counts memory from before an ``exec``.
     """
     prelude = """
         import json, re, time, torch
@@ -147,7 +147,7 @@ def child(code: str, watched: bool = False, **variables: object) -> dict:
             return int(re.search(r"VmHWM:\\s*(\\d+)", told)[1]) * 1024 / 1e6
     """
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "JITOPS_PROGRESS": "0"}
-    environment.pop("PYTHONDONTWRITEBYTECODE", None)  # else every import compiles anew
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)  # it makes every import compile anew
     environment.update({name: str(value) for name, value in variables.items()})
     process = subprocess.Popen(
         [sys.executable, "-c", textwrap.dedent(prelude) + textwrap.dedent(code)],
@@ -177,7 +177,7 @@ def _largest_below(pid: int) -> float:
         try:
             told = dict(line.split(":", 1) for line in (folder / "status").read_text().splitlines())
         except OSError:
-            continue  # it has just ended
+            continue  # the process has just ended
         parents[int(folder.name)] = int(told["PPid"])
         peaks[int(folder.name)] = int(told.get("VmHWM", "0 kB").split()[0]) * 1024 / 1e6
     below = {pid}
@@ -190,7 +190,7 @@ def _largest_below(pid: int) -> float:
 
 
 def machine() -> dict[str, str]:
-    """What the figures depend on."""
+    """The hardware and the versions that the figures depend on."""
     names = [
         line.partition(":")[2].strip()
         for line in Path("/proc/cpuinfo").read_text().splitlines()
@@ -212,7 +212,7 @@ def _first_line(*command: str) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.split("\n")[0]
 
 
-printed: list[str] = []  # lines of the tables of the bench that runs
+printed: list[str] = []  # the lines of the tables of the running bench
 
 
 def table(title: str, header: list[str], rows: list[list[object]]) -> None:

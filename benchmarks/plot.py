@@ -1,7 +1,7 @@
-"""``python -m benchmarks.plot``: the README's bar chart, from the results that a bench wrote.
+"""``python -m benchmarks.plot``: draw the bar chart of the README from the results of a bench.
 
-The published figures make ``docs/images/speed.svg``. The figures of the last ``make bench`` make
-``speed.svg`` beside them. The SVG is written as text, so that the same figures give the same bytes.
+The published results make ``docs/images/speed.svg``. The results of the last ``make bench`` make
+``speed.svg`` beside them. The SVG is written as text, so the same figures give the same bytes.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ CONTENDERS = (
     ("cpp", "jitops, compiled C++", "#d9480f"),
 )
 WIDTH, HEIGHT = 880, 416
-LEFT, RIGHT, TOP, BOTTOM = 50, 860, 112, 328  # of the area with the bars
+LEFT, RIGHT, TOP, BOTTOM = 50, 860, 112, 328  # the area with the bars
 BAR, GAP = 52, 4
 
 
 def times_as_fast(figures: list[dict], dtype: str = "float32") -> list[tuple[str, dict]]:
-    """Per shape, the speed of each contender as a multiple of eager's."""
+    """For each shape, the speed of each contender as a multiple of that of eager."""
     return [
         (
             "{} × {}".format(*row["shape"]),
@@ -40,7 +40,7 @@ def times_as_fast(figures: list[dict], dtype: str = "float32") -> list[tuple[str
 
 
 def chart(folder: Path) -> str:
-    """The SVG of the CPU's figures in a folder of results."""
+    """The SVG of the CPU figures in a folder of results."""
     groups = times_as_fast(speeds(folder))
     cpu = json.loads((folder / "machine.json").read_text())["cpu"]
     highest = max(max(multiples.values()) for _, multiples in groups)
@@ -93,13 +93,13 @@ def _text(
 
 
 def speeds(folder: Path) -> list[dict]:
-    """The CPU's figures in a folder of results; none if only a GPU was measured."""
+    """The CPU figures in a folder of results; none if only a GPU was measured."""
     results = json.loads((folder / BENCH).read_text())
     return results["cpp"]["speed"] if "cpp" in results else []
 
 
 def main() -> None:
-    """Draw the published figures, and the latest where there are some."""
+    """Draw the published figures, and the latest if there are any."""
     CHART.parent.mkdir(parents=True, exist_ok=True)
     CHART.write_text(chart(PUBLISHED))
     print(CHART)

@@ -1,7 +1,8 @@
-"""A loss of tensor functions: autograd does the rest.
+"""A loss made of tensor functions: autograd computes its gradient.
 
-The focal loss, mean of -q (1 - p)^gamma log p - (1 - q) p^gamma log(1 - p) with p the sigmoid of
-the logits. T.-Y. Lin et al., "Focal Loss for Dense Object Detection", ICCV 2017.
+The focal loss is the mean of -q (1 - p)^gamma log p - (1 - q) p^gamma log(1 - p). p is the sigmoid
+of the logits and q the target. T.-Y. Lin et al., "Focal Loss for Dense Object Detection", ICCV
+2017.
 """
 
 import torch.nn.functional as F

@@ -1,8 +1,8 @@
-"""An autograd Function: a gradient that autograd would get wrong, written by hand.
+"""An autograd Function: a handwritten gradient, because that of autograd would be wrong.
 
 log(1 - exp(-x)) for x > 0, by M. Maechler, "Accurately Computing log(1 - exp(-|a|))", 2012. One
-of two forms loses all digits near zero, the other far from it; choosing by torch.where, as tensor
-code does, would make NaN of the gradient of the form not chosen.
+of two forms loses all digits near zero, the other far from it. Tensor code would choose by
+torch.where, but the form that is not chosen would make the gradient NaN.
 """
 
 import math
@@ -13,7 +13,7 @@ import torch
 class Log1mExp(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x):
-        ctx.save_for_backward(x)  # and nothing else: the backward pass needs no more
+        ctx.save_for_backward(x)  # the backward pass needs nothing else
         near = torch.log(-torch.expm1(-x))
         far = torch.log1p(-torch.exp(-x))
         return torch.where(x < math.log(2), near, far)
@@ -21,7 +21,7 @@ class Log1mExp(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad):
         (x,) = ctx.saved_tensors
-        return grad / torch.expm1(x)  # tensor functions, so that autograd can go on from here
+        return grad / torch.expm1(x)  # tensor functions, so that autograd can record them
 
 
 def log1mexp(x):

@@ -1,4 +1,4 @@
-"""A SciPy function with gradients: Owen's T, which the skew normal distribution is made of.
+"""A SciPy function with gradients: Owen's T, a part of the skew normal distribution.
 
 T(h, a) = 1/(2 pi) times the integral of exp(-h^2 (1 + t^2) / 2) / (1 + t^2) for t from 0 to a.
 D. B. Owen, "Tables for Computing Bivariate Normal Probabilities", 1956.

@@ -9,8 +9,8 @@ import torch.nn.functional as F
 import ops
 from ops import jit
 
-# One text for the CPU and for the GPU's host side. Torch's stable headers compile several times as
-# fast as torch/extension.h.
+# One source for the CPU and for the host side of the GPU. Torch's stable headers compile several
+# times as fast as torch/extension.h.
 CPP = r"""
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
@@ -122,11 +122,11 @@ op = ops.Op(
     cuda=jit.text("swiglu_cuda", CPP, CUDA, extra_cflags=["-DUSE_CUDA"], **FLAGS),
 )
 
-if not hasattr(torch.ops.swiglu, "forward"):  # importlib.reload finds them
+if not hasattr(torch.ops.swiglu, "forward"):  # importlib.reload runs this again
     library = torch.library.Library("swiglu", "DEF")
     library.define("forward(Tensor gate, Tensor value) -> Tensor")
     library.define("backward(Tensor grad, Tensor gate, Tensor value) -> Tensor[]")
-    # Shapes alone, which torch.compile traces with.
+    # Only shapes: torch.compile traces with these.
     library.impl("forward", lambda gate, value: torch.empty_like(gate), "Meta")
     library.impl("backward", lambda g, *both: [torch.empty_like(one) for one in both], "Meta")
 
@@ -143,13 +143,13 @@ class SwiGLU(torch.autograd.Function):
         return torch.ops.swiglu.forward(gate, value)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable  # a second time is an error, not a zero
+    @torch.autograd.function.once_differentiable  # a second derivative raises an error
     def backward(ctx, grad):
         return tuple(torch.ops.swiglu.backward(grad.contiguous(), *ctx.saved_tensors))
 
 
 def swiglu(gate, value):
-    """Both of one shape, dtype and device."""
+    """Compute silu(gate) * value for tensors of one shape, dtype and device."""
     if gate.shape != value.shape or gate.dtype != value.dtype or gate.device != value.device:
         raise ValueError("gate and value must have one shape, dtype and device")
     compiled = gate.dtype in (torch.float32, torch.float64) and op.backend_for(gate) != "torch"

@@ -1,4 +1,4 @@
-"""The gradient check in a test: one line each."""
+"""Gradient checks as tests: one line for each function."""
 
 import torch
 from focal_loss import focal_loss

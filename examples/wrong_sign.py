@@ -1,4 +1,4 @@
-"""A wrong gradient, to see what the check says of it."""
+"""A wrong gradient, as an example for the report of the gradient check."""
 
 import torch
 

@@ -1,8 +1,8 @@
-"""jitops: custom losses and ops for PyTorch, compiled when first used, cached for good.
+"""jitops: custom losses and ops for PyTorch, compiled on first use and cached.
 
-``import ops`` is light: it compiles nothing and does not touch CUDA. The module of an op is
-imported when its name is first used. An extension that a compiled back end needs is built or loaded
-then. Without a GPU the pure-torch path runs, and nothing is compiled.
+``import ops`` is light: it compiles nothing and does not touch CUDA. The first use of a name
+imports the module of the op. The first call that needs a compiled back end builds or loads its
+extension. Without a GPU the pure-torch path runs by default, and nothing is compiled.
 """
 
 from __future__ import annotations
@@ -11,5 +11,5 @@ import lazy_loader
 
 __version__ = "0.1.0"
 
-# The public names stand in __init__.pyi.
+# __init__.pyi lists the public names.
 __getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

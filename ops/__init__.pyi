@@ -1,5 +1,5 @@
-# The public names and the modules that define them. `import ops` reads this file to know where to
-# find a name, and so do type checkers: an op adds its line here and nowhere else in the package.
+# The public names and the modules that define them. `import ops` and type checkers read this file
+# to find a name, so an op adds its line here and nowhere else in the package.
 
 from . import jit as jit
 from ._core.dispatch import Op as Op

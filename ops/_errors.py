@@ -1,33 +1,33 @@
-"""Every error jitops raises on purpose.
+"""Every error that jitops raises on purpose.
 
 ::
 
     JitopsError
      ├── ArgumentError                   (also ValueError)   a value, shape, device or layout
      ├── ArgumentTypeError               (also TypeError)    a Python type or a dtype
-     ├── GradientError                   (also RuntimeError) a gradient that cannot be had
+     ├── GradientError                   (also RuntimeError) a gradient that cannot be computed
      ├── DependencyError                 (also ImportError)  an optional package is not installed
      ├── GradientCheckError              (also AssertionError) a checked gradient is wrong
      ├── ConfigError                     (also ValueError)   a JITOPS_* variable, a back-end request
-     ├── BackendUnavailableError         (also RuntimeError) the asked-for back end cannot run here
+     ├── BackendUnavailableError         (also RuntimeError) the requested back end cannot run here
      ├── BuildError                      (also RuntimeError) an extension did not build or load
      │    ├── ToolchainError             no usable compiler, ninja, nvcc or architecture
      │    ├── ModuleLoadError            (also ImportError) a built module does not load
      │    ├── LibraryLoadError           (also OSError) a built operator library does not load
      │    ├── BuildTimeoutError          another process has been building it for too long
-     │    └── NotBuiltError              it is not built yet, and JITOPS_BUILD=never
+     │    └── NotBuiltError              it is not in the cache, and JITOPS_BUILD=never
      ├── BundleError                     (also OSError)      a bundle cannot be read or written
      └── CacheError                      (also OSError)      no cache directory can be used
 
-Each also derives from the built-in error that tensor code would raise, so that an ``except
-ValueError`` written for :mod:`torch` goes on working.
+Each also derives from the built-in error that tensor code would raise. So an ``except ValueError``
+written for :mod:`torch` still works.
 """
 
 from __future__ import annotations
 
 
 class JitopsError(Exception):
-    """Base of every error jitops raises on purpose."""
+    """The base class of every error that jitops raises on purpose."""
 
 
 class ArgumentError(JitopsError, ValueError):
@@ -39,11 +39,11 @@ class ArgumentTypeError(JitopsError, TypeError):
 
 
 class GradientError(JitopsError, RuntimeError):
-    """A gradient was asked for that there is no way to compute."""
+    """The requested gradient cannot be computed."""
 
 
 class GradientCheckError(JitopsError, AssertionError):
-    """A gradient check failed; the message is its report."""
+    """A gradient check found a wrong gradient; the message is its report."""
 
 
 class DependencyError(JitopsError, ImportError):
@@ -51,18 +51,18 @@ class DependencyError(JitopsError, ImportError):
 
 
 class ConfigError(JitopsError, ValueError):
-    """A ``JITOPS_*`` variable or a back-end request cannot be understood, or two contradict."""
+    """A ``JITOPS_*`` variable or a back-end request is invalid, or two of them contradict."""
 
 
 class BackendUnavailableError(JitopsError, RuntimeError):
-    """The back end that was asked for cannot run here."""
+    """The requested back end cannot run here."""
 
 
 class BuildError(JitopsError, RuntimeError):
-    """An extension did not build, or was built and did not load.
+    """An extension failed to build, or to load after it was built.
 
     Attributes:
-        log: path of the whole build log, or ``None`` when nothing was run.
+        log: path of the whole build log, or ``None`` if no tool was run.
     """
 
     def __init__(self, message: str, log: str | None = None) -> None:
@@ -71,15 +71,15 @@ class BuildError(JitopsError, RuntimeError):
 
 
 class ToolchainError(BuildError):
-    """A tool the build needs is missing, or does not fit the installed torch."""
+    """A tool that the build needs is missing, or does not fit the installed torch."""
 
 
 class ModuleLoadError(BuildError, ImportError):
-    """An extension was built, and does not load as a Python module."""
+    """An extension was built, but does not load as a Python module."""
 
 
 class LibraryLoadError(BuildError, OSError):
-    """An extension was built, and does not load as a library of operators."""
+    """An extension was built, but does not load as a library of operators."""
 
 
 class BuildTimeoutError(BuildError):
@@ -87,11 +87,11 @@ class BuildTimeoutError(BuildError):
 
 
 class NotBuiltError(BuildError):
-    """An extension is not in the cache, and ``JITOPS_BUILD=never`` forbids to build it."""
+    """An extension is not in the cache, and ``JITOPS_BUILD=never`` forbids building it."""
 
 
 class CacheError(JitopsError, OSError):
-    """No directory can be used as the cache."""
+    """No directory is usable as the cache."""
 
 
 class BundleError(JitopsError, OSError):
@@ -99,11 +99,11 @@ class BundleError(JitopsError, OSError):
 
 
 class BackendWarning(UserWarning):
-    """The back end ``auto`` prefers cannot run, and the pure-torch path runs instead."""
+    """The back end that ``auto`` prefers cannot run, so the pure-torch path runs instead."""
 
 
 class CacheWarning(UserWarning):
-    """The configured cache directory cannot be used, and another one is used instead."""
+    """The configured cache directory cannot be used, so another one is used instead."""
 
 
 class GradientCheckWarning(UserWarning):
@@ -111,4 +111,4 @@ class GradientCheckWarning(UserWarning):
 
 
 class ConfigWarning(UserWarning):
-    """A ``JITOPS_*`` variable is set that jitops does not know."""
+    """A ``JITOPS_*`` environment variable is unknown to jitops."""

@@ -1,4 +1,4 @@
-"""docs/write-your-own: its code is that of the examples, its commands print what it shows."""
+"""The docs: their code is that of the examples, and their commands print the shown output."""
 
 from __future__ import annotations
 
@@ -49,12 +49,12 @@ def test_the_code_is_that_of_the_examples():
 
 
 def masked(text):
-    """Without what differs from run to run."""
+    """Mask times, because they differ from run to run."""
     return re.sub(r"\d+\.\d+s", "0s", text).strip()
 
 
 def pairs():
-    """Each command, and the output that follows it."""
+    """Each command with the output that follows it."""
     found = blocks(ENGLISH, "sh|text")
     for (kind, command), (after, output) in zip(found, [*found[1:], ("", "")], strict=True):
         if kind == "sh" and after == "text":
@@ -63,7 +63,7 @@ def pairs():
 
 @pytest.mark.cpp
 def test_the_compiled_example_in_graphs_and_reloaded(tmp_path):
-    """As in a notebook: under torch.compile, and after an edit."""
+    """It works in a notebook: under torch.compile, and after an edit."""
     shutil.copy(EXAMPLES / "swiglu.py", tmp_path)
     code = """
     import importlib, pathlib, torch, ops, swiglu
@@ -87,7 +87,7 @@ def test_the_compiled_example_in_graphs_and_reloaded(tmp_path):
 @pytest.mark.thorough
 @pytest.mark.cpp
 def test_the_commands_print_what_is_shown(tmp_path):
-    """In a folder with the examples alone, with the cache empty."""
+    """They run in a folder that holds only the examples, with an empty cache."""
     folder = tmp_path / "mine"
     shutil.copytree(EXAMPLES, folder, ignore=shutil.ignore_patterns("__pycache__"))
     commands = list(pairs())
@@ -110,7 +110,7 @@ def test_the_commands_print_what_is_shown(tmp_path):
 
 
 def test_every_claim_of_the_comparison_has_its_test():
-    """Each "yes" of the loader's names a test that exists where the link says."""
+    """Each "yes" of the loader names a test that exists in the linked file."""
     rows = [
         [cell.strip() for cell in line.strip("|\n").split("|")]
         for line in LOADER.read_text().splitlines()
@@ -126,7 +126,7 @@ def test_every_claim_of_the_comparison_has_its_test():
 
 
 def test_the_commands_of_the_loader_are_understood():
-    """Whatever the page tells to type is parsed."""
+    """The command line parses every command of the page."""
     lines = "\n".join(text for _, text in blocks(LOADER, "sh")).splitlines()
     commands = [line.partition("#")[0] for line in lines if line]
     commands += re.findall(r"`(?:RUN )?(jitops [^`\n]+)`", LOADER.read_text())

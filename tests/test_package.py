@@ -1,4 +1,4 @@
-"""What users see of the package: its names, ops.explain(), its ways with torch.compile."""
+"""The public face of the package: its names, ops.explain(), torch.compile."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.harness.helpers import run, triplet
 
 def test_explain(compiled):
     (explanation,) = ops.explain("improved_triplet_loss")
-    name = "cpp" if compiled == cuda_emulator.NAME else compiled  # whose place that takes
+    name = "cpp" if compiled == cuda_emulator.NAME else compiled  # emulated CUDA has the name cpp
     device = selection.DEVICE_OF[name]
     assert explanation.runs[device] == name
     assert f"use_backend({name!r})" in explanation.reasons[device]
@@ -63,7 +63,7 @@ def test_explain_unknown_op():
 
 
 def test_compiled_graphs_follow_the_backend(compiled, device):
-    """torch.compile retraces when another back end is asked for, and calls the fused operator."""
+    """torch.compile retraces for another back end, and calls the fused operator."""
     graphs = []
 
     def keep(graph, _):
@@ -84,7 +84,7 @@ def test_compiled_graphs_follow_the_backend(compiled, device):
     assert "jitops.improved_triplet_loss" not in graphs[1]
 
 
-# ---- the package's face --------------------------------------------------------------------------
+# ---- public names --------------------------------------------------------------------------------
 
 
 def test_all_is_complete_and_sorted():
@@ -97,7 +97,7 @@ def test_all_is_complete_and_sorted():
 
 
 def test_a_module_exports_what_the_package_does(root):
-    """The stub is the one list of public names; a module's own list says the same."""
+    """``__all__`` of a module agrees with the stub, which is the one list of public names."""
     tree = ast.parse((root / "ops/__init__.pyi").read_text())
     for node in tree.body:
         if isinstance(node, ast.ImportFrom) and node.module and not node.module.startswith("_"):

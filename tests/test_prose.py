@@ -1,19 +1,21 @@
-"""The prose of README and docs is easy to read: short sentences that name the thing.
+"""The prose of README, docs and public docstrings is easy to read: short sentences.
 
 ``python -m tests.test_prose`` prints the figures.
 """
 
 from __future__ import annotations
 
+import inspect
 import math
 import re
 
 import pytest
 
+import ops
 from tests.harness.helpers import ROOT
 
-# The rewrite of these two comes with the code that they describe.
-NOT_MEASURED = ("docs/loader.md",)
+# The rewrite of these comes with the code that they describe.
+NOT_MEASURED = ("docs/loader.md", "Op", "jit.Extension", "jit.load")
 DOCUMENTS = [
     str(path.relative_to(ROOT))
     for path in (
@@ -25,6 +27,31 @@ DOCUMENTS = [
 ]
 WORDS_A_SENTENCE = 18
 WHATS_IN_A_THOUSAND = 3
+
+
+def public_objects():
+    """Every public name of ``ops`` and of ``ops.jit``, with its object."""
+    for name in ops.__all__:
+        yield name, getattr(ops, name)
+    for name in ops.jit.__all__:
+        yield f"jit.{name}", getattr(ops.jit, name)
+
+
+def docstrings_of(value):
+    """The docstring of an object, and those of the public methods of a class."""
+    yield inspect.getdoc(value) or ""
+    if inspect.isclass(value):
+        for name, member in vars(value).items():
+            is_public = not name.startswith("_") or name == "__call__"
+            if is_public and (callable(member) or isinstance(member, property)):
+                yield inspect.getdoc(member) or ""
+
+
+DOCSTRINGS = {
+    name: text
+    for name, value in public_objects()
+    if (text := "\n\n".join(filter(None, docstrings_of(value))))
+}
 
 
 def prose(text):
@@ -41,6 +68,16 @@ def prose(text):
                 yield words
 
 
+def markdown(docstring):
+    """A docstring with arguments as points of a list, without formulas, examples and headings."""
+    text = re.sub(r"^( *)\.\. math::.*\n(?:\1 +.*\n|\n)*", "\n\n", docstring + "\n", flags=re.M)
+    text = re.sub(r"^ *>>> .*\n(?: *\S.*\n)*", "", text, flags=re.M)
+    text = re.sub(r"^( *).*::\n\n(?:\1 +.*\n|\n)+", "\n\n", text, flags=re.M)
+    text = re.sub(r"^[A-Z]\w+:$", "", text, flags=re.M)
+    text = re.sub(r"^ {4}(?:\*{0,2}\w+(?:, )?)+: ", "\n- ", text, flags=re.M)
+    return re.sub(r":[a-z:]+:(?=`)", "", text)
+
+
 def measured(text):
     """How many words, how many in a sentence on average, and how many of them are "what"."""
     sentences = list(prose(text))
@@ -50,7 +87,7 @@ def measured(text):
 
 
 def faults(text):
-    """What is too much."""
+    """The limits that a text exceeds."""
     count, length, whats = measured(text)
     if length > WORDS_A_SENTENCE:
         yield f"{length:.1f} words a sentence, more than {WORDS_A_SENTENCE}"
@@ -64,11 +101,22 @@ def test_prose_is_plain(name):
     assert not list(faults((ROOT / name).read_text()))
 
 
-def test_what_is_rare_in_all_documents_together():
-    texts = "\n\n".join((ROOT / name).read_text() for name in DOCUMENTS if name not in NOT_MEASURED)
-    count, _, whats = measured(texts)
-    assert count > 3000
-    assert 1000 * whats / count <= WHATS_IN_A_THOUSAND
+@pytest.mark.parametrize("name", [name for name in DOCSTRINGS if name not in NOT_MEASURED])
+def test_docstrings_are_plain(name):
+    assert not list(faults(markdown(DOCSTRINGS[name])))
+
+
+def texts():
+    """All documents together, and all public docstrings together."""
+    yield "\n\n".join((ROOT / name).read_text() for name in DOCUMENTS if name not in NOT_MEASURED)
+    yield "\n\n".join(map(markdown, dict.fromkeys(DOCSTRINGS.values())))
+
+
+def test_what_is_rare_in_all_texts_together():
+    for text in texts():
+        count, _, whats = measured(text)
+        assert count > 3000
+        assert 1000 * whats / count <= WHATS_IN_A_THOUSAND
 
 
 @pytest.mark.parametrize(
@@ -85,8 +133,23 @@ def test_the_measure_finds_it(text, found):
     assert problems == [] if found is None else any(found in problem for problem in problems)
 
 
+def test_a_docstring_becomes_markdown():
+    text = markdown(
+        "Does ``x``, as :func:`f`.\n\n.. math::\n\n    y = what\n\nArgs:\n    a, b: first\n"
+        "        line.\n    **c: second.\n\nExample:\n    >>> what\n    what\n"
+    )
+    assert [" ".join(words) for words in prose(text)] == [
+        "Does code as code",
+        "first line",
+        "second",
+    ]
+
+
 if __name__ == "__main__":
-    for name in DOCUMENTS:
-        count, length, whats = measured((ROOT / name).read_text())
+    every = {name: (ROOT / name).read_text() for name in DOCUMENTS}
+    every |= {f"ops.{name}": markdown(text) for name, text in DOCSTRINGS.items()}
+    every["all public docstrings"] = list(texts())[1]
+    for name, text in every.items():
+        count, length, whats = measured(text)
         rate = 1000 * whats / max(1, count)
         print(f"{name:36} {count:5} words, {length:4.1f} a sentence, {rate:4.1f} what in 1,000")

@@ -1,4 +1,4 @@
-"""The README says what is so: its example, its figures, its commands, its links."""
+"""The README is true: its example, its figures, its commands, its links."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_the_chart_is_made_of_the_published_figures():
 
 
 def test_the_chart_shows_the_ratios(tmp_path):
-    """Of other figures, another chart."""
+    """Other figures give another chart."""
     for name in (plot.BENCH, "machine.json"):
         (tmp_path / name).write_text((plot.PUBLISHED / name).read_text())
     bench = tmp_path / plot.BENCH
@@ -72,7 +72,7 @@ def test_the_published_figures_are_those_of_the_tables():
     for row in plot.speeds(plot.PUBLISHED):
         us = row["us"]
         ratios = [f"**{us[other] / us['cpp']:.2f}x**" for other in ("eager", "compile")]
-        # Of microseconds that were rounded: a ratio may differ in its last digit.
+        # Ratios of rounded microseconds may differ in their last digit.
         cells = [f"({row['shape'][0]}, {row['shape'][1]})", row["dtype"]]
         cells += [f"{us[name]:.0f}" for name in ("eager", "compile", "torch", "cpp")]
         line = next(line for line in FIGURES.splitlines() if _cells(line)[:6] == cells)

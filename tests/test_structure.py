@@ -1,4 +1,4 @@
-"""The shape of the project: who imports whom, and that every op has all of its files."""
+"""The structure of the project: modules import one way, and every op has all of its files."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.harness.helpers import ROOT
 
 PACKAGE = ROOT / "ops"
 SOURCES = ROOT / "cuda_src"
-OPS = sorted(path.stem for path in SOURCES.glob("*.cpp"))  # those with an extension
+OPS = sorted(path.stem for path in SOURCES.glob("*.cpp"))  # the ops with an extension
 ROOMS = ("losses", "layers", "arrays")
 PUBLIC = {
     path.stem: room
@@ -45,7 +45,7 @@ MODULES = dict(modules())
 
 
 def imports_of(name):
-    """The ops modules that this one imports, anywhere in it but for type checkers."""
+    """The modules of ops that a module imports anywhere, except for type checkers only."""
     tree = ast.parse(MODULES[name].read_text())
     for node in ast.walk(tree):
         if isinstance(node, ast.If) and getattr(node.test, "id", "") == "TYPE_CHECKING":
@@ -136,7 +136,7 @@ def test_kernels_know_nothing_of_torch_and_are_launched_in_one_place(path):
 
 @pytest.mark.parametrize("op", OPS)
 def test_kernels_state_their_limits(op):
-    """The threads that every launch has at most, a budget, and in the head comment the floor."""
+    """Each kernel states its largest block and its budget, each file the floor of its time."""
     text = (SOURCES / f"{op}.cu").read_text()
     assert "The floor" in text[: text.index("#include")]
     text += "".join(path.read_text() for path in SOURCES.glob(f"{op}.cuh"))

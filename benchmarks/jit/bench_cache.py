@@ -1,6 +1,6 @@
-"""The cache: what a hit costs above the dynamic linker, alone and in crowds; and builds in a row.
+"""The cache: the cost of a hit above that of the dynamic linker, contention, and cold builds.
 
-Times of a hit are of one call in a fresh process that has imported torch and ``ops.jit``.
+The time of a hit is that of one call in a new process that has imported torch and ``ops.jit``.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ ROUNDS = 25
 
 TEXT = 'extern "C" int answer() { return 42; }'
 OPTIONS = "is_python_module=False, no_implicit_headers=True"
-# The library of the built-in op, and a small one; each way of loading in a process of its own.
+# The library of a built-in op, and a small one. Each way of loading runs in a process of its own.
 FIND = """
     from ops._core import extensions
     print(json.dumps({"path": str(_extensions.extension("lltm", "cpp").build())}))
@@ -44,8 +44,8 @@ INLINE = f"""
     path = load_inline("answer", {TEXT!r}, {OPTIONS})
     print(json.dumps({{"seconds": elapsed(), "path": path}}))
 """
-# Ten a second in each process, so that sixteen leave the cores half idle. The control computes and
-# touches no file: what it loses in a crowd, it loses to the cores, not to any lock.
+# Ten look-ups a second in each process, so that sixteen processes leave the cores half idle. The
+# control computes without files, so a crowd slows it by contention for cores, not for locks.
 PACED = f"""
 import hashlib, json, random, sys, time
 import ops.jit
@@ -80,7 +80,7 @@ PREBUILD = """
 
 
 def run() -> dict:
-    """All of it; prints tables and returns the figures."""
+    """Run all parts, print the tables and return the figures."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         return {
@@ -91,7 +91,7 @@ def run() -> dict:
 
 
 def _warm(cache: Path) -> dict:
-    """A hit against a bare dlopen of the same library, in a cache of few and of many entries."""
+    """Compare a hit with dlopen of the same library, in a cache of few and of many entries."""
     own, other = cache / "own", cache / "many"
     paths = {}
     for place in (own, other):
@@ -120,15 +120,15 @@ def _warm(cache: Path) -> dict:
             [way, f"{bare:.2f}", f"{few:.2f}", f"**{few - bare:.2f}**", f"**{many / few:.2f}x**"]
         )
     table(
-        f"A hit in a fresh process (median of {ROUNDS})",
-        ["", "bare dlopen, ms", "hit, ms", "above it, ms", "among 1,000 entries"],
+        f"A hit in a new process (median of {ROUNDS})",
+        ["", "dlopen, ms", "hit, ms", "difference, ms", "among 1,000 entries"],
         rows,
     )
     return figures
 
 
 def _copy(entry: Path, cache: Path, number: int) -> None:
-    """Another entry, of another name."""
+    """Copy an entry under another name."""
     folder = cache / f"other{number}-0123456789abcdef" / entry.name
     folder.mkdir(parents=True)
     for path in entry.iterdir():
@@ -136,7 +136,7 @@ def _copy(entry: Path, cache: Path, number: int) -> None:
 
 
 def _crowd(cache: Path) -> dict:
-    """Sixteen processes that hit one entry over and over, against one."""
+    """Compare sixteen processes that hit one entry repeatedly with one process."""
     times: dict[tuple[str, int], list[float]] = {}
     for count in (1, 16) * 3:
         for process in _paced(count, cache / "own"):
@@ -176,7 +176,10 @@ def _paced(count: int, cache: Path) -> list[dict[str, list[float]]]:
 
 
 def _builds(folder: Path) -> dict:
-    """Default headers: torch's, our first (which leaves them precompiled) and our second."""
+    """Cold builds with default headers: torch's, our first one, and our second one.
+
+    Our first build starts the precompilation of the headers, which the second one uses.
+    """
     torchs, first, second, prebuilt = [], [], [], []
     for number in range(3):
         ours = {"JITOPS_CACHE_DIR": folder / f"ours{number}"}
@@ -216,7 +219,7 @@ def _builds(folder: Path) -> dict:
 
 
 def _until_precompiled(cache: Path) -> None:
-    """The first build leaves a process behind that precompiles: wait, as for a coffee."""
+    """Wait for the background process of the first build, which precompiles the headers."""
     waiting = f"""
         from pathlib import Path
         while not list(Path({str(cache)!r}).glob("torch_*/*/*.gch")):

@@ -1,7 +1,7 @@
 """The loader: cold build, CUDA compile and warm load of the improved triplet loss.
 
-Against ``torch.utils.cpp_extension.load_inline`` with its default header, ``torch/extension.h``:
-the same sources, the same optimisation flags.
+It is compared with ``torch.utils.cpp_extension.load_inline`` and its default header,
+``torch/extension.h``, on the same sources with the same optimisation flags.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ OURS = f"""
     extensions.extension("{OP}", "cpp").load()
     print(json.dumps({{"seconds": elapsed()}}))
 """
-# torch/extension.h refuses TORCH_TARGET_VERSION, and needs the header that -U__F16C__ spares.
+# torch/extension.h refuses TORCH_TARGET_VERSION, and needs the header that -U__F16C__ excludes.
 TORCHS = f"""
     from torch.utils.cpp_extension import load_inline
     from ops._core import extensions
@@ -45,9 +45,9 @@ FIRST_CALL = f"""
 
 
 def run() -> dict:
-    """All three; prints tables and returns the figures."""
+    """Run all parts, print the tables and return the figures."""
     with tempfile.TemporaryDirectory() as folder:
-        # torch's build of the last cold round is what its warm load finds.
+        # Warm loads use the builds of the last cold round.
         return {
             "cold": _cold(Path(folder)),
             "warm": _warm(Path(folder)),
@@ -92,9 +92,9 @@ def _report(title: str, ours: list[dict], torchs: list[dict]) -> dict:
 
 
 def _warm(folder: Path) -> dict:
-    """Fresh processes, torch imported; until the first loss is computed.
+    """Time new processes, after torch is imported, until they have computed the first loss.
 
-    torch's ``load_inline`` is timed until it has loaded the library; it calls nothing yet.
+    torch's ``load_inline`` is timed only until it has loaded the library.
     """
     ours = {"JITOPS_CACHE_DIR": folder / "ours"}
     contenders = {
@@ -109,12 +109,12 @@ def _warm(folder: Path) -> dict:
     ms = {name: 1000 * statistics.median(values) for name, values in times.items()}
     added = ms["cpp"] - ms["pure torch"]
     table(
-        "Warm load in a fresh process, `import torch` done (median of 21)",
+        "Warm load in a new process, after `import torch` (median of 21)",
         ["", "ms"],
         [
             ["jitops, pure torch", f"{ms['pure torch']:.1f}"],
             ["jitops, cpp", f"{ms['cpp']:.1f}"],
-            ["cpp more than pure torch", f"**{added:.1f}**"],
+            ["cpp - pure torch", f"**{added:.1f}**"],
             ["torch's load_inline, warm", f"{ms['load_inline']:.1f}"],
             ["load_inline / cpp", f"**{ms['load_inline'] / ms['cpp']:.1f}x**"],
         ],
@@ -122,7 +122,7 @@ def _warm(folder: Path) -> dict:
     return {"ms": ms, "added_ms": added, "ratio": ms["load_inline"] / ms["cpp"]}
 
 
-# ---- CUDA: compiling needs no GPU, so the commands are run as torch's build would ----------------
+# ---- CUDA: compiling needs no GPU, so this runs the commands of torch's build --------------------
 
 
 def _cuda(folder: Path) -> dict:
@@ -137,7 +137,7 @@ def _cuda(folder: Path) -> dict:
     headers = [f"-I{source}", *(word for path in folders for word in ("-isystem", path))]
     compiler, nvcc = _toolchain.cxx(), _toolchain.nvcc()
     common = ["-std=c++20", *headers, "-c", "-o", os.devnull]
-    # The flags torch gives nvcc, and one architecture.
+    # The flags that torch passes to nvcc, for one architecture.
     torchs_flags = [
         "-D__CUDA_NO_HALF_OPERATORS__",
         "-D__CUDA_NO_HALF_CONVERSIONS__",
@@ -160,7 +160,7 @@ def _cuda(folder: Path) -> dict:
 
 
 def _compile(*commands: list) -> dict:
-    """Run the commands at once; the slowest counts. In a process of its own, to see the memory."""
+    """Time parallel commands until the slowest ends, in a child process that shows the memory."""
     code = f"""
         import subprocess
         commands = {[[str(word) for word in command] for command in commands]!r}

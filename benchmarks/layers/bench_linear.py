@@ -1,4 +1,4 @@
-"""linear, forward and backward, against torch's own: what a Function written in Python costs."""
+"""linear, forward and backward, against ``F.linear``: the cost of a Function in Python."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SIZES = ((8, 16, 8), (64, 256, 256), (512, 1024, 1024), (2048, 1024, 1024), (819
 
 
 class Tutorial(torch.autograd.Function):
-    """The function as one writes it: all inputs saved, the transposes taken by hand."""
+    """The Function of the tutorial: it saves all inputs and transposes by hand."""
 
     @staticmethod
     def forward(ctx, input, weight, bias):

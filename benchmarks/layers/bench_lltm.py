@@ -1,4 +1,4 @@
-"""The LLTM, forward and backward apart, against the cell that its tutorial writes in Python."""
+"""The LLTM, forward and backward, against the cell that its tutorial writes in Python."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import nn
 import ops
 from benchmarks.common import COMPILED, Kernel, compiled, devices, in_turns, table
 
-# batch, input features, state; the first is the tutorial's.
+# Batch, input features, state. The first is that of the tutorial.
 SIZES = ((16, 32, 128), (64, 256, 512), (256, 512, 1024))
 KERNEL_SIZES = {
     "cpu": ((16, 32, 128), (256, 512, 1024)),
@@ -21,7 +21,7 @@ KERNEL_SIZES = {
 
 
 class Tutorial(nn.Module):
-    """The unit as the tutorial has it; a loop makes a sequence of it."""
+    """The unit of the tutorial; a sequence is a loop over it."""
 
     def __init__(self, input_features, state_size):
         super().__init__()
@@ -52,7 +52,7 @@ def run() -> list[dict]:
 
 
 def race(sizes: tuple[tuple[int, int, int], ...], steps: int | None) -> list[dict]:
-    """Figures and a table of each device: a step, or a sequence of so many steps."""
+    """Measure a step, or a sequence of ``steps``; print a table for each device."""
     figures = []
     for device in devices():
         mine = [row for size in sizes for row in _race(device, size, steps)]
@@ -75,7 +75,7 @@ def race(sizes: tuple[tuple[int, int, int], ...], steps: int | None) -> list[dic
 
 
 def _race(device: str, size: tuple[int, int, int], steps: int | None) -> list[dict]:
-    """As the tutorial measures: gradients of the parameters; and of all else, as in a network."""
+    """Measure with gradients of the parameters, as the tutorial does, and of all inputs."""
     batch, features, state_size = size
     backend = COMPILED[device]
     torch._dynamo.reset()
@@ -101,7 +101,7 @@ def _race(device: str, size: tuple[int, int, int], steps: int | None) -> list[di
         return lambda: module(input, (h, cell))
 
     def gradients(name, results, wanted, **keep):
-        if isinstance(results[1], ops.LLTMState):  # of a sequence
+        if isinstance(results[1], ops.LLTMState):  # the result of a sequence
             results = results[0], results[1].cell
         leaves = [*modules[name].parameters(), *wanted]
         return torch.autograd.grad(results, leaves, (grad, grad_cell), **keep)
@@ -111,7 +111,7 @@ def _race(device: str, size: tuple[int, int, int], steps: int | None) -> list[di
             results = modules[name](input, (h, cell))
         return lambda: gradients(name, results, wanted, retain_graph=True)
 
-    # A graph that is replayed overwrites its results: it has no pass apart from the other.
+    # A replayed graph overwrites its results, so its passes cannot be timed apart.
     apart = [name for name in modules if name != "reduce-overhead"]
     note(
         "forward + backward",
@@ -129,7 +129,7 @@ def _race(device: str, size: tuple[int, int, int], steps: int | None) -> list[di
 
 
 def kernels(device: str, dtype: torch.dtype) -> Iterator[Kernel]:
-    """A step: its product alone, as torch does it, and each pass."""
+    """A step: its matrix product alone, as torch computes it, and each pass."""
     for size in KERNEL_SIZES[device]:
         batch, features, state = size
         module = ops.LLTM(features, state).to(device, dtype)

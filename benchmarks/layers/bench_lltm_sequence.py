@@ -1,4 +1,4 @@
-"""A sequence of the LLTM against its cell in a loop, which torch.compile takes minutes over."""
+"""A sequence of the LLTM against its cell in a loop, which torch.compile compiles for minutes."""
 
 from __future__ import annotations
 

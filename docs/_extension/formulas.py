@@ -1,7 +1,7 @@
 r"""Formulas as inline SVG, drawn by matplotlib: no LaTeX, no JavaScript and no network.
 
-A formula is LaTeX, or plain text as a terminal shows it: ``d⁺ᵢ = ‖aᵢ − pᵢ‖²``. Docstrings may hold
-either in ``.. math::``, and ``help()`` shows it as it stands.
+A formula is LaTeX, or plain text as a terminal shows it: ``d⁺ᵢ = ‖aᵢ − pᵢ‖²``. Docstrings hold
+plain text in ``.. math::``, because ``help()`` shows it as it stands.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _SPELLED = {
     "'": r"\prime ",  # raised already in this font
 }
 _RAISED = dict(zip("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ᵀᵅ", "0123456789+-T\u03b1", strict=True))
-_LOWERED = dict(zip("₀₁₂₃₄₅₆₇₈₉₊₋ᵢⱼₖₙₘₜₓ", "0123456789+-ijknmtx", strict=True))
+_LOWERED = dict(zip("₀₁₂₃₄₅₆₇₈₉₊₋ᵢⱼₖₗₙₘₜₓ", "0123456789+-ijklnmtx", strict=True))
 
 
 def latex_of(plain: str) -> str:
@@ -39,6 +39,8 @@ def latex_of(plain: str) -> str:
         )
 
     text = re.sub(r"( ?)([A-Za-z]{2,}[A-Za-z0-9_]*)( ?)", _upright, plain)
+    text = text.replace(" Σ", r"\;Σ").replace("Σ", r"\sum")
+    text = re.sub(r"([=+−·])\\[,;]", r"\1 ", text)
     return script("_", _LOWERED, script("^", _RAISED, text))
 
 
@@ -48,10 +50,13 @@ def _upright(found: re.Match[str]) -> str:
 
 
 def lines(formula: str) -> list[str]:
-    """The formula in mathtext's LaTeX, with a line for each part if it is too wide for one."""
-    formula = " ".join(formula.split())
+    """The formula in mathtext's LaTeX.
+
+    A line of plain text stays a line. LaTeX that is too wide for a line has one for each part.
+    """
     if "\\" not in formula:
-        formula = latex_of(formula)
+        return [latex_of(" ".join(line.split())) for line in formula.splitlines() if line.strip()]
+    formula = " ".join(formula.split())
     for spelled, instead in _SPELLED.items():
         formula = formula.replace(spelled, instead)
     parts = [part.strip() for part in re.split(r"\\q?quad", formula)]
@@ -101,7 +106,8 @@ def visit_inline(writer: Any, node: Any) -> None:
     """A formula within a sentence."""
     from docutils.nodes import SkipNode
 
-    writer.body.append("".join(svg(line) for line in lines(node.astext())))
+    formula = " ".join(node.astext().split())
+    writer.body.append("".join(map(svg, lines(formula))))
     raise SkipNode
 
 

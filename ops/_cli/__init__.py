@@ -1,1 +1,1 @@
-"""The subcommands of ``jitops``: each module adds its own parser, and runs it."""
+"""The subcommands of ``jitops``: each module adds its parser and runs the command."""

@@ -1,4 +1,4 @@
-"""``jitops build``: compile ahead, in parallel; for images, CI and login nodes."""
+"""``jitops build``: compile ops ahead of time, for container images, CI and login nodes."""
 
 from __future__ import annotations
 
@@ -19,45 +19,48 @@ from ops.jit._admin import Entry
 
 
 def add_to(commands: Any) -> None:
-    """Its parser."""
+    """Add the parser of the command."""
     parser = commands.add_parser(
         "build",
         help="compile ops ahead of time, in parallel",
-        description="Compile into the cache what would otherwise be compiled at the first use.",
+        description="Compile ops into the cache, so that their first use need not.",
     )
     add_selection(parser)
-    parser.add_argument("--jobs", type=positive, metavar="N", help="compilers at once")
-    parser.add_argument("--retry", action="store_true", help="try again what has failed")
+    parser.add_argument("--jobs", type=positive, metavar="N", help="number of parallel compilers")
+    parser.add_argument("--retry", action="store_true", help="retry extensions that failed")
     parser.add_argument(
         "--compile-commands",
         type=Path,
         metavar="FILE",
-        help="write compile_commands.json there, for clangd and other editors",
+        help="write a compile_commands.json for clangd and editors to FILE",
     )
     parser.set_defaults(run=main)
 
 
 def add_selection(parser: argparse.ArgumentParser) -> None:
-    """Which extensions: shared by the commands that take some."""
-    parser.add_argument("ops", nargs="*", metavar="OP", help="default: all that are compiled")
+    """Add the options that select extensions, which several commands share."""
+    parser.add_argument("ops", nargs="*", metavar="OP", help="default: all compiled ops")
     parser.add_argument(
-        "--backend", choices=("cpp", "cuda"), action="append", help="default: what can be built"
+        "--backend",
+        choices=("cpp", "cuda"),
+        action="append",
+        help="default: each that can be built here",
     )
     parser.add_argument(
         "--arch",
         metavar="LIST",
-        help="GPU architectures, as in '8.0 9.0+PTX' (default: those here)",
+        help="GPU architectures, as in '8.0 9.0+PTX' (default: those of this machine)",
     )
     parser.add_argument(
         "--cpu",
         action="append",
         choices=extensions.LEVELS,
-        help="instruction set to compile for; several times for several (default: this CPU's)",
+        help="instruction set to compile for; repeat it for several (default: that of this CPU)",
     )
 
 
 def positive(text: str) -> int:
-    """A whole number of at least 1."""
+    """Parse a whole number of at least 1."""
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, got {text!r}")
     return int(text)
@@ -67,8 +70,8 @@ def selected(options: argparse.Namespace) -> list[Extension]:
     """The extensions that the options select.
 
     Raises:
-        ArgumentError: no such op, or it has no such back end.
-        ToolchainError: ``--backend=cuda`` or ``--arch``, and there is no CUDA to build with.
+        ArgumentError: the op does not exist, or lacks the back end.
+        ToolchainError: ``--backend=cuda`` or ``--arch`` is given, but CUDA cannot be built here.
     """
     if options.arch:
         os.environ["TORCH_CUDA_ARCH_LIST"] = options.arch
@@ -84,7 +87,7 @@ def selected(options: argparse.Namespace) -> list[Extension]:
         except ToolchainError as error:
             if options.backend or options.arch:
                 raise
-            print(f"jitops: CUDA is left out: {error}", file=sys.stderr)
+            print(f"jitops: skipping CUDA: {error}", file=sys.stderr)
             backends = ["cpp"]
     return [
         extensions.extension(name, backend, level)
@@ -95,11 +98,11 @@ def selected(options: argparse.Namespace) -> list[Extension]:
 
 
 def main(options: argparse.Namespace) -> int:
-    """Build them; status 1 if one failed."""
+    """Build the selected extensions; the exit status is 1 if one failed."""
     editors = options.compile_commands
     if editors and (editors.is_dir() or not _can_be_written(editors.parent)):
         raise ArgumentError(
-            f"--compile-commands must be a file in a folder that can be written, got {editors}"
+            f"--compile-commands must be a file in a writable folder, got {editors}"
         )
     extensions = selected(options)
     told = os.environ.get("MAX_JOBS", "")
@@ -147,7 +150,7 @@ def _timed(show: Any, extension: Extension) -> Entry:
 
 
 class _bars:  # noqa: N801 - a context manager
-    """A line for each extension, on a terminal."""
+    """A progress bar for each extension, on a terminal."""
 
     def __init__(self, extensions: list[Extension]) -> None:
         from rich.console import Console

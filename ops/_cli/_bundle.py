@@ -1,4 +1,4 @@
-"""``jitops bundle``: take what is built to a machine that cannot build."""
+"""``jitops bundle``: take built extensions to a machine that cannot build them."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from ops.jit import _admin
 
 
 def add_to(commands: Any) -> None:
-    """Its parsers."""
-    parser = commands.add_parser("bundle", help="export and import what is built, as one archive")
+    """Add the parsers of the command."""
+    parser = commands.add_parser("bundle", help="export and import built extensions as one archive")
     actions = parser.add_subparsers(title="actions", required=True, metavar="ACTION")
     export = actions.add_parser(
         "export",
         help="write ops and other extensions to an archive",
-        description="Build the ops that are selected if need be, and write them to an archive, "
-        "with the extensions of yours that are named. JITOPS_BUNDLE=FILE uses one in place.",
+        description="Build the selected ops if needed, and write them and your named extensions to "
+        "an archive. JITOPS_BUNDLE=FILE uses an archive in place.",
     )
     export.add_argument("file", type=Path, metavar="FILE")
     _build.add_selection(export)
@@ -29,11 +29,11 @@ def add_to(commands: Any) -> None:
         action="append",
         default=[],
         metavar="NAME",
-        help="an extension of yours in the cache; ops are then those named only",
+        help="one of your extensions in the cache; without OP, no op is exported then",
     )
     export.set_defaults(run=_export)
     for name, run, help in (
-        ("import", _import, "put an archive into the cache"),
+        ("import", _import, "copy the extensions of an archive into the cache"),
         ("verify", _verify, "check an archive against its checksums"),
     ):
         action = actions.add_parser(name, help=help, description=f"{help.capitalize()}.")
@@ -49,7 +49,7 @@ def _export(options: argparse.Namespace) -> None:
     for name in options.names:
         found = [item.entry for item in items if item.name == name]
         if not found:
-            raise BundleError(f"nothing in the cache is called {name!r}: build it first")
+            raise BundleError(f"the cache has no entry named {name!r}: build it first")
         entries += found
     entries = list({entry.folder: entry for entry in entries}.values())
     _admin.export(options.file.absolute(), entries)

@@ -1,4 +1,4 @@
-"""``jitops cache``: what is in the cache, why something is not, and what may go."""
+"""``jitops cache``: list, explain, verify and delete entries of the cache."""
 
 from __future__ import annotations
 
@@ -16,34 +16,34 @@ from ops.jit._admin import Item
 
 
 def add_to(commands: Any) -> None:
-    """Its parsers."""
-    parser = commands.add_parser("cache", help="look into the cache, and clean it")
+    """Add the parsers of the command."""
+    parser = commands.add_parser("cache", help="inspect and clean the cache")
     actions = parser.add_subparsers(title="actions", required=True, metavar="ACTION")
-    _action(actions, "ls", _list, "what is in it: size, age, last use, how often loaded")
-    info = _action(actions, "info", _info, "all that is known of entries")
+    _action(actions, "ls", _list, "list entries: size, age, last use, number of loads")
+    info = _action(actions, "info", _info, "print everything that is known about entries")
     info.add_argument("names", nargs="+", metavar="NAME", help=_names.HELP)
-    why = _action(
-        actions, "why", _say_why, "what differs from the nearest entry, for what is not there"
-    )
+    why = _action(actions, "why", _say_why, "explain a cache miss by the nearest entry")
     _build.add_selection(why)
     why.epilog = (
-        f"OP may be {_names.HELP}: of an extension that is no op's, what it was built from "
+        f"OP may be {_names.HELP}. For an extension of yours, only changes of this machine are "
+        f"listed, because the command does not know its sources and flags."
     )
-    why.epilog += "is not known, so that only what has changed of this machine is told."
-    _action(actions, "verify", _verify, "whether every library is what was built")
+    _action(actions, "verify", _verify, "compare every library with its checksum")
     clean = _action(actions, "clean", _clean, "delete entries that no process uses")
     clean.add_argument("names", nargs="*", metavar="NAME", help=f"{_names.HELP} (default: all)")
-    clean.add_argument("--unused-for", type=_days, metavar="DAYS", help="only those")
-    clean.add_argument("--max-size", metavar="SIZE", help="only until it is as small, as in 500M")
+    clean.add_argument(
+        "--unused-for", type=_days, metavar="DAYS", help="delete entries not used for DAYS"
+    )
+    clean.add_argument(
+        "--max-size", metavar="SIZE", help="delete until the cache is no larger, as in 500M"
+    )
 
 
 def _action(actions: Any, name: str, run: Any, help: str) -> argparse.ArgumentParser:
     parser: argparse.ArgumentParser = actions.add_parser(
-        name,
-        help=help,
-        description=f"Say {help}." if name != "clean" else "Delete entries that no process uses.",
+        name, help=help, description=f"{help.capitalize()}."
     )
-    parser.add_argument("--json", action="store_true", help="for programs")
+    parser.add_argument("--json", action="store_true", help="print JSON")
     parser.set_defaults(run=run)
     return parser
 
@@ -64,7 +64,7 @@ def _list(options: argparse.Namespace) -> None:
         print(json.dumps([_facts(item) for item in items], indent=1))
         return
     if not items:
-        print(f"{_admin.configured_root()} holds nothing yet")
+        print(f"{_admin.configured_root()} is empty")
         return
     from rich.console import Console
     from rich.table import Table
@@ -125,7 +125,7 @@ def _info(options: argparse.Namespace) -> int:
     for item in found:
         print(json.dumps({**_facts(item), "manifest": item.entry.manifest}, indent=1))
     if not found:
-        print(f"nothing in the cache is called {' or '.join(options.names)}")
+        print(f"the cache has no entry named {' or '.join(options.names)}")
     return 0 if found else 1
 
 
@@ -160,9 +160,9 @@ def _why_not_here(item: Item) -> str:
     extension = _names.of_extension(item.name)
     if extension:
         reasons = _admin.against(extension.effective_spec, item.entry)
-        return "; ".join(reasons) or "nothing differs: it is what is asked for"
+        return "; ".join(reasons) or "nothing differs, so this entry is a cache hit"
     reasons = _admin.against(None, item.entry)
-    return "; ".join(reasons) or "nothing of this machine differs: a miss is of sources or flags"
+    return "; ".join(reasons) or "this machine has not changed: a miss is due to sources or flags"
 
 
 def _verify(options: argparse.Namespace) -> int:
@@ -181,7 +181,7 @@ def _clean(options: argparse.Namespace) -> None:
             raise _names.refuse(name)
     named = [item for name in options.names for item in _names.matching(name, among)]
     chosen = {item.entry.folder for item in (named if options.names else among)}
-    # Also what was built elsewhere while the configured folder could not be used.
+    # Builds go to another folder while the configured one is unusable, so clean both.
     roots = [root for root in _admin.readable_roots() if _admin.unusable(root) is None]
     if options.max_size is not None:
         try:

@@ -1,4 +1,4 @@
-"""``jitops check``: the gradients of the ops, or of any function, on every back end."""
+"""``jitops check``: check the gradients of the ops, or of any function, on every back end."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from ops.gradcheck import _plot
 
 
 def modules() -> dict[str, Any]:
-    """The modules of all ops that can be checked, by name."""
+    """The modules of all ops that have samples to check, by name."""
     found = {}
     for room in (losses, layers, arrays):
         for module in pkgutil.iter_modules(room.__path__, f"{room.__name__}."):
@@ -36,19 +36,20 @@ def modules() -> dict[str, Any]:
 
 
 def add_to(commands: Any) -> None:
-    """Its parser."""
+    """Add the parser of the command."""
     parser = commands.add_parser(
         "check",
         help="check the gradients of the ops, or of a function of yours",
         description="Check gradients on every back end that can run: against finite differences, "
-        "in second order, in forward mode, in every layout and dtype. Status 1 if one is wrong.",
+        "in second order, in forward mode, in every layout and dtype. The exit status is 1 if one "
+        "is wrong.",
     )
     parser.set_defaults(run=main)
     parser.add_argument(
         "targets",
         nargs="*",
         metavar="TARGET",
-        help="an op, or a function or module of yours: MODULE:NAME or FILE.py:NAME "
+        help="an op, or a function or module of yours as MODULE:NAME or FILE.py:NAME "
         "(default: all ops)",
     )
     parser.add_argument(
@@ -60,22 +61,29 @@ def add_to(commands: Any) -> None:
         help=_inputs.HELP,
     )
     parser.add_argument(
-        "--positive", action="store_true", help="fill those without a range with positive numbers"
+        "--positive",
+        action="store_true",
+        help="fill each --input without a range with positive numbers",
     )
-    parser.add_argument("--backends", metavar="A,B", help="torch, cpp, cuda (default: what runs)")
     parser.add_argument(
-        "--order", type=_build.positive, default=2, help="of the highest derivatives (default: 2)"
+        "--backends", metavar="A,B", help="torch, cpp, cuda (default: each that runs here)"
     )
-    parser.add_argument("--seed", type=int, default=0, help="of all random numbers (default: 0)")
     parser.add_argument(
-        "--verbose", action="store_true", help="print the whole table of what is right, too"
+        "--order",
+        type=_build.positive,
+        default=2,
+        help="order of the highest derivatives to check (default: 2)",
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the reports there")
-    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the reports there")
+    parser.add_argument("--seed", type=int, default=0, help="random seed (default: 0)")
+    parser.add_argument(
+        "--verbose", action="store_true", help="print the whole table even if all gradients pass"
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the reports to FILE")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the reports into FILE")
 
 
 def main(options: argparse.Namespace) -> int:
-    """Check, print each report, and return 1 if anything is wrong."""
+    """Check, print each report, and return the exit status."""
     if options.plot:
         _plot.check_format("--plot", options.plot)
     reports, missing = [], []
@@ -84,7 +92,7 @@ def main(options: argparse.Namespace) -> int:
         torch.manual_seed(options.seed)
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore", ops.GradientCheckWarning)  # the report says it
+                warnings.simplefilter("ignore", ops.GradientCheckWarning)  # it is in the report
                 report = ops.check_gradients(
                     function,
                     *arguments,
@@ -146,7 +154,7 @@ def _samples(options: argparse.Namespace) -> Iterator[Sample]:
 
 
 def _function(target: str) -> Any:
-    """What ``MODULE:NAME`` or ``FILE.py:NAME`` names."""
+    """Import the object that ``MODULE:NAME`` or ``FILE.py:NAME`` names."""
     module_name, _, path = target.rpartition(":")
     if module_name.endswith(".py"):
         spec = importlib.util.spec_from_file_location(Path(module_name).stem, module_name)
@@ -156,7 +164,7 @@ def _function(target: str) -> Any:
         sys.modules[spec.name] = value
         spec.loader.exec_module(value)
     else:
-        sys.path.insert(0, os.getcwd())  # as `python -m` has it
+        sys.path.insert(0, os.getcwd())  # as `python -m` does
         try:
             value = importlib.import_module(module_name)
         except ModuleNotFoundError as error:
@@ -165,7 +173,7 @@ def _function(target: str) -> Any:
             raise ops.ArgumentError(f"TARGET must name a module, got {module_name!r}") from None
     for name in path.split("."):
         if not hasattr(value, name):
-            raise ops.ArgumentError(f"TARGET must name something in {module_name}, got {path!r}")
+            raise ops.ArgumentError(f"TARGET must name an object in {module_name}, got {path!r}")
         value = getattr(value, name)
     if isinstance(value, type) or not callable(value):
         raise ops.ArgumentError(

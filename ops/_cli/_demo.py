@@ -1,4 +1,4 @@
-"""``jitops demo``: a real training run, compiled and pure torch in turn, and a picture of it."""
+"""``jitops demo``: train on real digits, compiled and on pure torch, and draw the result."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ OP = "improved_triplet_loss"
 CRITERION = ops.ImprovedTripletLoss(t1=-1.0, t2=0.01, beta=0.002)  # the values of the paper
 TRAIN = 1200  # of the 1797 digits; the others are held out
 BATCH = 256
-FRESH = 3  # processes, of which the median counts
+FRESH = 3  # new processes; the demo prints the median of their times
 
-# In a process of its own: what an `import ops` costs a script once everything is in the cache.
+# Run in a new process: the time that `import ops` and a first call take once the cache is full.
 WARM_LOAD = f"""
 import time, torch
 x = torch.ones(2, 3)
@@ -36,7 +36,7 @@ print(1000 * (time.perf_counter() - started))
 """
 
 
-# What takes long is said before it is done, also where nobody is at a terminal.
+# Flushed, so that a slow step is announced before it starts, even if stdout is not a terminal.
 _say = functools.partial(print, flush=True)
 
 
@@ -51,11 +51,11 @@ class Run:
 
 
 def main(steps: int, output: Path) -> None:
-    """Run the demo and print what happens.
+    """Run the demo and print its progress.
 
     Args:
-        steps: of training.
-        output: the picture.
+        steps: number of training steps.
+        output: file of the picture.
 
     Raises:
         ArgumentError: scikit-learn or matplotlib is missing, or ``output`` cannot be written.
@@ -92,7 +92,7 @@ def main(steps: int, output: Path) -> None:
         before, after = runs[name].recalls
         _say(
             f"loss {runs[name].losses[0]:+.6f} -> {runs[name].losses[-1]:+.6f}   "
-            f"recall@1 of the held out {before:.1%} -> {after:.1%}"
+            f"recall@1 of the held-out digits {before:.1%} -> {after:.1%}"
         )
     for name in backends[:-1]:
         pairs = zip(runs[name].losses, runs["torch"].losses, strict=True)
@@ -116,9 +116,9 @@ def main(steps: int, output: Path) -> None:
 
 
 def _prepare(backend: str) -> bool:
-    """Compile or load a back end and say so; ``False`` where it cannot run."""
+    """Compile or load a back end and print the time; ``False`` if it cannot run."""
     if backend == "cuda" and not torch.cuda.is_available():
-        return False  # the first line has said so
+        return False  # the first line of the output says "no GPU"
     _say(f"\nBack end {backend}:")
     device = selection.DEVICE_OF[backend]
     x = torch.ones(2, 3, device=device)
@@ -132,16 +132,16 @@ def _prepare(backend: str) -> bool:
             CRITERION(x, x, x)
         seconds = time.perf_counter() - started
     except JitopsError as error:
-        _say(f"  cannot run here, so the training is pure torch: {error}")
+        _say(f"  cannot run here, so training uses pure torch: {error}")
         return False
-    entry = extension.build_entry()  # found: it was built a moment ago, or before
+    entry = extension.build_entry()  # a cache hit by now
     if cached:
         earlier = entry.manifest["seconds"]
         _say(f"  in the cache already, compiled earlier in {earlier:.1f} s: {entry.place}")
     else:
         _say(f"  cold: compiled and called in {seconds:.1f} s, kept as {entry.place}")
     if backend == "cpp":
-        _say(f"  warm: {FRESH} fresh processes, each of which imports torch first ...", end=" ")
+        _say(f"  warm: {FRESH} new processes, each of which imports torch first ...", end=" ")
         _say(f"import ops and first loss in {_warm_load(backend):.1f} ms")
     return True
 
@@ -183,7 +183,7 @@ def _train(images: Tensor, labels: Tensor, steps: int, device: str) -> Run:
 
 
 def _sample(labels: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-    """Anchors at random, each with one of its own class and one of another."""
+    """Random anchors, each with a positive of its class and a negative of another class."""
     anchor = torch.randint(len(labels), (BATCH,), generator=generator)
     same = labels[anchor, None] == labels
     same_but_itself = same.scatter(1, anchor[:, None], False)
@@ -193,7 +193,7 @@ def _sample(labels: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor,
 
 
 def _recall(embedding: Tensor, labels: Tensor) -> float:
-    """Recall@1: how often the nearest other point is of the same class."""
+    """Recall@1: the fraction of points whose nearest other point has the same class."""
     distances = torch.cdist(embedding, embedding).fill_diagonal_(torch.inf)
     return (labels[distances.argmin(1)] == labels).float().mean().item()
 
@@ -202,7 +202,7 @@ def _recall(embedding: Tensor, labels: Tensor) -> float:
 
 
 def _race(backend: str) -> tuple[float, float]:
-    """Median seconds of the loss on ``backend`` and on pure torch, timed in turns."""
+    """Median seconds of the loss on ``backend`` and on pure torch, timed alternately."""
     device = selection.DEVICE_OF[backend]
     inputs = [torch.randn(BATCH, 256, device=device, requires_grad=True) for _ in range(3)]
     times: dict[str, list[float]] = {backend: [], "torch": []}
@@ -215,7 +215,7 @@ def _race(backend: str) -> tuple[float, float]:
                     torch.autograd.grad(loss, inputs)
                     if device == "cuda":
                         torch.cuda.synchronize()
-                    if round_ > 1 and call > 2:  # warmed up
+                    if round_ > 1 and call > 2:  # earlier calls warm up
                         times[name].append(time.perf_counter() - started)
     return statistics.median(times[backend]), statistics.median(times["torch"])
 

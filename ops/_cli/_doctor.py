@@ -1,4 +1,4 @@
-"""``jitops doctor``: whether everything is here, and what to do if not."""
+"""``jitops doctor``: find missing or broken tools, and say how to mend them."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from ops.jit import _admin
 
 
 def add_to(commands: Any) -> None:
-    """Its parser."""
+    """Add the parser of the command."""
     parser = commands.add_parser(
         "doctor",
-        help="say what is here, what is missing, and what to do",
-        description="Look at torch, CUDA, compilers, the cache and each op. Status 1 if the back "
-        "end that is asked for (JITOPS_BACKEND) would not work.",
+        help="find missing or broken tools, and say how to mend them",
+        description="Examine torch, CUDA, compilers, the cache and each op. The exit status is 1 "
+        "if the requested back end (JITOPS_BACKEND) would not work.",
     )
-    parser.add_argument("--json", action="store_true", help="for programs, and for bug reports")
+    parser.add_argument("--json", action="store_true", help="print JSON, as for a bug report")
     parser.set_defaults(run=main)
 
 
 def main(options: argparse.Namespace) -> int:
-    """Print the report; the status says whether the asked-for back end would work."""
+    """Print the report; the exit status is 0 if the requested back end would work."""
     sections = {
         "machine": list(_machine.machine()),
         "tools": list(_tools.tools()),
@@ -50,7 +50,7 @@ def main(options: argparse.Namespace) -> int:
 
 
 def _state(op: dispatch.Op, backend: str) -> Finding:
-    """Cached, would be built, or why not."""
+    """The state of an extension: cached, would be built, or the reason why neither."""
     topic = f"{op.name} {backend}"
     try:
         problem = op.problem_with(backend)
@@ -69,7 +69,7 @@ def _state(op: dispatch.Op, backend: str) -> Finding:
 
 
 def _verdict(states: list[Finding]) -> tuple[bool, str]:
-    """Of the back end that is asked for."""
+    """Whether the requested back end works, and the sentence that says so."""
     settings = _config.settings()
     wanted = "torch" if settings.force_cpu else selection.requested() or settings.backend
     compiled = "cuda" if wanted == "auto" and _admin.compilers.has_gpu() else wanted
@@ -78,7 +78,7 @@ def _verdict(states: list[Finding]) -> tuple[bool, str]:
         needs = "" if compiled in DEVICE_OF else " The pure-torch path needs none of the above."
         return True, f"Back end {wanted}: works.{needs}"
     if wanted == "auto" and not settings.strict:
-        return True, f"Back end auto: works, on the pure-torch path for want of {blocked}."
+        return True, f"Back end auto: works, on the pure-torch path because it lacks {blocked}."
     return False, f"Back end {wanted}: does NOT work for {blocked}; see above."
 
 

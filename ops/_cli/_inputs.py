@@ -1,4 +1,4 @@
-"""Arguments for a function, from words on a command line: ``3,4``, ``4:long:10``, ``3,4:fixed``."""
+"""Random arguments described on the command line: ``3,4``, ``4:long:10``, ``3,4:fixed``."""
 
 from __future__ import annotations
 
@@ -10,10 +10,9 @@ import torch
 from torch import Tensor
 
 HELP = (
-    "shape of an argument of your function, as in 3,4; random numbers fill it; once for each "
-    "argument. 3,4:float:0:1 has numbers from 0 to 1, 4:long:10 whole numbers below 10, 4:long "
-    "those below 2, 4:bool truth values; 3,4:fixed, or 3,4:fixed:0:1, is one whose gradient is not "
-    "checked"
+    "the shape of an argument, as in 3,4. Repeat it for each argument of your function. Random "
+    "numbers fill them. 3,4:float:0:1 draws numbers from 0 to 1, 4:long:10 whole numbers below 10, "
+    "4:long 0 or 1, 4:bool truth values. The gradient of 3,4:fixed or 3,4:fixed:0:1 is not checked"
 )
 _KINDS = ("float", "fixed", "long", "bool")
 
@@ -27,7 +26,7 @@ class Input:
     range: tuple[float, float] | None = None
 
     def draw(self, positive: bool) -> Tensor:
-        """Random numbers, positive ones if they have no range of their own."""
+        """Draw random numbers. ``positive`` holds for floats without a range of their own."""
         if self.kind == "bool":
             return torch.rand(self.shape) < 0.5
         if self.kind == "long":
@@ -41,7 +40,7 @@ class Input:
 
 
 def draw(inputs: Sequence[Input], positive: bool) -> tuple[Tensor, ...]:
-    """All of them; where some are fixed, the others require gradients."""
+    """Draw all arguments. If some are fixed, the other floating ones require gradients."""
     tensors = tuple(given.draw(positive) for given in inputs)
     if any(given.kind == "fixed" for given in inputs):
         for given, tensor in zip(inputs, tensors, strict=True):
@@ -50,14 +49,16 @@ def draw(inputs: Sequence[Input], positive: bool) -> tuple[Tensor, ...]:
 
 
 def parse(text: str) -> Input:
-    """``SHAPE[:KIND[:[LOW:]HIGH]]``."""
+    """Parse ``SHAPE[:KIND[:[LOW:]HIGH]]``."""
     shape, *rest = text.split(":")
     try:
         sizes = tuple(int(size) for size in shape.split(",") if size)
     except ValueError:
         sizes = (-1,)
     if min(sizes, default=0) < 0:
-        raise argparse.ArgumentTypeError(f"must be sizes with commas, as in 3,4, got {text!r}")
+        raise argparse.ArgumentTypeError(
+            f"must be sizes separated by commas, as in 3,4, got {text!r}"
+        )
     kind, *limits = rest or ["float"]
     if kind not in _KINDS:
         raise argparse.ArgumentTypeError(

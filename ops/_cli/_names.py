@@ -1,4 +1,4 @@
-"""What entries are called in commands: by an op, an extension, the start of a digest."""
+"""Names of cache entries in commands: of an op, of an extension, or the start of a digest."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ops._errors import ArgumentError
 from ops.jit import Extension, _admin
 from ops.jit._admin import Item
 
-HELP = "an op, an extension or its start, or the start of an entry's digest"
+HELP = "an op, or the start of an extension's name or of an entry's digest"
 _SHORTEST = 4  # characters of a digest
 
 
@@ -20,7 +20,7 @@ def items() -> list[Item]:
 
 
 def of_op(name: str) -> dict[str, Extension]:
-    """The extensions of an op, by back end; none if there is no such op."""
+    """The extensions of an op, by back end; empty if the op does not exist."""
     op = dispatch.known().get(name)
     found = {backend: op.extension(backend) for backend in DEVICE_OF} if op else {}
     return {backend: extension for backend, extension in found.items() if extension}
@@ -36,7 +36,7 @@ def of_extension(name: str) -> Extension | None:
 
 
 def matching(name: str, among: Sequence[Item]) -> list[Item]:
-    """The entries that are meant."""
+    """The entries that a name stands for."""
     names = {extension.name for extension in of_op(name).values()}
     return [item for item in among if item.name in names or _is_meant(name, item)]
 
@@ -48,7 +48,7 @@ def _is_meant(name: str, item: Item) -> bool:
 
 
 def refuse(name: str) -> ArgumentError:
-    """The error for a name that means nothing."""
+    """The error for an unknown name."""
     return ArgumentError(
         f"NAME must be {HELP} in the cache, got {name!r}; the ops are {', '.join(dispatch.known())}"
     )

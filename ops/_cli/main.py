@@ -1,4 +1,4 @@
-"""The command ``jitops``, also ``python -m ops``."""
+"""The command ``jitops``, also run by ``python -m ops``."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from typing import Any
 
 import ops
 
-# The commands import torch, which takes seconds, and a minute from a cold disk: only once they can
-# say so.
+# The commands import torch, which takes seconds, or a minute from a cold disk. They are therefore
+# imported late, after main() has announced it.
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; the exit status is 0 for success and 1 for an error, which is printed."""
+    """Run a command and return its exit status: 0 for success, 1 for an error."""
     if sys.stdout is None:  # `jitops ... >&-`
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - for as long as the process lives
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # an arrow is no reason to fail
+        if isinstance(stream, io.TextIOWrapper):  # a locale may lack characters such as an arrow
             stream.reconfigure(errors="replace")
     words = sys.argv[1:] if arguments is None else list(arguments)
     if words[:1] == ["demo"] and "torch" not in sys.modules:
-        print("Importing torch, scikit-learn and matplotlib: slow the first time ...", flush=True)
+        print("Importing torch, scikit-learn and matplotlib, slow the first time ...", flush=True)
     options = _parser().parse_args(words)
     try:
         with _warnings_in_a_line():
@@ -36,10 +36,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ops.JitopsError as error:
         print(f"jitops: {error}", file=sys.stderr)
         return 1
-    except BrokenPipeError:  # `jitops ... | head`: nobody reads on, so there is no more to say
+    except BrokenPipeError:  # as in `jitops ... | head`
         _give_up_stdout()
         return 1
-    except OSError as error:  # say, `jitops ... > file` on a full disk
+    except OSError as error:  # as in `jitops ... > file` on a full disk
         print(f"jitops: {error}", file=sys.stderr)
         _give_up_stdout()
         return 1
@@ -48,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 @contextlib.contextmanager
 def _warnings_in_a_line() -> Iterator[None]:
-    """Ours: at which line of our code they were raised does not help who runs a command."""
+    """Print our warnings without their line of code, which does not help users of a command."""
     ours = (ops.BackendWarning, ops.CacheWarning, ops.ConfigWarning)
     with warnings.catch_warnings():
         show = warnings.showwarning
@@ -64,7 +64,7 @@ def _warnings_in_a_line() -> Iterator[None]:
 
 
 def _give_up_stdout() -> None:
-    """Else Python would try again to write what is left when it ends."""
+    """Send stdout nowhere. Otherwise Python would retry the remaining output when it exits."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
@@ -79,22 +79,26 @@ def _parser() -> argparse.ArgumentParser:
 
     demo = commands.add_parser(
         "demo",
-        help="train on handwritten digits, compiled and pure torch in turn",
-        description="Compile the improved triplet loss, train an embedding of scikit-learn's "
-        "handwritten digits with it, compiled and pure torch in turn, and draw the result.",
+        help="train on handwritten digits, compiled and on pure torch",
+        description="Compile the improved triplet loss. Train an embedding of scikit-learn's "
+        "handwritten digits with it, compiled and on pure torch. Draw the result.",
     )
     demo.add_argument(
-        "--steps", type=_build.positive, default=400, help="of training (default: 400)"
+        "--steps", type=_build.positive, default=400, help="training steps (default: 400)"
     )
     demo.add_argument(
         "--output",
         type=Path,
         default=Path("jitops_demo.png"),
-        help="where to save the picture (default: ./jitops_demo.png)",
+        help="file or folder of the picture (default: ./jitops_demo.png)",
     )
     demo.set_defaults(run=_demo)
 
-    explain = commands.add_parser("explain", help="say which back end runs each op, and why")
+    explain = commands.add_parser(
+        "explain",
+        help="say which back end runs each op, and why",
+        description="Say which back end runs each op, and why.",
+    )
     explain.add_argument("ops", nargs="*", metavar="OP", help="ops to explain (default: all)")
     explain.set_defaults(run=lambda options: print(ops.explain(*options.ops)))
 

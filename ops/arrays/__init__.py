@@ -1,1 +1,1 @@
-"""Ops made of functions of NumPy and SciPy."""
+"""Ops made from functions of NumPy and SciPy."""

@@ -1,4 +1,4 @@
-"""Tensors to NumPy arrays and back, for ops that compute with arrays."""
+"""Conversion of tensors to NumPy arrays and back, for ops that compute with arrays."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ _HALF = (torch.bfloat16, torch.float16)  # NumPy has no bfloat16, and is slow in
 
 
 def require(module: str, what: str, extra: str = "scipy") -> ModuleType:
-    """A module of an optional package, imported when it is first needed.
+    """Import a module of an optional package when it is first needed.
 
     Raises:
-        DependencyError: it is not installed.
+        DependencyError: the package is not installed.
     """
     try:
         return importlib.import_module(module)
@@ -40,10 +40,10 @@ def require(module: str, what: str, extra: str = "scipy") -> ModuleType:
 
 
 def check(name: str, tensors: Sequence[Any], keywords: dict[str, Any]) -> None:
-    """The arguments of an op on arrays: tensors by position, anything else by keyword.
+    """Check the arguments of an op on arrays: tensors by position, anything else by keyword.
 
     Raises:
-        ArgumentTypeError, ArgumentError, GradientError: as :class:`ops.NumpyOp` says.
+        ArgumentTypeError, ArgumentError, GradientError: see :class:`ops.NumpyOp`.
     """
     require("numpy", name)
     if not tensors:
@@ -52,7 +52,7 @@ def check(name: str, tensors: Sequence[Any], keywords: dict[str, Any]) -> None:
         if not isinstance(value, Tensor):
             raise ArgumentTypeError(
                 f"argument {place} of {name} must be a torch.Tensor, got {type(value).__name__} "
-                f"(other things are given by keyword)"
+                f"(give other arguments by keyword)"
             )
         if value.device != tensors[0].device:
             raise ArgumentError(
@@ -69,13 +69,13 @@ def check(name: str, tensors: Sequence[Any], keywords: dict[str, Any]) -> None:
     for keyword, value in keywords.items():
         if any(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves(value)):
             raise ArgumentTypeError(
-                f"{keyword} of {name} must not hold a tensor, whose gradient would be dropped: "
-                f"tensors are given by position"
+                f"{keyword} of {name} must not hold a tensor, because its gradient would be "
+                f"dropped (give tensors by position)"
             )
 
 
 def to_array(tensor: Tensor) -> np.ndarray[Any, Any]:
-    """A read-only view where that can be had: the caller's tensors are not to be written to."""
+    """A read-only view if possible, else a copy, so that nothing writes to the caller's tensors."""
     wide = tensor.detach().float() if tensor.dtype in _HALF else tensor.detach()
     array = wide.resolve_conj().resolve_neg().cpu().numpy().view()
     array.flags.writeable = False
@@ -83,7 +83,7 @@ def to_array(tensor: Tensor) -> np.ndarray[Any, Any]:
 
 
 def to_tensor(name: str, value: Any, dtype: torch.dtype | None) -> Tensor:
-    """A copy: what a function returns may be its argument, or a buffer that it keeps."""
+    """A copy, because a function may return its argument or a buffer that it keeps."""
     import numpy as np
 
     array = np.array(value, order="C")

@@ -1,8 +1,8 @@
 """NumPy and SciPy functions as differentiable torch ops.
 
-A function and another for its gradient, both on arrays, become an op on tensors of any device and
-dtype; all that lies in between (devices, dtypes, memory, autograd) is done once, here. The arrays
-are computed on the CPU: this is for what torch does not have, not for speed.
+A function on arrays, and another one for its gradient, become an op on tensors of any device and
+dtype. This module handles devices, dtypes, memory and autograd for all of them. Arrays are computed
+on the CPU, so use this for functions that torch lacks, not for speed.
 """
 
 from __future__ import annotations
@@ -26,20 +26,21 @@ def from_numpy(
     *,
     name: str | None = None,
 ) -> NumpyOp:
-    """Make a torch op of a NumPy function and its gradient.
+    """Make a torch op from a NumPy function and its gradient.
 
     Args:
         forward: ``forward(*arrays, **keywords)`` returns an array, or a tuple of arrays.
         backward: ``backward(*gradients, *arrays, **keywords)`` takes a gradient for each output of
-            ``forward`` (zeros for one that is not used, or that was ``None``), then what
-            ``forward`` took. It returns a gradient for each array: a tuple of arrays, or for one
-            array the array. ``None`` stands for an array without a gradient, such as one of
-            integers. To differentiate twice, give an op that :func:`from_numpy` made of a pair in
-            its turn. Without ``backward``, asking for a gradient is an error.
-        name: for messages; the name of ``forward`` by default.
+            ``forward``, then the arguments of ``forward``. The gradient of an unused output, or of
+            one that was ``None``, is zeros. It returns a gradient for each array, as a tuple, or as
+            one array if there is one. ``None`` stands for an array without a gradient, such as an
+            array of integers. To differentiate twice, give an op that :func:`from_numpy` made
+            from a function and its gradient. Without ``backward``, the op has no gradient.
+        name: the name in messages; by default that of ``forward``.
 
     Returns:
-        The op, to be called with tensors as positional and anything else as keyword arguments.
+        A :class:`NumpyOp`. Call it with tensors as positional arguments and anything else as
+        keyword arguments.
 
     Raises:
         ArgumentTypeError: ``forward`` or ``backward`` cannot be called.
@@ -54,24 +55,24 @@ def from_numpy(
 
 
 class NumpyOp:
-    """What :func:`from_numpy` makes. Call it with tensors and keywords.
+    """An op made by :func:`from_numpy`. Call it with tensors and keywords.
 
-    The arrays are read-only views of the tensors where these are on the CPU, and copies elsewhere;
-    bfloat16 and float16 come as float32. Real results come back in the dtype of the first floating
-    input and on the device of the first input; results of integers or booleans keep their dtype and
-    have no gradient. Infinities and NaN cause no warning, as in tensor code.
+    Its functions get read-only views of CPU tensors, and copies of others. bfloat16 and float16
+    arrive as float32. Real results have the dtype of the first floating input and the device of the
+    first input. Integer and boolean results keep their dtype and have no gradient. Infinities and
+    NaN cause no warning, as in tensor code.
 
     Raises:
-        ArgumentTypeError: a positional argument is no tensor, a keyword argument is one (its
-            gradient would be dropped), or a function returns something else than real arrays.
-        ArgumentError: no tensor at all, tensors on several devices, or a gradient of another shape
-            than its input.
-        GradientError: a gradient is asked for, and there is none to be had.
+        ArgumentTypeError: a positional argument is not a tensor; a keyword argument is a tensor,
+            whose gradient would be dropped; a function does not return real arrays.
+        ArgumentError: no tensor at all, tensors on several devices, or a gradient whose shape is
+            not that of its input.
+        GradientError: a gradient is requested that the op does not have.
 
     Note:
-        Differentiable once, or as often as ``backward`` is; under :func:`torch.func.grad` and
-        :func:`~torch.func.vmap` (which loops) too, not in forward mode. :func:`torch.compile`
-        breaks the graph around it.
+        Differentiable one time more than ``backward``. :func:`torch.func.grad` works, and
+        :func:`~torch.func.vmap` calls the function in a loop. Forward mode does not work.
+        :func:`torch.compile` breaks the graph around it.
     """
 
     def __init__(
@@ -93,11 +94,11 @@ class NumpyOp:
             self.backward = NumpyOp(backward, name=f"the backward of {self.name}")
 
     def __call__(self, *tensors: Tensor, **keywords: Any) -> Any:
-        """Apply the op."""
+        """Apply the op to tensors."""
         return self._apply(tensors, keywords, none_allowed=False)
 
-    # torch.compile would make something else of NumPy. What torch.compiler.disable does, but that
-    # imports torch._dynamo at once.
+    # torch.compile would replace NumPy's functions by torch's. torch.compiler.disable does the
+    # same as this decorator, but it imports torch._dynamo at once.
     @_disable_dynamo
     def _apply(
         self, tensors: Sequence[Tensor], keywords: dict[str, Any], none_allowed: bool
@@ -117,7 +118,7 @@ class NumpyOp:
         needed: Sequence[bool],
         keywords: dict[str, Any],
     ) -> list[Tensor | None]:
-        """As the backward of another op: what it returns, checked against that op's inputs."""
+        """Run as the backward of another op, and check the gradients against that op's inputs."""
         returned = self._apply((*grads, *tensors), keywords, none_allowed=True)
         results = returned if isinstance(returned, tuple) else (returned,)
         if len(results) != len(tensors):
@@ -131,7 +132,8 @@ class NumpyOp:
                 gradients.append(None)
             elif result is None:
                 raise GradientError(
-                    f"{self.name} returned None for input {place}, whose gradient is asked for"
+                    f"{self.name} must return an array for input {place}, because its gradient is "
+                    f"requested, got None"
                 )
             elif result.shape != tensor.shape:
                 raise ArgumentError(
@@ -144,20 +146,20 @@ class NumpyOp:
 
 
 class _Call:
-    """One call of an op: what is passed along beside the tensors."""
+    """One call of an op: everything but the tensors."""
 
     def __init__(self, op: NumpyOp, keywords: dict[str, Any], none_allowed: bool) -> None:
         self.op = op
         self.keywords = keywords
-        self.none_allowed = none_allowed  # of a gradient
-        self.single = True  # whether the function returned an array, not a tuple of them
+        self.none_allowed = none_allowed  # a gradient may be None
+        self.single = True  # the function returned one array, not a tuple
 
     def on(self, tensors: Sequence[Tensor]) -> tuple[Tensor | None, ...]:
-        """The function's results, as tensors."""
+        """Run the function on arrays; its results, as tensors."""
         arrays = [conversions.to_array(tensor) for tensor in tensors]
         import numpy as np
 
-        with np.errstate(all="ignore"):  # infinities and NaN pass as in tensor code
+        with np.errstate(all="ignore"):  # no warning for infinities and NaN, as in tensor code
             returned = self.op.forward(*arrays, **self.keywords)
         self.single = not isinstance(returned, tuple)
         results = (returned,) if self.single else returned
@@ -173,7 +175,7 @@ class _Call:
 
 
 class NumpyFunction(torch.autograd.Function):
-    """The autograd side of every :class:`NumpyOp`."""
+    """The autograd Function of every :class:`NumpyOp`."""
 
     @staticmethod
     def forward(call: _Call, *tensors: Tensor) -> tuple[Tensor | None, ...]:
@@ -182,7 +184,7 @@ class NumpyFunction(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor | None, ...]) -> None:
-        """Keep the inputs, for the backward function takes them again."""
+        """Save the inputs, because the backward function takes them too."""
         ctx.call, *tensors = inputs
         ctx.save_for_backward(*tensors)
         results = [result for result in output if result is not None]
@@ -190,11 +192,11 @@ class NumpyFunction(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        """Run the backward op, which is differentiable if it was made of a pair."""
+        """Run the backward op, which is differentiable if it has a backward of its own."""
         op, tensors = ctx.call.op, ctx.saved_tensors
         if op.backward is None:
-            raise GradientError(f"{op.name} has no backward function, and a gradient is asked for")
-        if any(grad is None for grad in grads):  # of a gradient that was None in its turn
+            raise GradientError(f"{op.name} has no backward function, but a gradient is requested")
+        if any(grad is None for grad in grads):  # an output that is a gradient may have been None
             like = next(grad for grad in grads if grad is not None)
             its = zip(grads, tensors[-len(grads) :], strict=True)
             grads = tuple(like.new_zeros(t.shape) if grad is None else grad for grad, t in its)
@@ -203,7 +205,7 @@ class NumpyFunction(torch.autograd.Function):
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], call: _Call, *tensors: Tensor) -> Any:
-        """One call an element: NumPy functions know nothing of batches that are not theirs."""
+        """Call the function once for each element, because NumPy cannot batch it."""
         pairs = list(zip(tensors, in_dims[1:], strict=True))
         count = info.batch_size
 
@@ -211,7 +213,7 @@ class NumpyFunction(torch.autograd.Function):
             at = (t if dim is None else t.select(dim, index) for t, dim in pairs)
             return NumpyFunction.apply(call, *at)
 
-        if count == 0:  # of an element of zeros, to know shapes and dtypes, and then of none
+        if count == 0:  # run on one element of zeros, to learn shapes and dtypes
             pairs = [
                 (t if dim is None else t.new_zeros((*t.shape[:dim], 1, *t.shape[dim + 1 :])), dim)
                 for t, dim in pairs

@@ -1,20 +1,20 @@
 """The parts of :func:`ops.check_gradients`.
 
 ====================  ==============================================================================
-``_table``            every promise, and the function that checks it
-``_subject``          makes any function or module a function of a list of tensors
-``_traits``           which dtype it runs in, how precisely it computes, whether it draws numbers
+``_table``            the list of all checks
+``_subject``          turns any function or module into a function of a list of tensors
+``_traits``           finds its dtype and precision, and whether it draws random numbers
 ``_probe``            runs it on one back end; ``_draws`` gives it the same random numbers
 ``_derivatives``      checks: gradients against difference quotients, in any order
-``_second_opinion``   what torch's own check says of a gradient that is wrong
+``_second_opinion``   asks torch's own check about a wrong gradient
 ``_transforms``       checks: forward mode, batched gradients, vmap
-``_requests``         checks: the same however one asks for gradients
-``_calls``            checks: the same whatever else is called, and nothing else changed
-``_layouts``          checks: the same however tensors lie in memory
-``_agreement``        checks: the same in every dtype, on every back end
-``_differences``      compares derivatives with quotients: ``_slopes`` and ``_kinks`` decide
-``_differ``           says where two results differ
-``_comparison``       which derivatives were compared, and what is wrong with them
-``_report``           what all checks found; ``_plot`` draws it
+``_requests``         checks: gradients of some inputs, of some results, in other modes
+``_calls``            checks: repeated, interleaved and nested calls, side effects
+``_layouts``          checks: memory layouts
+``_agreement``        checks: dtypes and back ends
+``_differences``      compares derivatives with quotients; ``_slopes`` and ``_kinks`` decide
+``_differ``           describes where two results differ
+``_comparison``       the compared derivatives, and a description of the wrong ones
+``_report``           the results of all checks; ``_plot`` draws them
 ====================  ==============================================================================
 """

@@ -1,4 +1,4 @@
-"""Is the gradient in every dtype, on every back end, that of the pure-torch path in float64?"""
+"""Does the gradient in each dtype and back end agree with the pure-torch path in float64?"""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ Run = Callable[[Sequence[Tensor]], list[Tensor | None]]
 
 
 def agreement(probe: Probe, reference: Probe, dtype: torch.dtype) -> Outcome:
-    """In a dtype, against the pure-torch path in float64 from the same rounded inputs.
+    """Compare a dtype with the pure-torch path in float64 from the same rounded inputs.
 
-    What rounding the inputs once more would change is allowed on top: near a kink, or where large
-    numbers cancel, no implementation can know better.
+    Results may also differ by the effect of rounding the inputs once more. No implementation can
+    do better near a kink, or if large numbers cancel.
     """
     with probe.same_draws():
         return _agreement(probe, reference, dtype)
@@ -46,24 +46,25 @@ def _agreement(probe: Probe, reference: Probe, dtype: torch.dtype) -> Outcome:
     spread = shaken(reference, expected, wide, dtype, theirs)
     here, there = f"in {short(dtype)}", "on the pure-torch path in float64"
     labels, tolerance = probe.labels(len(mine)), max(AGREEMENT[dtype], reference.same)
-    # Gradients that cancel to nothing are as exact as the others are: one scale for all of them.
+    # One scale for all gradients, because those that cancel are only as exact as the others.
     most = max((largest(t) for t in theirs[count:] if t is not None), default=0.0)
     problem = differ(labels, mine, theirs, tolerance, here, there, spread, most)
     if not problem and dtype is not torch.float64:
-        # Small gradients are not to hide behind that scale, where rounding does not explain them.
+        # That scale must not hide errors of small gradients that rounding does not explain.
         gradients_alone = (mine[count:], theirs[count:], spread[count:])
         bounds = _explained(expected, wide, dtype, *gradients_alone, most)
         problem = differ(labels[count:], mine[count:], theirs[count:], 0.0, here, there, bounds)
     if problem:
         narrow = narrowest(inputs, probe.results_and_gradients)
-        problem += f"\nvalues go through {short(narrow)} on the way" if narrow else ""
+        problem += f"\nintermediate values are {short(narrow)}" if narrow else ""
         lost = [
             None if one is None or other is None else one + 8 * other
             for one, other in zip(spread, _noise(expected, wide, dtype, theirs), strict=True)
         ]
         if not differ(labels, mine, theirs, tolerance, here, there, lost, most):
             problem += (
-                f"\nrounding to {short(dtype)} on the way explains it: the formula loses digits"
+                f"\nrounding intermediate values to {short(dtype)} explains it, because the "
+                f"formula loses digits"
             )
     return Outcome(problem)
 
@@ -75,8 +76,8 @@ def shaken(
     dtype: torch.dtype,
     values: Sequence[Tensor | None],
 ) -> list[Tensor | None]:
-    """How far the values move when the inputs are rounded in another way: two, and the reverse."""
-    least = torch.finfo(dtype).tiny  # below, numbers have fewer digits
+    """The largest change of the values under four other roundings of the inputs."""
+    least = torch.finfo(dtype).tiny  # smaller numbers have fewer digits
     spread = [None if value is None else torch.full_like(value, least) for value in values]
     generator = torch.Generator().manual_seed(probe.settings.seed)
     signs = [[_signs(t, generator) for t in tensors] for _ in range(2)]
@@ -86,11 +87,11 @@ def shaken(
         try:
             moved = run([t * (1 + by * sign) if var else t for t, sign, var in places])
         except Exception:
-            continue  # it has left the function's domain
+            continue  # outside the domain of the function
         for place, (one, other) in enumerate(zip(values, moved, strict=True)):
             before = spread[place]
             if before is not None and one is not None and other is not None:
-                # Not where it leaves the function's domain.
+                # fmax ignores the NaN of points outside the domain.
                 spread[place] = torch.fmax(before, 2 * (other - one).abs())
     return spread
 
@@ -104,11 +105,11 @@ def _explained(
     spread: Sequence[Tensor | None],
     most: float,
 ) -> list[Tensor | None]:
-    """Half of each gradient, or the effect of rounding every number on the way to ``dtype``.
+    """The allowed errors: half of each gradient, or the effect of rounding all values to ``dtype``.
 
-    A gradient that is exactly zero is allowed the latter alone. Any other is allowed some roundings
-    of the largest gradient, ``most``: sums that cancel, as for a bias before a normalisation, leave
-    as much.
+    A gradient that is exactly zero is allowed only the latter. Any other is also allowed some
+    roundings of the largest gradient, ``most``, because sums that cancel leave as much. An example
+    is the gradient of a bias before a normalisation.
     """
     cancelled = 32 * torch.finfo(torch.float32).eps * most
     noise = _noise(run, tensors, dtype, theirs)
@@ -119,7 +120,7 @@ def _explained(
             bounds.append(None)
             continue
         typical = lost.square().mean().sqrt() if lost.numel() else lost
-        # Sums are taken in float32, or in more.
+        # Sums are taken in float32 or float64.
         extra = extra + AGREEMENT[torch.float32] * largest(its)
         rounding = 8 * torch.maximum(lost, typical) + extra + cancelled
         some = torch.maximum(its.abs() / 2, rounding)
@@ -130,11 +131,11 @@ def _explained(
 def _noise(
     run: Run, tensors: Sequence[Tensor], dtype: torch.dtype, like: Sequence[Tensor | None]
 ) -> list[Tensor | None]:
-    """How far gradients are off that are rounded on the way; infinite if nobody can tell."""
+    """The error of gradients if all values are rounded to ``dtype``; infinite if it is unknown."""
     noise = [None if g is None else torch.zeros_like(g) for g in like]
     eps = torch.finfo(dtype).eps
     try:
-        for by in (0.0, 4 * eps, -4 * eps):  # the same formula, rounded in other ways
+        for by in (0.0, 4 * eps, -4 * eps):  # nearby inputs round differently
             moved = [t * (1 + by) if t.is_floating_point() else t for t in tensors]
             exact = run(moved)[-len(like) :]
             with _Rounding(dtype):
@@ -143,13 +144,13 @@ def _noise(
                 before = noise[place]
                 if before is not None and one is not None and other is not None:
                     noise[place] = torch.maximum(before, (one - other).abs().nan_to_num(torch.inf))
-    except Exception:  # the function may refuse what is rounded
+    except Exception:  # the function may refuse rounded values
         return [None if g is None else torch.full_like(g, torch.inf) for g in like]
     return noise
 
 
 class _Rounding(TorchDispatchMode):
-    """Every result of torch's functions rounded to a dtype, as if computed in it."""
+    """Round every result of torch's functions to a dtype, as if they computed in it."""
 
     def __init__(self, dtype: torch.dtype) -> None:
         super().__init__()
@@ -167,7 +168,7 @@ class _Rounding(TorchDispatchMode):
 
 
 def _in_range(value: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    """Infinite where ``dtype`` has no number as large."""
+    """Replace values that overflow in ``dtype`` by infinity."""
     if value is None:
         return None
     too_large = value.abs() > torch.finfo(dtype).max

@@ -1,4 +1,4 @@
-"""Is the gradient the same, whatever else is called, and nothing else changed by it?"""
+"""Do other calls leave the gradient unchanged, and does the function have no side effects?"""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ops.gradcheck._traits import short
 
 
 def interleaved_calls(probe: Probe) -> Outcome:
-    """Other calls between a forward pass and its backward pass, and a second backward pass."""
+    """Call the function between a forward and its backward pass; run a second backward pass."""
     expected = probe.forward_and_backward(probe.at())
     away = probe.others(-1e-3)
     try:
@@ -28,7 +28,7 @@ def interleaved_calls(probe: Probe) -> Outcome:
     for first_in in (True, False):
         leaves, other = probe.leaves(probe.at()), probe.leaves(away)
         results, later = probe.call(leaves), probe.call(other)
-        # without_gradients() tells of what raises here.
+        # without_gradients() reports an error here.
         with torch.no_grad(), contextlib.suppress(Exception):
             probe.call(probe.others(-2e-3))
         mine: list[Tensor | None] = []
@@ -51,7 +51,7 @@ def interleaved_calls(probe: Probe) -> Outcome:
 
 
 def non_leaf_inputs(probe: Probe) -> Outcome:
-    """Inputs that other functions have computed, as those of hidden layers are."""
+    """Take inputs that other functions computed, as a hidden layer does."""
     expected = probe.forward_and_backward(probe.at())
     labels = probe.labels(len(expected))
     leaves = probe.leaves(probe.at())
@@ -73,9 +73,11 @@ def non_leaf_inputs(probe: Probe) -> Outcome:
 
 
 def one_tensor_twice(probe: Probe) -> Outcome:
-    """One tensor in two places has the sum of their gradients."""
+    """A tensor given in two places gets the sum of both gradients."""
     if probe.traits.differentiates:
-        raise NotImplementedError("it takes gradients of its inputs itself: others of one tensor")
+        raise NotImplementedError(
+            "it takes gradients of its inputs itself, and those of one tensor in two places differ"
+        )
     places = [i for i, var in enumerate(probe.variable) if var]
     tensors = probe.at()
     alike = [
@@ -88,7 +90,7 @@ def one_tensor_twice(probe: Probe) -> Outcome:
         try:
             expected = probe.forward_and_backward(apart)
         except Exception:
-            continue  # not for one tensor: the function refuses equal ones
+            continue  # the function refuses equal tensors
         leaves = probe.leaves(apart)
         leaves[j] = leaves[i]
         results = probe.call(leaves)
@@ -105,7 +107,7 @@ def one_tensor_twice(probe: Probe) -> Outcome:
             expected,
             probe.same,
             f"with one tensor as {names}",
-            "with two equal ones, added up",
+            "as the sum for two equal tensors",
         )
         if problem:
             return Outcome(problem)
@@ -113,7 +115,7 @@ def one_tensor_twice(probe: Probe) -> Outcome:
 
 
 def determinism(probe: Probe) -> Outcome:
-    """Five runs in the dtypes given, bit for bit."""
+    """Compare five runs in the given dtypes bit for bit."""
 
     def run() -> list[Tensor | None]:
         leaves = probe.leaves(probe.at() if probe.traits.default else probe.as_given())
@@ -127,13 +129,13 @@ def determinism(probe: Probe) -> Outcome:
             probe.labels(len(first)), run(), first, 0.0, "in another run", "in the first one"
         )
         if problem:
-            hint = "\nthe function draws random numbers: the other checks begin with one seed"
+            hint = "\nthe function draws random numbers; the other checks seed each call"
             return Outcome(problem + (hint if probe.traits.draws else ""))
     return Outcome()
 
 
 def inputs_untouched(probe: Probe) -> Outcome:
-    """Neither the inputs nor the gradients that arrive are written to, in any dtype or mode."""
+    """The function writes neither to its inputs nor to arriving gradients, in any dtype or mode."""
     for dtype in (None, *probe.settings.dtypes):
         for recorded in (True, False):
             try:
@@ -141,7 +143,7 @@ def inputs_untouched(probe: Probe) -> Outcome:
             except Exception:
                 if dtype is None and recorded:
                     raise
-                continue  # agreement() and without_gradients() tell of it
+                continue  # agreement() and without_gradients() report the error
             if changed:
                 where = f" in {short(dtype)}" if dtype else ""
                 where += "" if recorded else " where no gradient is recorded"

@@ -1,4 +1,4 @@
-"""Derivatives that were compared: how closely, and what came out, in words."""
+"""The compared derivatives: tolerances, results, and a description of the errors."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ import torch
 
 @dataclass(frozen=True)
 class Tolerance:
-    """How far apart the two may be, beyond what rounding explains, and the step to begin with."""
+    """The allowed difference of two derivatives beyond rounding, and the first step."""
 
     relative: float
     absolute: float
     step: float
 
     def allowed(self, size: float, error: float) -> float:
-        """For derivatives of this size, one of which has this error."""
+        """The allowed difference of derivatives of a size, if one of them has an error."""
         return self.absolute + self.relative * size + error
 
 
@@ -34,12 +34,12 @@ class Element:
 
     @property
     def error(self) -> float:
-        """How far apart the two derivatives are."""
+        """The difference of the two derivatives."""
         return abs(self.analytic - self.numeric)
 
     @property
     def place(self) -> str:
-        """As one writes it: ``weight[0, 3]``."""
+        """The element as an expression: ``weight[0, 3]``."""
         return f"{self.input}[{', '.join(map(str, self.index))}]" if self.index else self.input
 
     def __str__(self) -> str:
@@ -51,7 +51,7 @@ class Element:
 
 @dataclass
 class Comparison:
-    """All elements compared: the wrong ones, those at kinks, those that rounding hides."""
+    """All compared elements, the wrong ones, those at kinks, and those that rounding hides."""
 
     total: int = 0
     elements: list[Element] = field(default_factory=list)
@@ -60,7 +60,7 @@ class Comparison:
     unclear: list[Element] = field(default_factory=list)
 
     def add(self, other: Comparison) -> None:
-        """What another comparison found of other elements."""
+        """Add the results of another comparison."""
         self.total += other.total
         self.elements += other.elements
         self.wrong += other.wrong
@@ -78,7 +78,7 @@ class Comparison:
 
     @property
     def problem(self) -> str:
-        """What is wrong, in words; empty where nothing is."""
+        """A description of the wrong elements; empty if there are none."""
         if not self.wrong or self.worst is None:
             return ""
         inputs = list(dict.fromkeys(element.input for element in self.wrong))
@@ -87,7 +87,7 @@ class Comparison:
             f"worst: {self.worst}",
         ]
         if any(not math.isfinite(element.numeric) for element in self.wrong):
-            lines.append("the function itself is not finite there: check it where it is")
+            lines.append("the function itself is not finite there; choose inputs where it is")
         for name in inputs:
             guess = _guess([e for e in self.elements if e.input == name and e not in self.kinks])
             if guess:
@@ -96,22 +96,22 @@ class Comparison:
 
     @property
     def doubt(self) -> str:
-        """Where rounding hides the derivative, in words; empty where it does nowhere."""
+        """A description of the derivatives that rounding hides; empty if there are none."""
         if not self.unclear:
             return ""
         inputs = list(dict.fromkeys(element.input for element in self.unclear))
         return (
             f"{len(self.unclear)} of {len(self.elements)} derivatives are lost in rounding errors, "
-            f"in {', '.join(inputs)}: a result must not be so large beside what it changes by\n"
+            f"in {', '.join(inputs)}, because a result is too large beside its change\n"
             f"one of them: {self.unclear[0]}"
         )
 
 
 def _guess(elements: Sequence[Element]) -> str:
-    """What mistakes of one input have in common."""
+    """A pattern that explains all errors of one input; empty if there is none."""
     large = max(abs(element.numeric) for element in elements)
     if all(element.analytic == 0 for element in elements):
-        return "no gradient at all arrives, though the results depend on it"
+        return "the gradient is zero or missing, but the results depend on it"
     ratios = torch.tensor(
         [e.analytic / e.numeric for e in elements if abs(e.numeric) > 1e-3 * large],
         dtype=torch.float64,

@@ -1,4 +1,4 @@
-"""Is the gradient the derivative? Against difference quotients, in any order."""
+"""Does the gradient equal difference quotients, in any order?"""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from ops.gradcheck._probe import Outcome, Probe, gradients
 from ops.gradcheck._second_opinion import second_opinion
 from ops.gradcheck._traits import short
 
-# A function of tensors; whether autograd is to record it.
+# A function of tensors, and of a flag: whether autograd records the call.
 Call = Callable[[Sequence[Tensor], bool], tuple[Tensor, ...]]
 
 # ---- the checks ----------------------------------------------------------------------------------
 
 
 def reverse_mode(probe: Probe) -> Outcome:
-    """Every gradient, of all results together and of each alone."""
+    """Compare every gradient, of all results together and of each alone."""
     return second_opinion(probe, _in_its_precision(probe, _first(probe)), 1)
 
 
 def order(probe: Probe, which: int) -> Outcome:
-    """The gradient's own gradients, as often as that: of the inputs, and of what arrives."""
+    """Compare derivatives of a higher order, by the inputs and by the arriving gradients."""
     question = _first(probe)
     for _ in range(which - 1):
         problem = _recorded(probe, question)
@@ -36,12 +36,12 @@ def order(probe: Probe, which: int) -> Outcome:
             return Outcome(problem)
         question = _derived(probe, question)
         if not all(bool(g.isfinite().all()) for g in question.call(question.tensors, False)):
-            raise NotImplementedError("the gradient is not finite: its own gradient is not either")
+            raise NotImplementedError("the gradient is not finite, so it has no derivative")
     return second_opinion(probe, _in_its_precision(probe, question), which)
 
 
 def exact_zeros(probe: Probe) -> Outcome:
-    """Where elements of an input are zero, as masks, paddings and dead units are."""
+    """Compare gradients where elements of an input are zero, as in masks and padding."""
     question = _first(probe)
     found = Comparison()
     for place, tensor in enumerate(question.tensors):
@@ -50,14 +50,14 @@ def exact_zeros(probe: Probe) -> Outcome:
             continue
         tensors = [t.clone() for t in question.tensors]
         if not all(_is_finite(question, tensors, place, zeros, by) for by in (-1e-6, 1e-6, 0.0)):
-            continue  # zero is not within its domain
+            continue  # zero is outside the domain of the function
         only = [zeros if i == place else [] for i, var in enumerate(question.variable) if var]
         its = _compared(probe, dataclasses.replace(question, tensors=tensors), only)
         if its.wrong:
-            # What is wrong elsewhere, too, is not the zeros' fault.
+            # Errors that also occur without zeros belong to reverse_mode().
             elsewhere = {e.index for e in _compared(probe, question, only).wrong}
             its.wrong = [e for e in its.wrong if e.index not in elsewhere]
-        its.unclear = []  # reverse_mode() tells of the function's rounding errors
+        its.unclear = []  # reverse_mode() reports rounding errors
         found.add(its)
     problem = found.problem
     return Outcome(f"with exact zeros in the inputs: {problem}" if problem else "", found)
@@ -77,19 +77,19 @@ def _is_finite(
         return False
 
 
-# ---- what is asked -------------------------------------------------------------------------------
+# ---- the question --------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class _Question:
-    """Whether the gradients of a function are right.
+    """Are the gradients of this function right?
 
     Attributes:
         call: the function.
-        names: of its inputs that have gradients.
-        variable: which ones these are.
-        tensors: where.
-        sets: weights of its results; ``None`` for one that takes no part.
+        names: the names of the inputs that have gradients.
+        variable: for each input, whether it has a gradient.
+        tensors: the inputs.
+        sets: several weightings of the results; the weight ``None`` leaves a result out.
     """
 
     call: Call
@@ -105,8 +105,8 @@ def _leaves(tensors: Sequence[Tensor], variable: Sequence[bool]) -> list[Tensor]
 
 def _first(probe: Probe) -> _Question:
     def call(tensors: Sequence[Tensor], recorded: bool) -> tuple[Tensor, ...]:
-        # Differences are taken of the very function whose gradient is asked for: one may compute
-        # something else where no gradient is recorded, and one may take gradients itself.
+        # Differences are taken with gradients recorded, because a function may compute something
+        # else without, and because it may take gradients itself.
         results = probe.call(tensors if recorded else probe.leaves(tensors))
         return results if recorded else tuple(y.detach() for y in results)
 
@@ -119,7 +119,7 @@ def _first(probe: Probe) -> _Question:
 
 
 def _recorded(probe: Probe, question: _Question) -> str:
-    """Whether gradients are others where they are recorded themselves."""
+    """A description of how gradients with ``create_graph`` differ from those without."""
     found = []
     for create in (False, True):
         leaves = _leaves(question.tensors, question.variable)
@@ -134,7 +134,7 @@ def _recorded(probe: Probe, question: _Question) -> str:
 
 
 def _derived(probe: Probe, question: _Question) -> _Question:
-    """The gradient as a function: of the inputs, and of the gradients that arrive."""
+    """The gradient as a function of the inputs and of the arriving gradients."""
     count, variable = len(question.tensors), question.variable
     arriving = [s for s in question.sets[0] if s is not None]
 
@@ -169,16 +169,16 @@ def _derived(probe: Probe, question: _Question) -> _Question:
 def _in_its_precision(
     probe: Probe, question: _Question, only: Sequence[Sequence[int]] | None = None
 ) -> Outcome:
-    """Where the function computes in less than its inputs' precision, allow for that."""
+    """Compare, and allow for the precision of a function that computes in a narrower dtype."""
     found = _quotients(probe, question, only)
     narrow = probe.traits.narrow
     if narrow is None or not (found.wrong or found.unclear):
         return Outcome(found.problem, found)
     found = _quotients(probe, question, only, torch.finfo(narrow).eps)
-    # Some elements are always lost then: what matters is whether all of an input are.
+    # Some elements are always lost then. Only inputs whose elements are all lost matter.
     told = {element.input for element in found.elements if element not in found.unclear}
     found.unclear = [element for element in found.unclear if element.input not in told]
-    note = f"it computes in {short(narrow)}, and was checked as precisely as that allows"
+    note = f"it computes in {short(narrow)}, so it was checked to that precision"
     return Outcome(f"{found.problem}\n{note}" if found.problem else "", found, note)
 
 
@@ -230,9 +230,9 @@ def _quotients(
 
 
 def _whole_backward(results: Sequence[Tensor], seeds: Sequence[Tensor | None]) -> None:
-    """Run every node, also those that lead to no input: an error in one is what is missing.
+    """Run every node, including those that lead to no input, because an error may hide there.
 
-    ``once_differentiable`` hangs such a node on gradients, off the way to the inputs.
+    ``once_differentiable`` attaches such a node to gradients, apart from the path to the inputs.
     """
     pairs = [
         (y, s) for y, s in zip(results, seeds, strict=True) if s is not None and y.requires_grad

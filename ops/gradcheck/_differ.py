@@ -1,4 +1,4 @@
-"""Two lots of results and gradients: what differs, in words."""
+"""The difference between two lists of results and gradients, in words."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-# How far two ways to one result may differ, relative to the largest element: float64 and float32 by
-# a few hundred roundings, the half precisions by four, the last of which is that of the result.
+# The allowed difference between two ways to one result, relative to the largest element. float64
+# and float32 get a few hundred roundings. Half precisions get four, including that of the result.
 AGREEMENT = {
     torch.float64: 1e-9,
     torch.float32: 2e-5,
@@ -27,11 +27,11 @@ def differ(
     spread: Sequence[Tensor | None] | None = None,
     scale: float | None = None,
 ) -> str:
-    """The largest difference in words; empty if all are within ``tolerance`` of the largest.
+    """The largest difference in words; empty if none exceeds ``tolerance`` times the largest value.
 
-    ``here`` and ``there`` say which is which, as "in float32" does. ``scale`` is the least that
-    counts as the largest: by default a thousandth of the largest of all, because values that cancel
-    to nothing are as exact as the rest. What ``spread`` holds is allowed on top.
+    ``here`` and ``there`` name the two sides, for example "in float32". The largest value is that
+    of each tensor, but at least ``scale``. By default ``scale`` is a thousandth of the largest of
+    all, because values that cancel are only as exact as the rest. ``spread`` is allowed on top.
     """
     if scale is None:
         scale = 1e-3 * max((largest(t) for t in theirs if t is not None), default=0.0)
@@ -71,7 +71,7 @@ def largest(values: Tensor) -> float:
 
 
 def identical(one: Tensor, other: Tensor) -> bool:
-    """Whether all elements are the same, NaN or numbers."""
+    """Whether all elements are equal, counting NaN as equal to NaN."""
     return torch.equal(one.detach().nan_to_num(), other.detach().nan_to_num())
 
 

@@ -1,13 +1,13 @@
-"""Derivatives against difference quotients, element by element.
+"""Comparison of derivatives with difference quotients, element by element.
 
-Where a quotient with the usual step disagrees, or rounding hides it, the slopes with many steps
-decide (``_slopes``):
+If the quotient with the first step disagrees, or rounding hides it, slopes with many steps decide
+(``_slopes``):
 
-- if they settle, the derivative must be what they settle at;
-- if those of the two sides differ, however small the step, the point is a kink, and any slope
-  between the two is right;
-- if the function jumps, the derivative must be a slope beside the jump;
-- if rounding hides all of them, nobody can tell.
+- If they converge, the derivative must equal the limit.
+- If the slopes of the two sides differ at every step, the point is a kink, and any slope between
+  the two is right.
+- If the function jumps, the derivative must be a slope beside the jump.
+- If rounding hides all of them, the check cannot tell.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from ops.gradcheck._comparison import Comparison, Element, Tolerance
 from ops.gradcheck._kinks import is_vertical, sides_of_jump, sides_of_kink
 from ops.gradcheck._slopes import Estimate, Line, Noise, Rung, Values, estimate, noise, safely
 
-_CLEAR = 1e-3  # of a derivative: what rounding errors may be for one step to be enough
-# What rounding errors may be for there to be something to compare: of the derivative itself, of the
+_CLEAR = 1e-3  # one step is enough if rounding errors are below this part of the derivative
+# Otherwise rounding errors must be below one of these parts: of the derivative itself, of the
 # largest of its input, of the largest of all, and of the slopes with large steps.
 _TELLING, _ITS_OWN, _NEGLIGIBLE, _FLAT = 0.25, 0.05, 1e-7, 1e-3
-_BLOCKS = 32  # of an input with too many elements to look at each
+_BLOCKS = 32  # number of blocks of an input with too many elements to compare each
 _RIGHT, _KINK, _UNCLEAR, _WRONG = range(4)
 
 
@@ -36,15 +36,15 @@ class Compared:
     """A function, its derivatives, and how to compare.
 
     Attributes:
-        names: of the inputs.
-        inputs: where: contiguous, all of one floating dtype.
+        names: the names of the inputs.
+        inputs: the point: contiguous tensors of one floating dtype.
         analytic: for each input, the derivatives: ``(number of sums, *input.shape)``.
         values: the function.
-        weights: ``(number of sums, number of results)``: the sums of results to look at.
-        tolerance: what is allowed.
-        at_most: how many elements of an input to look at; if it has more, evenly spread ones, and
-            all of them in blocks, each in a random direction.
-        narrow: the relative precision that the function computes in, if less than its inputs'.
+        weights: the weighted sums of results to compare: ``(number of sums, number of results)``.
+        tolerance: the allowed difference.
+        at_most: the largest number of elements of an input to compare one by one. A larger input
+            is compared at evenly spread elements, and in blocks, each in a random direction.
+        narrow: the relative precision of the function, if it is worse than that of its inputs.
     """
 
     names: Sequence[str]
@@ -58,7 +58,7 @@ class Compared:
 
 
 def compare(given: Compared, only: Sequence[Sequence[int]] | None = None) -> Comparison:
-    """Compare derivatives with difference quotients; ``only`` at some elements of each input."""
+    """Compare derivatives with difference quotients, of all elements or of those in ``only``."""
     result = Comparison()
     points = [tensor.detach().clone() for tensor in given.inputs]
     here = given.values(points)
@@ -88,7 +88,7 @@ def compare(given: Compared, only: Sequence[Sequence[int]] | None = None) -> Com
 
 
 def _largest(rows: Tensor) -> Tensor:
-    """Of each row, in float64."""
+    """The largest magnitude of each row, in float64."""
     sizes = rows.double().abs().nan_to_num(0, 0, 0)
     return torch.cat([sizes, sizes.new_zeros(len(sizes), 1)], 1).amax(1)
 
@@ -100,7 +100,7 @@ def _spread(count: int, at_most: int) -> Iterator[int]:
 
 
 class _Judge:
-    """Puts elements of one input where they belong."""
+    """Classifies elements of one input as right, wrong, unclear or at a kink."""
 
     def __init__(
         self,
@@ -129,7 +129,7 @@ class _Judge:
         return self._line(values, abs(start))
 
     def along_block(self, block: Tensor) -> tuple[Line, Tensor]:
-        """The line on which these elements move, in a random direction, and that direction."""
+        """The line along which these elements move in a random direction, and that direction."""
         point = self.points[self.place]
         generator = torch.Generator().manual_seed(0)
         direction = torch.zeros(point.numel(), dtype=point.dtype)
@@ -157,13 +157,13 @@ class _Judge:
         index: tuple[int, ...],
         result: Comparison,
     ) -> None:
-        """Of several sums, the one that is farthest off speaks."""
+        """Compare all sums at one element, and record the worst one."""
         found = []
         slopes, errors = (both.tolist() for both in line.slopes(-line.first, line.first))
         far = None
         for which, (mine, slope, error) in enumerate(zip(analytic, slopes, errors, strict=True)):
             if mine == slope == 0:
-                # No result changes. Large ones do so with a larger step only.
+                # No result changes. Large results change only with a larger step.
                 far = far or line.slopes(-line.far, line.far)[0].tolist()
                 verdict = (_RIGHT, Estimate(0.0, 0.0)) if far[which] == 0 else None
             elif error <= _CLEAR * max(abs(mine), abs(slope)):

@@ -1,4 +1,4 @@
-"""Random numbers that depend on neither memory nor dtype."""
+"""Random numbers that depend neither on memory layout nor on dtype."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 
 class SameDraws(TorchDispatchMode):
-    """torch draws in the order of memory, and others in each dtype; within this, in float64.
+    """Draws in float64 and in logical order, so that a function can be compared with itself.
 
-    So a function that draws can be compared with itself.
+    torch draws in the order of memory, and draws other numbers in each dtype.
     """
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -26,7 +26,7 @@ class SameDraws(TorchDispatchMode):
             dtype = like.dtype
         wide_args, wide_kwargs = pytree.tree_map(_wide, (args, kwargs))
         result = func(*wide_args, **wide_kwargs)
-        if args and result is wide_args[0]:  # drawn in place
+        if args and result is wide_args[0]:  # an in-place function
             return args[0].copy_(result)
         return pytree.tree_map(
             lambda t: t.to(dtype) if isinstance(t, Tensor) and t.is_floating_point() else t, result

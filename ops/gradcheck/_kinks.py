@@ -1,4 +1,4 @@
-"""Where a function has no derivative: kinks, jumps, and slopes without end."""
+"""Points at which a function has no derivative: kinks, jumps, and infinite slopes."""
 
 from __future__ import annotations
 
@@ -9,25 +9,25 @@ from ops.gradcheck._slopes import Line, Rung
 
 
 def sides_of_kink(rungs: list[Rung]) -> tuple[float, float] | None:
-    """The lower and the higher slope, if they stay apart however small the step."""
+    """The lower and the higher slope, if they stay apart at every step."""
     usable = [r for r in rungs if math.isfinite(r.left) and math.isfinite(r.right)]
     gaps = [abs(rung.right - rung.left) for rung in usable]
     for place in range(len(usable) - 1, 2, -1):
         rung, gap = usable[place], gaps[place]
         if gap > 20 * rung.noise:
-            # That of a smooth function would be 64 times as large three rungs above.
+            # For a smooth function the gap would be 64 times as large three rungs above.
             if gap < gaps[place - 3] / 4:
                 return None
             finer = zip(usable[place + 1 :], gaps[place + 1 :], strict=True)
             if any(its < gap / 8 and r.noise < gap / 40 for r, its in finer):
-                return None  # it is a little way off
+                return None  # the kink is near the point, not at it
             low, high = min(rung.left, rung.right), max(rung.left, rung.right)
             return low - 2 * rung.noise, high + 2 * rung.noise
     return None
 
 
 def sides_of_jump(line: Line, rungs: list[Rung], which: int) -> tuple[float, float] | None:
-    """The slopes beside a jump: one whose height stays, down to the last digit of the point."""
+    """The slopes beside a jump, whose height stays the same at every step."""
     usable = [rung for rung in rungs if math.isfinite(rung.central)]
     if not usable or not line.is_last(usable[-1]):
         return None
@@ -48,7 +48,7 @@ def sides_of_jump(line: Line, rungs: list[Rung], which: int) -> tuple[float, flo
 
 
 def is_vertical(line: Line, rungs: list[Rung], analytic: float) -> bool:
-    """Whether slopes grow without end, and the derivative is that infinity, or any number."""
+    """Whether slopes grow without bound, and the derivative is finite or has their sign."""
     if not rungs or not line.is_last(rungs[-1]) or math.isnan(analytic):
         return False
     for side in ("central", "left", "right"):

@@ -1,4 +1,4 @@
-"""Is the gradient the same, however tensors lie in memory?"""
+"""Is the gradient the same for every memory layout?"""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Lay = Callable[[Tensor], Tensor]
 
 
 def _expanded(*dims: int) -> Lay:
-    """Equal along these dimensions, with stride zero."""
+    """A layout with stride zero along these dimensions, whose elements are equal along them."""
 
     def lay(t: Tensor) -> Tensor:
         if any(not -t.dim() <= dim < t.dim() for dim in dims) or not t.numel():
@@ -32,7 +32,7 @@ def _expanded(*dims: int) -> Lay:
 
 
 def _in_wider_rows(t: Tensor) -> Tensor:
-    """As a slice of a larger tensor lies."""
+    """The layout of a slice of a larger tensor."""
     if t.dim() < 2:
         return t
     return torch.cat([t, t[..., :1]], -1)[..., : t.shape[-1]]
@@ -52,7 +52,8 @@ _SAME_VALUES: dict[str, Lay] = {
     "at an odd offset": lambda t: torch.cat([t.flatten()[:1], t.flatten()])[1:].view(t.shape),
     "in wider rows": _in_wider_rows,
 }
-# As broadcasting leaves them, and as .sum(), .sum(0), .sum(-1) and their kin send them back.
+# Broadcasting makes such inputs. The backward passes of sum(), sum(0) and sum(-1) make such
+# gradients.
 _EQUAL_VALUES: dict[str, Lay] = {
     "expanded from one element": lambda t: _expanded(*range(t.dim()))(t) if t.dim() else t,
     "expanded": _expanded(0),
@@ -64,7 +65,7 @@ _ALL = {**_SAME_VALUES, **_EQUAL_VALUES}
 
 
 def layouts(probe: Probe) -> Outcome:
-    """Inputs, and gradients that arrive, transposed, strided, offset and expanded."""
+    """Compare transposed, strided, offset and expanded inputs and arriving gradients."""
     with probe.same_draws():
         for dtype in _dtypes(probe):
             problem = _of_inputs(probe, dtype) or _of_arriving(probe, dtype)
@@ -74,20 +75,20 @@ def layouts(probe: Probe) -> Outcome:
 
 
 def _dtypes(probe: Probe) -> Iterator[torch.dtype | None]:
-    """The widest, and those of ``dtypes`` that the function takes: kernels differ by dtype."""
+    """The widest dtype, and those that the function takes, because kernels differ by dtype."""
     yield None
     for dtype in probe.settings.dtypes:
         if dtype is not probe.traits.wide:
             try:
                 probe.forward_and_backward(probe.at(dtype))
             except Exception:
-                continue  # agreement() tells of it
+                continue  # agreement() reports the error
             yield dtype
 
 
 def _of_inputs(probe: Probe, dtype: torch.dtype | None) -> str:
     as_they_are = probe.forward_and_backward(probe.at(dtype))
-    # Each argument alone, too, but not each parameter of a module: nobody lays those out.
+    # Also each argument alone. Parameters of a module are contiguous in practice.
     alone = range(probe.subject.arguments if probe.subject.arguments > 1 and not dtype else 0)
     seen = {_strides(probe.at(dtype))}
     for (layout, lay), place in itertools.product(_ALL.items(), (None, *alone)):
@@ -102,13 +103,13 @@ def _of_inputs(probe: Probe, dtype: torch.dtype | None) -> str:
             try:
                 plain = probe.forward_and_backward(dense)
             except Exception:
-                continue  # not for the layout: equal rows are a singular matrix, and no order
+                continue  # equal elements may be invalid input, such as a singular matrix
         laid = probe.forward_and_backward(tensors)
         which = "all inputs" if place is None else probe.subject.names[place]
         if not all(map(identical, tensors, dense)):
             return f"with {which} {layout}, it writes to its inputs"
         ours, theirs = f"with {which} {layout}", "with contiguous ones"
-        # Equal values, as expanded ones are, may lie at a kink: see agreement().
+        # The equal elements of expanded tensors may lie at a kink: see agreement().
         if _differ(probe, dtype, laid, plain, ours, theirs):
             run = probe.forward_and_backward
             spread = shaken(probe, run, dense, dtype or probe.precision, plain)
@@ -155,7 +156,7 @@ def _differ(
     scale = None
     if dtype:
         ours += f" in {short(dtype)}"
-        # Gradients that cancel to nothing are as exact as the others are: see agreement().
+        # Gradients that cancel are only as exact as the others: see agreement().
         scale = max((largest(v) for v in plain if v is not None), default=0.0)
     exact = AGREEMENT[dtype] if dtype else probe.same
     return differ(probe.labels(len(laid)), laid, plain, exact, ours, theirs, spread, scale)

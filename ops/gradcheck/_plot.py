@@ -1,4 +1,4 @@
-"""A gradient check, drawn."""
+"""The picture of a gradient check."""
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ class _Report(Protocol):
 
 
 def check_format(name: str, path: str | Path) -> None:
-    """Whether matplotlib can draw such a file; ``name`` is that of the argument.
+    """Check that matplotlib can write such a file; ``name`` is the name of the argument.
 
     Raises:
-        ArgumentError: it cannot.
+        ArgumentError: matplotlib does not know the format.
         DependencyError: matplotlib is not installed.
     """
     backends = require("matplotlib.backend_bases", "GradientReport.plot", extra="plot")
@@ -52,13 +52,13 @@ def check_format(name: str, path: str | Path) -> None:
 
 
 def draw(report: _Report, path: str | Path | None) -> Figure:
-    """The figure, also saved to ``path`` if there is one."""
+    """Draw the figure, and save it to ``path`` if that is given."""
     if path is not None:
         check_format("path", path)
     matplotlib = require("matplotlib.figure", "GradientReport.plot", extra="plot")
 
     class Shown(matplotlib.Figure):  # type: ignore[misc, name-defined]
-        """A figure that notebooks show, though pyplot does not know it."""
+        """A figure that notebooks show without pyplot."""
 
         def _repr_png_(self) -> bytes:
             picture = io.BytesIO()
@@ -96,7 +96,7 @@ def _scatter(axes: Axes, check: _Check) -> None:
 
 
 def _error_map(axes: Axes, check: _Check) -> None:
-    """The errors of the input with the worst element, over its last dimension and the others."""
+    """Draw the errors of the input with the worst element, over its last and other dimensions."""
     import numpy as np
 
     worst = check.worst

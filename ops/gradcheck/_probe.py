@@ -1,4 +1,4 @@
-"""A subject on one back end: results, gradients, and the random weights both are seen with."""
+"""A subject on one back end: its results, its gradients, and random weights for them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ NOTHING = contextlib.nullcontext()
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a check returns: nothing is wrong unless ``problem`` says so."""
+    """The result of a check. It passed if ``problem`` is empty."""
 
     problem: str = ""
     comparison: Comparison | None = None
@@ -31,13 +31,13 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Settings:
-    """How closely to look.
+    """The precision of the checks.
 
     Attributes:
-        tolerance: of derivatives.
-        dtypes: in which to compare with float64.
-        at_most: how many elements of an input to look at.
-        seed: of the random weights and directions.
+        tolerance: the allowed error of derivatives.
+        dtypes: the dtypes to compare with float64.
+        at_most: the largest number of elements of an input to compare one by one.
+        seed: the seed of the random weights and directions.
     """
 
     tolerance: Tolerance
@@ -48,7 +48,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Probe:
-    """One subject on one back end, and what is known of it."""
+    """One subject on one back end, with its traits."""
 
     subject: Subject
     backend: str
@@ -58,22 +58,22 @@ class Probe:
 
     @property
     def variable(self) -> list[bool]:
-        """Which of the tensors have gradients."""
+        """For each tensor, whether it has a gradient."""
         return self.subject.variable
 
     @property
     def names(self) -> list[str]:
-        """The names of those."""
+        """The names of the tensors that have gradients."""
         return [n for n, var in zip(self.subject.names, self.variable, strict=True) if var]
 
     @property
     def same(self) -> float:
-        """How far two ways to one result may differ, relative to the largest element."""
+        """The allowed difference of two ways to one result, relative to the largest element."""
         return AGREEMENT.get(self.precision, torch.finfo(self.precision).eps)
 
     @property
     def precision(self) -> torch.dtype:
-        """What the function computes in, in the checks that leave the dtype to the checker."""
+        """The dtype that the function computes in, in checks without a given dtype."""
         if self.traits.narrow is not None:
             return self.traits.narrow
         if self.traits.wide is not None:
@@ -82,36 +82,36 @@ class Probe:
         return max(given, key=lambda dtype: torch.finfo(dtype).eps)
 
     def call(self, tensors: Sequence[Tensor], seeded: bool = True) -> tuple[Tensor, ...]:
-        """The subject's results, with the same random numbers every time if ``seeded``."""
+        """The results of the subject, with the same random numbers in each call if ``seeded``."""
         if self.traits.draws and seeded:
             torch.manual_seed(self.settings.seed)
         with use_backend(self.backend):
             return self.subject(tensors)
 
     def same_draws(self) -> contextlib.AbstractContextManager[Any]:
-        """The same random numbers in each layout and dtype, within a ``with`` block."""
+        """A context with the same random numbers in each layout and dtype."""
         return SameDraws() if self.traits.draws else NOTHING
 
     def at(self, dtype: torch.dtype | None = None) -> list[Tensor]:
-        """Fresh inputs, in that dtype; by default in the widest that the function takes."""
+        """New copies of the inputs in a dtype; by default the widest that the function takes."""
         return self.subject.at(dtype or self.traits.wide, self.device)
 
     def as_given(self) -> list[Tensor]:
-        """Fresh inputs, of the dtypes given."""
+        """New copies of the inputs, in their given dtypes."""
         return self.subject.at(None, self.device)
 
     def variables(self, tensors: Sequence[Tensor]) -> list[Tensor]:
-        """Those of the tensors that have gradients."""
+        """The tensors that have gradients."""
         return [t for t, var in zip(tensors, self.variable, strict=True) if var]
 
     def leaves(self, tensors: Sequence[Tensor]) -> list[Tensor]:
-        """The same tensors, the variable ones requiring gradients."""
+        """The same tensors, detached. Those that have gradients require them."""
         return [
             t.detach().requires_grad_(var) for t, var in zip(tensors, self.variable, strict=True)
         ]
 
     def others(self, by: float) -> list[Tensor]:
-        """Inputs a little way off, as near to zero, or as far from it."""
+        """Inputs near the given ones, all nearer to zero or all farther from it."""
         generator = torch.Generator().manual_seed(self.settings.seed)
         return [
             t * (1 + by * torch.rand(t.shape, generator=generator).to(t)) if var else t
@@ -119,7 +119,7 @@ class Probe:
         ]
 
     def seeds(self, results: Sequence[Tensor]) -> list[Tensor]:
-        """Random weights of the results: the gradients that arrive at them."""
+        """Random gradients that arrive at the results."""
         generator = torch.Generator().manual_seed(self.settings.seed)
         return [
             torch.randn(y.shape, dtype=torch.float64, generator=generator).to(y.device, y.dtype)
@@ -129,7 +129,7 @@ class Probe:
     def results_and_gradients(
         self, tensors: Sequence[Tensor], within: contextlib.AbstractContextManager[Any] = NOTHING
     ) -> tuple[list[Tensor], list[Tensor | None]]:
-        """Results, and the gradients of the variables, both computed ``within`` a context."""
+        """The results and the gradients of the variables, both computed ``within`` a context."""
         leaves = self.leaves(tensors)
         with within:
             results = self.call(leaves)
@@ -139,12 +139,12 @@ class Probe:
         return [y.detach() for y in results], list(its)
 
     def forward_and_backward(self, tensors: Sequence[Tensor]) -> list[Tensor | None]:
-        """Both in one list."""
+        """The results and the gradients, in one list."""
         results, its = self.results_and_gradients(tensors)
         return [*results, *its]
 
     def labels(self, count: int) -> list[str]:
-        """``count`` values of :meth:`forward_and_backward`, or its last ones, in words."""
+        """Names for the last ``count`` values of :meth:`forward_and_backward`."""
         results = count - len(self.names)
         first = ["the result"] if results == 1 else [f"result {i}" for i in range(results)]
         return [*first, *(f"the gradient of {name}" for name in self.names)]
@@ -156,7 +156,7 @@ def gradients(
     seeds: Sequence[Tensor | None],
     **keywords: Any,
 ) -> tuple[Tensor | None, ...]:
-    """Of the results weighted by ``seeds``; a result whose seed is ``None`` takes no part."""
+    """The gradients of the results weighted by ``seeds``; ``None`` leaves a result out."""
     pairs = [
         (result, seed)
         for result, seed in zip(results, seeds, strict=True)
@@ -168,5 +168,5 @@ def gradients(
     its = torch.autograd.grad(
         outputs, variables, weights, retain_graph=True, allow_unused=True, **keywords
     )
-    # Those of embeddings may be sparse.
+    # Gradients of embeddings may be sparse.
     return tuple(g if g is None or g.layout is torch.strided else g.to_dense() for g in its)

@@ -1,4 +1,4 @@
-"""What a gradient check found: a table to read, a picture, JSON, an error to raise."""
+"""The report of a gradient check: as a table, a picture, JSON or an error."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ class Check:
 
     Attributes:
         backend: the back end.
-        name: what was checked; empty where the back end as a whole was not.
+        name: the name of the check; empty if the whole back end was not run.
         status: ``pass``, ``FAIL``, ``cannot tell`` (rounding hides a derivative), ``not supported``
-            (the function says so itself) or ``not run``.
-        detail: what is wrong, or why it was not checked, or what there is to know.
-        comparison: of derivatives with difference quotients, where that is what was checked.
+            (the function raised an error that says so) or ``not run``.
+        detail: the problem, the reason why it was not checked, or a note.
+        comparison: the derivatives and difference quotients, for checks that compare them.
     """
 
     backend: str
@@ -41,11 +41,11 @@ class Check:
 
     @property
     def worst(self) -> Element | None:
-        """The element that is farthest off."""
+        """The element with the largest error."""
         return self.comparison.worst if self.comparison else None
 
     def to_dict(self) -> dict[str, Any]:
-        """As in the JSON."""
+        """The check as a dictionary, as it stands in the JSON."""
         told: dict[str, Any] = {
             "backend": self.backend,
             "check": self.name,
@@ -75,13 +75,13 @@ def _element(element: Element) -> dict[str, Any]:
 
 
 class GradientReport:
-    """What :func:`ops.check_gradients` found. True where nothing is wrong; prints as a table.
+    """The report of :func:`ops.check_gradients`. It prints as a table, and is true if all is right.
 
     Attributes:
-        function: the name of what was checked.
-        inputs: what it was checked at, in words.
-        checks: every :class:`Check`.
-        notes: what there is to know of how it was checked.
+        function: the name of the checked function.
+        inputs: the names and shapes of its inputs.
+        checks: every check, with ``backend``, ``name``, ``status`` and ``detail``.
+        notes: remarks on how the function was checked.
     """
 
     def __init__(
@@ -96,7 +96,7 @@ class GradientReport:
 
     @property
     def ok(self) -> bool:
-        """Whether something was checked, and nothing failed."""
+        """Whether at least one check passed and none failed."""
         statuses = {check.status for check in self.checks}
         return PASS in statuses and FAIL not in statuses
 
@@ -114,17 +114,17 @@ class GradientReport:
         return tuple(check for check in self.checks if check.status == CANNOT_TELL)
 
     def raise_if_failed(self) -> GradientReport:
-        """Return the report itself, if nothing is wrong.
+        """Return the report itself if nothing is wrong.
 
         Raises:
-            GradientCheckError: a check failed, or none could be run; the text is the report.
+            GradientCheckError: a check failed, or none could run. The message is the report.
         """
         if not self.ok:
             raise GradientCheckError(str(self))
         return self
 
     def summary(self) -> str:
-        """One line: whether it is right, on which back ends, and what is not supported."""
+        """One line: the verdict, the back ends, and the unsupported or doubtful checks."""
         ran = dict.fromkeys(check.backend for check in self.checks if check.name)
         lacks = dict.fromkeys(c.name for c in self.checks if c.status == UNSUPPORTED)
         unsupported = f"; not supported: {', '.join(lacks)}" if lacks else ""
@@ -154,8 +154,8 @@ class GradientReport:
             lines.append(f"  {name:{left}}  {row}".rstrip())
         for check in self.checks:
             if check.detail and check.status != PASS:
-                what = f"{check.backend}, {check.name}" if check.name else check.backend
-                lines.append(f"{what}: {check.status}")
+                name = f"{check.backend}, {check.name}" if check.name else check.backend
+                lines.append(f"{name}: {check.status}")
                 lines += [f"    {line}" for line in check.detail.splitlines()]
         lines += self._kinks() + [f"note: {note}" for note in self.notes]
         lines.append("ok" if self.ok else f"{len(self.failures)} failed")
@@ -164,11 +164,11 @@ class GradientReport:
     __repr__ = __str__
 
     def _kinks(self) -> list[str]:
-        """The places where a quotient says nothing: the same ones on most back ends."""
+        """The elements at kinks, each once, because most back ends have the same ones."""
         places: dict[str, None] = {}
         for check in self.checks:
             if check.name == EXACT_ZEROS:
-                continue  # these are not where the inputs are
+                continue  # this check moves the inputs to zero
             for element in check.comparison.kinks if check.comparison else ():
                 places[element.place] = None
         if not places:
@@ -177,7 +177,7 @@ class GradientReport:
         return [f"kinks, where only the slopes on both sides can be compared: {', '.join(shown)}"]
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything, in lists, dictionaries, texts and numbers."""
+        """The whole report as dictionaries and lists of texts and numbers."""
         return {
             "function": self.function,
             "inputs": self.inputs,
@@ -187,23 +187,23 @@ class GradientReport:
         }
 
     def to_json(self, path: str | Path | None = None) -> str:
-        """The same as JSON, also written to ``path`` if there is one."""
+        """The whole report as JSON, also written to ``path`` if that is given."""
         text = json.dumps(self.to_dict(), indent=2)
         if path is not None:
             Path(path).write_text(text + "\n", encoding="utf-8")
         return text
 
     def plot(self, path: str | Path | None = None) -> Figure:
-        """Draw analytic against numeric derivatives, and where the errors are.
+        """Draw analytic against numeric derivatives, and a map of the errors.
 
         Args:
-            path: where to save the picture, if anywhere.
+            path: file to save the picture to; ``None`` saves nothing.
 
         Returns:
-            The figure: a row for each back end. Notebooks show it.
+            The figure, with a row for each back end. Notebooks show it.
 
         Raises:
-            ArgumentError: matplotlib knows no such format of pictures as ``path`` names.
+            ArgumentError: matplotlib does not know the format of ``path``.
             DependencyError: matplotlib is not installed.
         """
         return draw(self, path)

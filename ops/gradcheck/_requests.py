@@ -1,4 +1,4 @@
-"""Is the gradient the same, however one asks? In parts, in other modes, for some inputs only."""
+"""Is the gradient the same in parts, in other modes, and for some inputs only?"""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ops.gradcheck._traits import default_dtype, short
 
 
 def linearity(probe: Probe) -> Outcome:
-    """Gradients are linear in those that arrive: none for none, scaled as they are, and added."""
+    """Gradients are linear in the arriving ones: zero for zero, scaled and added alike."""
 
     def run(by: Sequence[Tensor | float]) -> list[Tensor | None]:
         leaves = probe.leaves(probe.at())
@@ -25,7 +25,7 @@ def linearity(probe: Probe) -> Outcome:
     results = probe.call(probe.leaves(probe.at()))
     whole = run([1.0] * len(results))
     labels = probe.labels(len(probe.names))
-    # Powers of two: they change no digit. Half precisions have no room for more.
+    # Powers of two change no digit. Half precisions overflow with larger ones.
     power = 40 if torch.finfo(probe.precision).max > 1e30 else 4
     for by in (0.0, -1.0, 2.0**power, 2.0**-power):
         scaled = run([by] * len(results))
@@ -58,14 +58,14 @@ def _finite(gradient: Tensor) -> Tensor:
 
 
 def _where_finite(gradient: Tensor | None, whole: Tensor | None) -> Tensor | None:
-    """Without the elements where even the whole gradient is no number."""
+    """Replace elements by zero where the whole gradient is not finite."""
     if gradient is None or whole is None:
         return gradient
     return torch.where(whole.isfinite(), gradient, 0)
 
 
 def subsets(probe: Probe) -> Outcome:
-    """Gradients asked for some inputs only, the others requiring none."""
+    """Request gradients for some inputs only; the others require none."""
     every = probe.forward_and_backward(probe.at())
     count = len(every) - len(probe.names)
     for needed in _subsets(len(probe.names)):
@@ -78,7 +78,7 @@ def subsets(probe: Probe) -> Outcome:
             results = probe.call(tensors)
         except RuntimeError:
             if probe.traits.differentiates:
-                continue  # it takes gradients itself of one that requires none now
+                continue  # the function itself takes a gradient of an input that requires none
             raise
         asked = [t for t in tensors if t.requires_grad]
         its = iter(gradients(results, asked, probe.seeds(results)))
@@ -90,8 +90,8 @@ def subsets(probe: Probe) -> Outcome:
             [*results, *mine],
             [*every[:count], *full],
             probe.same,
-            f"when asked for {chosen} only",
-            "when asked for all",
+            f"with gradients for {chosen} only",
+            "with gradients for all",
         )
         if problem:
             return Outcome(problem)
@@ -99,7 +99,7 @@ def subsets(probe: Probe) -> Outcome:
 
 
 def _subsets(count: int) -> Iterator[tuple[bool, ...]]:
-    """All but the full one; of many inputs, each alone and all but each."""
+    """All subsets but the full one; of many inputs, each alone and all but each."""
     if count <= 5:
         every = itertools.product((True, False), repeat=count)
         return (needed for needed in every if 0 < sum(needed) < count)
@@ -109,7 +109,7 @@ def _subsets(count: int) -> Iterator[tuple[bool, ...]]:
 
 
 def without_gradients(probe: Probe) -> Outcome:
-    """The same results where no gradient is recorded."""
+    """Results are the same without gradients."""
     recorded = [y.detach() for y in probe.call(probe.leaves(probe.at()))]
     refused: Exception | None = None
     for how, mode, tensors in (
@@ -133,7 +133,7 @@ def without_gradients(probe: Probe) -> Outcome:
 
 
 def default_dtypes(probe: Probe) -> Outcome:
-    """The same, whatever :func:`torch.set_default_dtype` has set, as far as float32 tells."""
+    """Results are the same for any :func:`torch.set_default_dtype`, to the precision of float32."""
     expected = probe.forward_and_backward(probe.at())
     before = torch.get_default_dtype()
     other = torch.float32 if before is torch.float64 else torch.float64

@@ -1,4 +1,4 @@
-"""What torch's own check says of a gradient that is wrong."""
+"""The verdict of torch's own check on a wrong gradient."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ops.gradcheck._probe import Outcome, Probe
 
 
 def second_opinion(probe: Probe, outcome: Outcome, which: int) -> Outcome:
-    """Where something is wrong, add what torch's own check says."""
+    """Add the verdict of torch's own check to an outcome with a problem."""
     tensors = probe.variables(probe.at())
     if not outcome.problem or which > 2 or sum(t.numel() for t in tensors) > probe.settings.at_most:
         return outcome

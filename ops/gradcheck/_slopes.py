@@ -1,10 +1,10 @@
-"""Slopes of a function along a line, and what rounding hides of them.
+"""Slopes of a function along a line, and their rounding errors.
 
-A difference quotient says something of the derivative only at a step that fits the point: so large
-that rounding does not drown the difference, so small that the function is smooth within it. Nobody
-knows that step beforehand. So a ladder of steps is climbed down. :func:`estimate` keeps the largest
-step with which all smaller ones agree, within their rounding errors (Lepskii's principle), after an
-extrapolation to the step zero (Richardson's).
+A difference quotient needs a step that fits the point. Rounding hides the difference of a small
+step, and the function may not be smooth within a large one. The right step is unknown, so the check
+takes ever smaller ones. :func:`estimate` extrapolates them to the step zero (Richardson). It keeps
+the largest step with which all smaller ones agree within their rounding errors (Lepskii's
+principle).
 """
 
 from __future__ import annotations
@@ -20,45 +20,45 @@ from torch import Tensor
 # A function of the inputs: all of its results in one vector.
 Values = Callable[[list[Tensor]], Tensor]
 
-RATIO = 4  # of one step to the next
-_UP = 9  # rungs above the first step
+RATIO = 4  # ratio of one step to the next
+_UP = 9  # number of rungs above the first step
 _SMALLEST = 1e-30
-_ROUNDINGS = 64  # in a result that takes a few operations
+_ROUNDINGS = 64  # the error of a result that takes a few operations
 _ORDER = 8
 _SPACING = 1e-9
 
-# ---- what rounding hides -------------------------------------------------------------------------
+# ---- rounding errors -----------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Noise:
-    """How far results may be from those of exact arithmetic.
+    """The rounding errors of results.
 
     Attributes:
-        eps: of the dtype of the inputs.
-        fixed: for each result, also where it does not change.
+        eps: the eps of the dtype of the inputs.
+        fixed: for each result, an error that it has even if it does not change.
     """
 
     eps: float
     fixed: Tensor
 
     def between(self, one: Tensor, other: Tensor) -> Tensor:
-        """Of each result of a difference; of one that stays the same, bit for bit, its last bit."""
+        """The error of each difference of results; for equal results, their last bit."""
         size = self.eps * torch.maximum(one.abs(), other.abs())
         return torch.where(one != other, _ROUNDINGS * size, size) + self.fixed
 
 
 def noise(points: list[Tensor], values: Values, narrow: float | None = None) -> Noise:
-    """Measured, because numbers may cancel within the function.
+    """Measure the rounding errors, because numbers may cancel within the function.
 
-    ``narrow`` is the relative precision that the function computes in, if less than its inputs'.
+    ``narrow`` is the relative precision of the function, if it is worse than that of its inputs.
     """
     eps = max(torch.finfo(point.dtype).eps for point in points)
     here = safely(values, points)
     size = here.abs().nan_to_num(0, 0, 0)
     if narrow is not None:
         return Noise(eps, 2 * narrow * size)
-    # At this spacing, high differences of a smooth function vanish, and those of rounding errors
+    # At this spacing, high differences of a smooth function vanish, but those of rounding errors
     # do not. Each side is measured alone, because the point may be a kink.
     generator = torch.Generator().manual_seed(0)
     signs = [torch.randint(0, 2, p.shape, generator=generator).to(p) * 2 - 1 for p in points]
@@ -76,7 +76,7 @@ def noise(points: list[Tensor], values: Values, narrow: float | None = None) -> 
         ).diff(_ORDER, 0)  # fmt: skip
         sides.append(differences[0].abs() / math.comb(2 * _ORDER, _ORDER) ** 0.5)
     rough = torch.minimum(*(side.nan_to_num(torch.inf) for side in sides))
-    # What is rougher than that is a function of so small a scale.
+    # A rougher function is not noisy: it varies on so small a scale.
     largest = max((p.abs().max().item() for p in [*points, size] if p.numel()), default=0.0)
     rough = torch.where(rough <= by * largest, rough, 0)
     return Noise(eps, torch.where(rough > _ROUNDINGS / 4 * eps * size, 16 * rough, 0))
@@ -87,10 +87,10 @@ def _fitting(here: Tensor, values: Tensor) -> Tensor:
 
 
 def safely(values: Values, points: list[Tensor]) -> Tensor:
-    """The results, or NaN where the function raises, as one does beyond its domain."""
+    """The results, or NaN if the function raises an error, as it may outside its domain."""
     try:
         return values(points)
-    except Exception:  # each function says in its own way that a point is none of its domain
+    except Exception:  # each function raises its own error outside its domain
         return torch.full((1,), torch.nan, dtype=torch.float64)
 
 
@@ -99,7 +99,7 @@ def safely(values: Values, points: list[Tensor]) -> Tensor:
 
 @dataclass(frozen=True)
 class Rung:
-    """Slopes with one step, and what rounding may change: those of a side twice as much."""
+    """The slopes with one step, and the error of the central one; the sides have twice as much."""
 
     step: float
     left: float
@@ -112,12 +112,12 @@ class Line:
     """A function along a line through a point.
 
     Args:
-        values: the results ``t`` away from the point.
-        here: those at the point.
-        weights: of the results, a row for each sum.
-        noise: of the results.
-        first: the step to begin with.
-        scale: of the point, relative to which steps have digits.
+        values: the function; it returns the results at the distance ``t`` from the point.
+        here: the results at the point.
+        weights: the weights of the results, a row for each sum.
+        noise: the rounding errors of the results.
+        first: the first step.
+        scale: the magnitude of the point, because steps are rounded relative to it.
     """
 
     def __init__(
@@ -135,14 +135,14 @@ class Line:
         self._last = max(_SMALLEST, 16 * noise.eps * scale)
 
     def _at(self, t: float) -> tuple[float, Tensor]:
-        """How far from the point it really is, in the digits that there are, and the results."""
+        """The distance from the point after rounding, and the results there."""
         if t not in self._seen:
             moved, values = self._values(t)
             self._seen[t] = moved, _fitting(self._seen[0.0][1], values)
         return self._seen[t]
 
     def slopes(self, low: float, high: float) -> tuple[Tensor, Tensor]:
-        """Of each sum between two places, and what rounding hides of them."""
+        """The slope of each sum between two places, and its rounding error."""
         (start, before), (end, after) = self._at(low), self._at(high)
         width = end - start if end > start else math.nan
         hidden = self._weights.abs() @ self._noise.between(before, after)
@@ -162,7 +162,7 @@ class Line:
         return [self.rung(self.first * RATIO**up, which) for up in range(_UP, -1, -1)]
 
     def fine(self, which: int, size: float) -> list[Rung]:
-        """The rungs below, as long as rounding leaves something of a slope of this size."""
+        """The rungs below the first step, until rounding hides a slope of this size."""
         rungs: list[Rung] = []
         step = self.first / RATIO
         while step >= self._last:
@@ -175,24 +175,24 @@ class Line:
         return rungs
 
     def is_last(self, rung: Rung) -> bool:
-        """Whether a smaller step would be lost in the digits of the point."""
+        """Whether the next step would be lost in the rounding of the point."""
         return rung.step / RATIO < self._last
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A slope, and how far off it may be."""
+    """A slope and its error."""
 
     slope: float
     error: float
 
 
 def estimate(rungs: Sequence[Rung], side: str) -> Estimate | None:
-    """The slope by the rungs of one side, ``left`` or ``right``, or by the ``central`` ones."""
+    """The slope by the ``left``, ``right`` or ``central`` slopes of the rungs."""
     usable = [rung for rung in rungs if math.isfinite(getattr(rung, side))]
     if len(usable) < 3:
         return None
-    # Slopes of a side come nearer to the derivative with the step, central ones with its square.
+    # The error of one-sided slopes shrinks with the step, that of central ones with its square.
     factor, noises = (RATIO**2, 1) if side == "central" else (RATIO, 2)
     plain = [Estimate(getattr(rung, side), noises * rung.noise) for rung in usable]
     extrapolated = [
@@ -202,18 +202,18 @@ def estimate(rungs: Sequence[Rung], side: str) -> Estimate | None:
         )
         for coarse, finer in itertools.pairwise(plain)
     ]
-    # Where the slope hardly changes, the plain ones suffer less from rounding.
+    # If the slope hardly changes, plain slopes suffer less from rounding.
     best = min(_settled(plain), _settled([*extrapolated, plain[-1]]), key=lambda e: e.error)
     return best if side == "central" else Estimate(best.slope, 2 * best.error)
 
 
 def _settled(found: Sequence[Estimate]) -> Estimate:
-    """The first, from coarse to fine, that agrees with all that follow."""
+    """The first estimate, from coarse to fine, that agrees with all that follow."""
     for place, coarse in enumerate(found[:-1]):
         finer = found[place + 1 :]
         if all(abs(coarse.slope - f.slope) <= coarse.error + f.error for f in finer):
-            # They vouch for it.
+            # Each finer estimate bounds its error.
             return Estimate(coarse.slope, min(abs(coarse.slope - f.slope) + f.error for f in finer))
-    # They never settle: the last two tell how far from it they are.
+    # They do not converge: the difference of the last two measures the error.
     last, before = found[-1], found[-2]
     return Estimate(last.slope, last.error + abs(last.slope - before.slope))

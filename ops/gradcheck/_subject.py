@@ -1,4 +1,4 @@
-"""What a gradient check checks: any function or module, as a function of a flat list of tensors."""
+"""The subject of a gradient check: any function or module, as a function of a list of tensors."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from ops._errors import ArgumentError, ArgumentTypeError
 
 
 class Subject:
-    """A function with its arguments, or a module with those and its parameters.
+    """A function with its arguments, or a module with its arguments and parameters.
 
     Attributes:
-        name: of the function.
-        arguments: how many of the tensors are arguments.
-        names: of the tensors: arguments, then parameters and buffers.
-        chosen: whether there are several floating arguments, and none is marked.
-        variable: which of them have gradients: parameters and arguments that require them, or all
-            floating arguments, if none does.
+        name: the name of the function.
+        arguments: the number of tensors that are arguments.
+        names: the names of the tensors: arguments, then parameters and buffers.
+        chosen: whether there are several floating arguments, and none requires a gradient.
+        variable: for each tensor, whether it has a gradient. Parameters and arguments that require
+            one do. If no argument requires one, all floating arguments do.
     """
 
     def __init__(
@@ -52,7 +52,10 @@ class Subject:
         self.tensors: list[Tensor] = [self._leaves[place] for place in self._places]
         for argument, tensor in zip(self.names, self.tensors, strict=True):
             if tensor.is_complex() or tensor.layout is not torch.strided:
-                raise ArgumentError(f"{argument} must be a dense real tensor to be checked")
+                raise ArgumentError(
+                    f"{argument} must be a dense real tensor to be checked, got {tensor.dtype} and "
+                    f"layout {tensor.layout}"
+                )
         self.arguments = len(self.tensors)
         told = any(tensor.requires_grad for tensor in self.tensors)
         self.variable = [
@@ -69,11 +72,12 @@ class Subject:
             self.variable += [tensor.requires_grad for _, tensor in its]
         if not any(self.variable):
             raise ArgumentError(
-                "inputs must have at least one floating tensor, whose gradient can be checked"
+                "inputs must have at least one floating tensor, because integers have no gradient, "
+                "got none"
             )
 
     def at(self, dtype: torch.dtype | None, device: torch.device) -> list[Tensor]:
-        """Copies, contiguous, without gradients; the floating ones in this dtype, or as given."""
+        """Contiguous copies without gradients; floating ones have this dtype, or the given one."""
         return [
             tensor.detach()
             .to(device, dtype if tensor.is_floating_point() else None)
@@ -82,13 +86,13 @@ class Subject:
         ]
 
     def __call__(self, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """The floating results at these tensors, in place of those given first."""
+        """The floating results for these tensors, which replace the given ones."""
         leaves = list(self._leaves)
         for place, tensor in zip(self._places, tensors, strict=False):
             leaves[place] = tensor
         arguments = pytree.tree_unflatten(leaves, self._spec)
         if isinstance(self.function, nn.Module):
-            # Copies of the buffers, which a module may update as it runs.
+            # Buffers are copied, because a module may update them.
             its = zip(self._state, tensors[len(self._places) :], strict=True)
             state = {key: t if t.requires_grad else t.clone() for key, t in its}
             returned = torch.func.functional_call(self.function, state, arguments)
@@ -97,8 +101,8 @@ class Subject:
         tensors = [leaf for leaf in pytree.tree_leaves(returned) if isinstance(leaf, Tensor)]
         if any(tensor.is_complex() for tensor in tensors):
             raise ArgumentTypeError(
-                f"{self.name} must return real tensors to be checked, got a complex one: "
-                f"torch.view_as_real makes one of it"
+                f"{self.name} must return real tensors to be checked, got a complex one "
+                f"(convert it with torch.view_as_real)"
             )
         results = tuple(tensor for tensor in tensors if tensor.is_floating_point())
         if not results:

@@ -1,4 +1,4 @@
-"""Every promise of :func:`ops.check_gradients`, and the function that checks it."""
+"""The list of all checks of :func:`ops.check_gradients`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ops.gradcheck._probe import Outcome, Probe
 from ops.gradcheck._report import CANNOT_TELL, EXACT_ZEROS, FAIL, PASS, UNSUPPORTED, Check
 from ops.gradcheck._traits import default_dtype, short
 
-# Whether a function may say that it cannot: then the report says so, and it is no failure.
+# The flag: whether a function may refuse by an error, which is reported and is not a failure.
 _CHECKS: tuple[tuple[str, Callable[[Probe], Outcome], bool], ...] = (
     ("reverse mode", _derivatives.reverse_mode, False),
     (EXACT_ZEROS, _derivatives.exact_zeros, False),
@@ -35,7 +35,7 @@ ORDERS = ("second", "third", "fourth", "fifth")
 
 
 def run(probe: Probe, reference: Probe, order: int) -> Iterator[Check]:
-    """All checks on one back end; ``reference`` is the pure-torch path."""
+    """Run all checks on one back end; ``reference`` is the pure-torch path."""
     with default_dtype(probe.traits.default):
         yield from _all_of(probe, reference, order)
 
@@ -57,7 +57,7 @@ def _all_of(probe: Probe, reference: Probe, order: int) -> Iterator[Check]:
 def _ask(probe: Probe, name: str, question: Callable[[], Outcome], optional: bool) -> Check:
     try:
         outcome = question()
-    except Exception as error:  # a function under test may raise anything; the report tells it
+    except Exception as error:  # the report shows any error of the function under test
         refused = isinstance(error, (RuntimeError, NotImplementedError, JitopsError))
         status = UNSUPPORTED if optional and refused else FAIL
         first = (str(error).strip() or "no message").splitlines()[0]

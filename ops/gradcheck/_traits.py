@@ -1,4 +1,4 @@
-"""What a function is like: which dtype it runs in, how precisely it computes, whether it draws."""
+"""Traits of a function: its dtype, its precision, and whether it draws random numbers."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-# The results, and the gradients, of inputs that require gradients; perhaps within a context.
+# Returns results and gradients for inputs; it may take a context to run within.
 Run = Callable[..., tuple[Sequence[Tensor], Sequence[Tensor | None]]]
 
 
 @dataclass(frozen=True)
 class Traits:
-    """What the checks must know of a function.
+    """The traits of a function that checks depend on.
 
     Attributes:
-        wide: the dtype of the inputs that are checked; ``None``: as given.
+        wide: the dtype to check the inputs in; ``None`` keeps the given dtypes.
         default: the default dtype that the function needs for that, or ``None``.
-        narrow: what it computes in, if that is less precise than the inputs.
+        narrow: the dtype that it computes in, if that is less precise than the inputs.
         draws: whether it draws random numbers.
         differentiates: whether it takes gradients of its inputs itself.
-        notes: the same in words, where there is something to say.
+        notes: notes for the report about the dtype.
     """
 
     wide: torch.dtype | None = torch.float64
@@ -40,10 +40,10 @@ class Traits:
 def find(
     at: Callable[[torch.dtype | None], list[Tensor]], run: Run, call: Callable[[Any], Any]
 ) -> Traits:
-    """Run a function a few times, to see what it is like; ``call`` only calls it."""
+    """Run a function a few times to find its traits; ``call`` only calls it."""
     wide, default, notes = _runs_in(at, run)
     traits = Traits(wide, default, notes=notes)
-    with default_dtype(default), contextlib.suppress(Exception):  # each check tells what it raises
+    with default_dtype(default), contextlib.suppress(Exception):  # each check reports its errors
         differentiates = _raises(lambda: call(at(wide)))
         narrow, draws = _watch(at(wide), run)
         draws = draws or _draws(lambda: run(at(wide)))
@@ -52,13 +52,13 @@ def find(
 
 
 def short(dtype: torch.dtype) -> str:
-    """As one writes it."""
+    """The name of a dtype, without ``torch.``."""
     return str(dtype).removeprefix("torch.")
 
 
 @contextlib.contextmanager
 def default_dtype(dtype: torch.dtype | None) -> Iterator[None]:
-    """The default dtype, within a ``with`` block; ``None``: as it is."""
+    """Set the default dtype within a ``with`` block; ``None`` leaves it as it is."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype or before)
     try:
@@ -70,11 +70,11 @@ def default_dtype(dtype: torch.dtype | None) -> Iterator[None]:
 def _runs_in(
     at: Callable[[torch.dtype | None], list[Tensor]], run: Run
 ) -> tuple[torch.dtype | None, torch.dtype | None, tuple[str, ...]]:
-    """float64 wherever that runs: with a default dtype to fit, if constants need it."""
+    """float64 if the function runs in it, if need be with the default dtype float64."""
     ways = (
         (torch.float64, None, ""),
         (torch.float64, torch.float64, "checked with the default dtype float64"),
-        (None, None, "checked in the dtypes of the inputs, with the steps that these allow"),
+        (None, None, "checked in the dtypes of the inputs, with larger steps"),
     )
     refused = ""
     for wide, default, note in ways:
@@ -84,7 +84,8 @@ def _runs_in(
         except Exception as error:
             refused = refused or (str(error).strip() or type(error).__name__).splitlines()[0]
         else:
-            return wide, default, (f"{note}, because of float64 inputs: {refused}",) if note else ()
+            because = f"{note}, because float64 inputs raise an error: {refused}"
+            return wide, default, (because,) if note else ()
     return torch.float64, None, ()
 
 
@@ -97,7 +98,7 @@ def _raises(run: Callable[[], Any]) -> bool:
 
 
 class _Watch(TorchDispatchMode):
-    """Sees to which floating dtypes values go from wider ones, and random numbers drawn."""
+    """Watches for conversions to narrower floating dtypes, and for random numbers."""
 
     def __init__(self, of: torch.dtype) -> None:
         super().__init__()
@@ -123,7 +124,7 @@ def _dtypes(tree: Any) -> set[torch.dtype]:
 
 
 def _draws(run: Callable[[], Any]) -> bool:
-    """Whether torch's random numbers are others afterwards."""
+    """Whether a run changes the state of torch's random numbers."""
     torch.manual_seed(0x5EED)
     before = torch.get_rng_state()
     run()
@@ -131,12 +132,12 @@ def _draws(run: Callable[[], Any]) -> bool:
 
 
 def narrowest(tensors: Sequence[Tensor], run: Run) -> torch.dtype | None:
-    """The least precise dtype that values of the inputs go through, if that is less than theirs."""
+    """The least precise dtype of the intermediate values, if it is narrower than the inputs."""
     return _watch(tensors, run)[0]
 
 
 def _watch(tensors: Sequence[Tensor], run: Run) -> tuple[torch.dtype | None, bool]:
-    """The same, and whether torch draws random numbers."""
+    """The narrowest dtype of the values, and whether torch draws random numbers."""
     floating = [t.dtype for t in tensors if t.is_floating_point()]
     wide = min(floating, key=lambda dtype: torch.finfo(dtype).eps)
     watch = _Watch(wide)
@@ -149,7 +150,7 @@ def _watch(tensors: Sequence[Tensor], run: Run) -> tuple[torch.dtype | None, boo
 
 
 def _rounds_unseen(tensors: Sequence[Tensor], wide: torch.dtype, run: Run) -> torch.dtype | None:
-    """To which dtype code rounds that torch does not see: smaller changes make no difference."""
+    """The dtype to which code outside torch rounds: smaller changes of inputs have no effect."""
     for dtype in (torch.float32, torch.bfloat16):
         eps = torch.finfo(dtype).eps
         if eps > 100 * torch.finfo(wide).eps:

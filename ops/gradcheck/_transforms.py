@@ -1,4 +1,4 @@
-"""Is the gradient the same in autograd's other modes? Forward, batched, vectorised."""
+"""Is the gradient the same in forward mode, batched, and under vmap?"""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ops.gradcheck._probe import Outcome, Probe, gradients
 
 
 def forward_mode(probe: Probe) -> Outcome:
-    """The derivative in a random direction of each input, weighted as in reverse mode."""
+    """Compare the derivative in a random direction of each input with reverse mode."""
     tensors = probe.at()
     count = len(probe.call(tensors))
     backward = probe.forward_and_backward(tensors)[count:]
@@ -33,7 +33,7 @@ def forward_mode(probe: Probe) -> Outcome:
     for place, (name, terms) in enumerate(zip(probe.names, products, strict=True)):
         direction = directions[place]
         with forward_ad.dual_level(), warnings.catch_warnings():
-            # torch loads its formulas for forward mode when they are first needed, by torch.jit.
+            # torch loads some formulas for forward mode by torch.jit on first use.
             warnings.filterwarnings("ignore", message=".*torch.jit.* is deprecated")
             dual = iter(
                 forward_ad.make_dual(v, direction) if i == place else v
@@ -59,7 +59,7 @@ def forward_mode(probe: Probe) -> Outcome:
 
 
 def batched_gradients(probe: Probe) -> Outcome:
-    """Three backward passes at once, as vectorised Jacobians do, against one after the other."""
+    """Compare three backward passes at once, as vectorised Jacobians do, with single ones."""
     leaves = probe.leaves(probe.at())
     results, variables = probe.call(leaves), probe.variables(leaves)
     differentiable = [y for y in results if y.requires_grad]
@@ -75,7 +75,7 @@ def batched_gradients(probe: Probe) -> Outcome:
 
 
 def vmap(probe: Probe) -> Outcome:
-    """``torch.vmap`` over all inputs, over each alone, and of their gradients, against a loop."""
+    """Compare ``torch.vmap`` over all inputs, over each alone, and of gradients, with a loop."""
     points = [probe.at(), probe.others(-1e-3), probe.others(-2e-3)]
     everything = tuple(range(len(probe.names)))
     alone = itertools.combinations(everything, 1) if len(everything) > 1 else ()
@@ -86,11 +86,11 @@ def vmap(probe: Probe) -> Outcome:
     return Outcome()
 
 
-# ---- how -----------------------------------------------------------------------------------------
+# ---- their parts ---------------------------------------------------------------------------------
 
 
 def _over(probe: Probe, points: list[list[Tensor]], batched: Sequence[int], dim: int) -> str:
-    """What differs where some of the variables are batched, along that dimension."""
+    """Compare a batch of some of the variables, along a dimension, with a loop."""
     first = probe.variables(points[0])
     rows = [
         [v if i in batched else f for i, (v, f) in enumerate(zip(row, first, strict=True))]
@@ -148,7 +148,7 @@ def _run(
 
 
 def _stacked(rows: Sequence[Sequence[Tensor | None]]) -> list[Tensor | None]:
-    """Each column as one tensor; ``None`` where no row has anything."""
+    """Each column as one tensor; ``None`` if no row has a tensor there."""
     found: list[Tensor | None] = []
     for column in zip(*rows, strict=True):
         like = next((t for t in column if t is not None), None)
@@ -162,7 +162,7 @@ def _stacked(rows: Sequence[Sequence[Tensor | None]]) -> list[Tensor | None]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without torch's word on where a batch is a loop, and on how it makes room for one."""
+    """Hide torch's warnings about batches that it runs as a loop and about resized outputs."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="There is a performance drop")
         warnings.filterwarnings("ignore", message="An output with one or more elements was resized")
@@ -171,7 +171,7 @@ def _quiet() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _no_data_of_batches() -> Iterator[None]:
-    """``grad.data``, of which the process dies in a batched backward pass, raises instead."""
+    """Let ``grad.data`` raise an error, because it crashes a process in a batched backward pass."""
     base: Any = torch._C.TensorBase.data
 
     def get(tensor: Tensor) -> Tensor:
@@ -184,4 +184,4 @@ def _no_data_of_batches() -> Iterator[None]:
     try:
         yield
     finally:
-        delattr(torch.Tensor, "data")  # that of the base class is there again
+        delattr(torch.Tensor, "data")  # uncovers that of the base class

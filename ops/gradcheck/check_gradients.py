@@ -1,4 +1,4 @@
-"""Whether a function's gradients are right: on every back end, in every mode autograd has."""
+"""Check the gradients of a function: on every back end, in every mode of autograd."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ from ops.gradcheck._subject import Subject
 __all__ = ["GradientReport", "check_gradients"]
 
 _CHOOSE = (
-    "no input requires gradients, so all floating ones are checked: mark some with "
-    "requires_grad_() to check only these"
+    "no input requires gradients, so all floating ones are checked; mark some with "
+    "requires_grad_() to check only those"
 )
 _BACKENDS = ("torch", *selection.DEVICE_OF)
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -47,70 +47,74 @@ def check_gradients(
     name: str | None = None,
     order: int = 2,
 ) -> GradientReport:
-    r"""Check the gradients of a function or module against what they must be.
+    """Check the gradients of a function or module.
 
     For each back end:
 
-    - *reverse mode*: against central differences :math:`(f(x+h) - f(x-h)) / 2h` in float64, for
-      every element of every input, of all results together and of each alone (the results are
-      weighted with fixed random numbers);
-    - *second order*, and with ``order`` further ones: the same of the gradients themselves;
-    - *exact zeros*: the same where some elements of an input are zero;
-    - *forward mode*, *batched gradients* (``is_grads_batched``) and *vmap*: against reverse mode;
-    - *linearity*: gradients are scaled and added up as those that arrive are, and zero for zeros;
-    - *layouts*: inputs, and gradients that arrive, transposed, strided, offset and expanded;
-    - *requires_grad subsets*: the same gradients where only some are asked for;
-    - *non-leaf inputs*, *one tensor twice*: the same for inputs that are results, or one tensor;
-    - *without gradients*: the same results under ``no_grad`` and ``inference_mode``;
-    - *interleaved calls*: the same with other calls before the backward pass, and after a first;
-    - *default dtype*: the same whatever ``torch.set_default_dtype`` has set;
-    - *determinism*: five runs, bit for bit; *inputs untouched*: nothing is written to;
-    - each of ``dtypes``: results and gradients against the pure-torch path in float64, from the
-      same rounded inputs: within :math:`10^{-9}` of the largest element for float64,
-      :math:`2 \cdot 10^{-5}` for float32, :math:`2^{-6}` for bfloat16, :math:`2^{-9}` for float16,
-      plus what rounding the inputs once more would change. Small gradients must be right by half,
-      as far as rounding every number on the way does not explain more.
+    - *reverse mode*: the gradient equals central differences (f(x + h) − f(x − h)) / 2h in float64.
+      Every element of every input is compared, for all results together and for each alone. Fixed
+      random numbers weight the results.
+    - *second order*: the same holds for the gradient of the gradient, and up to ``order``.
+    - *exact zeros*: reverse mode holds where some elements are zero.
+    - *forward mode*, *batched gradients* (``is_grads_batched``), *vmap*: they agree with reverse
+      mode.
+    - *linearity*: gradients are linear in the gradients that arrive, and zero for zeros.
+    - *layouts*: transposed, strided, offset and expanded inputs and arriving gradients change
+      nothing.
+    - *requires_grad subsets*: each gradient is the same when only some are requested.
+    - *non-leaf inputs*: gradients are the same for inputs that other functions computed.
+    - *one tensor twice*: a tensor given in two places gets the sum of both gradients.
+    - *without gradients*: results are the same under ``no_grad`` and ``inference_mode``.
+    - *interleaved calls*: calls before the backward pass, and a second backward pass, change
+      nothing.
+    - *default dtype*: ``torch.set_default_dtype`` changes nothing.
+    - *determinism*: five runs give the same bits.
+    - *inputs untouched*: the function writes to none of its inputs and arriving gradients.
+    - *agrees in* each of ``dtypes``: results and gradients agree with the pure-torch path in
+      float64, from the same rounded inputs. They may differ by 1e-9 of the largest element in
+      float64, 2e-5 in float32, 2⁻⁶ in bfloat16 and 2⁻⁹ in float16, plus the effect of rounding the
+      inputs once more. Small gradients may be off by half, or by the effect of rounding every
+      intermediate value.
 
-    A gradient that is missing or zero where the result depends on the input fails. What a function
-    refuses by an error is reported as not supported. Where the step does not fit the point, larger
-    and smaller ones are tried. At a kink (a clamp, an argmin) the gradient must lie between the
-    slopes on both sides, and the report says where that is. Where rounding errors hide a
-    derivative at every step, because the results are too large beside what it changes, the report
-    says *cannot tell*, and there is a warning.
+    A gradient fails if it is missing, or zero although the result depends on the input. A mode that
+    the function refuses by an error is reported as *not supported*. If the step does not fit the
+    point, larger and smaller ones are tried. At a kink, such as a clamp or an argmin, the gradient
+    must lie between the slopes of both sides, and the report names the place. If rounding hides a
+    derivative at every step, the report says *cannot tell*, and a warning is issued.
 
-    A function that computes in less precision than its inputs', or runs in their dtype only, is
-    checked as precisely as that allows. One that draws random numbers begins each call with one
-    seed; only *determinism* asks that it does so itself. The report has a note of either.
+    A function that computes in less precision than its inputs, or accepts only their dtype, is
+    checked to that precision. If a function draws random numbers, each call starts with one seed,
+    except for *determinism*. A note in the report says so in either case.
 
     Args:
         function: a function, or a module, whose parameters are checked too.
-        inputs: its arguments: tensors, and anything else. Tensors may lie within lists, tuples and
-            dictionaries. Those that require gradients are checked, or all floating ones if none
-            does: mark those that matter where others, as targets and masks, have no gradient. They
-            are not changed. Small ones will do: the time goes with their elements.
-        backends: of the ops that the function calls, among ``torch``, ``cpp``, ``cuda``; one that
-            cannot run fails. By default ``torch``, and those of the others that can run here. A
-            function that calls no op with back ends runs as ``torch``.
-        dtypes: in which to compare with float64.
-        step: :math:`h` to begin with, for elements of magnitude up to 1, and relative to larger
-            ones.
-        rtol, atol: how far apart gradient and difference may be, beyond what rounding explains.
-        max_elements: of one input, to compare with differences one by one: evenly spread over
-            larger ones, and the report says so. All of these are compared in 32 blocks, too.
-        seed: of the random weights and directions.
-        name: of the function, for the report.
-        order: up to which to check derivatives: 1 for gradients only, 3 for third ones, too.
+        inputs: its arguments: tensors, lists, tuples and dictionaries of tensors, and anything
+            else. Inputs that require gradients are checked, or all floating ones if none does. So
+            mark some if others, such as targets and masks, have no gradient. Inputs are not
+            changed. Use small ones, because the time grows with the number of elements.
+        backends: back ends of the called ops, among ``torch``, ``cpp``, ``cuda``. A named one that
+            cannot run fails. By default ``torch`` and all others that can run here. A function that
+            calls no op with back ends is checked once, as ``torch``.
+        dtypes: the dtypes to compare with float64.
+        step: first h, for elements of magnitude up to 1; relative to larger elements.
+        rtol, atol: allowed difference of gradient and quotient beyond rounding errors.
+        max_elements: the largest number of elements of an input to compare one by one. A larger
+            input is compared at evenly spread elements, and all of it in 32 blocks; the report says
+            so.
+        seed: seed of the random weights and directions.
+        name: name of the function in the report.
+        order: order of the highest derivatives: 1 for gradients only, 3 for third ones too.
 
     Returns:
-        The report: prints as a table, is true where nothing is wrong; see :class:`GradientReport`.
+        A :class:`GradientReport`. It prints as a table, and is true if all is right.
 
     Warns:
-        GradientCheckWarning: it cannot tell whether some gradient is right.
+        GradientCheckWarning: rounding hides some derivative, so the check cannot tell.
 
     Raises:
         ArgumentTypeError: ``function`` cannot be called, or returns no floating tensor.
-        ArgumentError: no input has a gradient; an unusable number or dtype.
-        ConfigError: no such back end.
+        ArgumentError: no input has a gradient, or a number or dtype is unusable.
+        ConfigError: a back end is unknown.
 
     Example:
         In a test: ``ops.check_gradients(my_loss, torch.randn(3, 4)).raise_if_failed()``.
@@ -132,8 +136,7 @@ def check_gradients(
             raise ArgumentError("backends must name at least one, or be None, got none")
     settings = Settings(tolerance, tuple(dtypes), max_elements, seed)
     cuda = {t.device for t in subject.tensors if t.is_cuda}
-    # Whatever mode the caller is in, because nothing has a gradient there; and the caller's random
-    # numbers are not disturbed.
+    # The caller may be in a mode without gradients, and wants the state of its random numbers kept.
     with torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng([*cuda]):
         report = _report(subject, settings, backends, order)
     for check in report.doubts:
@@ -199,7 +202,7 @@ def _number(name: str, value: float) -> float:
 
 
 def _cannot_run(used: Sequence[dispatch.Op], backend: str) -> str | None:
-    """Why a back end is out of the question."""
+    """The reason why a back end cannot run, if there is one."""
     if backend == "torch":
         return None
     if not used:

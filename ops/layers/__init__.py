@@ -1,1 +1,1 @@
-"""Layers and other ops, a module each."""
+"""Layers and other ops: one module for each."""

@@ -1,10 +1,7 @@
-r"""The affine map, as a :class:`torch.autograd.Function` should be written.
+"""The affine map: the model of an op without an extension.
 
-.. math:: y = x W^\top + b
-
-One back end, ``torch``: the work is a matrix product, which torch hands to a library that is at the
-hardware's limit. This is the model of an op without an extension; what its Python costs is measured
-in ``benchmarks/bench_linear.py``.
+It has one back end, ``torch``, because torch's matrix product already reaches the limit of the
+hardware. ``benchmarks/layers/bench_linear.py`` measures the cost of its Python code.
 """
 
 from __future__ import annotations
@@ -23,25 +20,29 @@ __all__ = ["LinearFunction", "linear"]
 
 
 def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    r"""Apply :math:`y = x W^\top + b`, as :func:`torch.nn.functional.linear` does.
+    """The affine map, as :func:`torch.nn.functional.linear` computes it.
+
+    .. math:: y = x Wᵀ + b
 
     Args:
-        input: shape ``(*, in_features)``, any number of leading dimensions, also none.
-        weight: shape ``(out_features, in_features)``.
-        bias: shape ``(out_features,)``, or ``None``.
+        input: x, ``(*, in_features)``, with any number of leading dimensions, including none.
+        weight: W, ``(out_features, in_features)``.
+        bias: b, ``(out_features,)``, or ``None``.
 
     Returns:
-        Shape ``(*, out_features)``, of the inputs' dtype.
+        y, ``(*, out_features)``, in the dtype of the inputs.
 
     Raises:
-        ArgumentTypeError: not a tensor, or a dtype other than ``input``'s.
-        ArgumentError: shapes that do not fit together, or a device other than ``input``'s.
+        ArgumentTypeError: an argument is not a tensor, or its dtype is not that of ``input``.
+        ArgumentError: shapes that do not fit together, or a device other than that of ``input``.
+
+    Gradients:
+        For all three, of any order; only the requested ones are computed. The forward pass saves
+        ``weight`` only if ``input`` needs a gradient, and ``input`` only if ``weight`` does.
 
     Note:
-        dtypes float64, float32, bfloat16 and float16. Differentiable to any order. The forward pass
-        keeps ``weight`` only if ``input`` needs a gradient, and ``input`` only if ``weight`` does;
-        the backward pass multiplies matrices only for the gradients asked for. Deterministic where
-        torch's matrix product is. Under autocast, computes in the autocast dtype.
+        dtypes float64, float32, bfloat16 and float16. Under autocast it computes in the autocast
+        dtype. Deterministic where torch's matrix product is.
     """
     tensors = {"input": input, "weight": weight} | ({} if bias is None else {"bias": bias})
     tensors = checks.autocast(tensors)
@@ -67,20 +68,23 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 class LinearFunction(torch.autograd.Function):
-    """``LinearFunction.apply(input, weight, bias)``; ``bias`` may be ``None``."""
+    """The autograd Function of :func:`linear`.
+
+    Call ``LinearFunction.apply(input, weight, bias)``; ``bias`` may be ``None``.
+    """
 
     @staticmethod
     def forward(ctx: Any, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """Keeps what the gradients asked for are made of, and nothing else."""
+        """Compute the output, and save only the tensors that the requested gradients need."""
         needs_input, needs_weight, _ = ctx.needs_input_grad
         ctx.save_for_backward(input if needs_weight else None, weight if needs_input else None)
         output = F.linear(input, weight, bias)
-        # A Function's result that is a view of something within cannot be changed in place.
+        # autograd forbids in-place changes of a Function's result that is a view.
         return torch.ops.aten._unsafe_view(output, output.shape) if output._is_view() else output
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        """Plain differentiable operations, so that autograd can record them in turn."""
+        """Compute the gradients by differentiable operations, so that autograd can record them."""
         input, weight = ctx.saved_tensors
         needs_input, needs_weight, needs_bias = ctx.needs_input_grad
         rows = _rows(grad)
@@ -95,7 +99,7 @@ def _rows(tensor: Tensor) -> Tensor:
 
 
 def samples() -> Iterator[checks.Sample]:
-    """Where ``jitops check`` checks the gradients."""
+    """The inputs at which ``jitops check`` checks the gradients."""
     input, weight, bias = torch.randn(2, 3, 4), torch.randn(5, 4), torch.randn(5)
     yield "", linear, (input, weight, bias)
     yield "without bias", linear, (input, weight)

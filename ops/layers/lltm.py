@@ -1,6 +1,6 @@
-"""The long-long-term-memory unit, a recurrent unit that cannot forget.
+"""The long-long-term-memory unit (LLTM), a recurrent unit that cannot forget.
 
-Compiled, all that lies between two matrix products is one kernel, and a whole sequence is one call.
+The compiled back ends run one kernel between two matrix products, and a whole sequence in one call.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ __all__ = ["LLTM", "LLTMFunction", "LLTMState", "lltm", "lltm_sequence"]
 
 
 class LLTMState(NamedTuple):
-    """What a unit hands on to its next step, :math:`(B, S)` each."""
+    """The state that one step passes to the next: ``h`` and ``cell``, ``(B, S)`` each."""
 
     h: Tensor
     cell: Tensor
@@ -31,43 +31,43 @@ class LLTMState(NamedTuple):
 
 
 def lltm(input: Tensor, weights: Tensor, bias: Tensor, h: Tensor, cell: Tensor) -> LLTMState:
-    r"""One step of the long-long-term-memory unit, an LSTM without a forget gate and with an ELU.
+    """One step of the long-long-term-memory unit, an LSTM without a forget gate and with an ELU.
 
     .. math::
 
-        [i;\, o;\, z] = W \, [h;\, x] + b, \qquad
-        c' = c + \mathrm{elu}(z)\, \sigma(i), \qquad
-        h' = \tanh(c')\, \sigma(o)
+        [i; o; z] = W [h; x] + b
+        c′ = c + elu(z) σ(i)
+        h′ = tanh(c′) σ(o)
 
-    From P. Goldsborough, "Custom C++ and CUDA Extensions", the tutorial of PyTorch, whose layout of
-    the parameters and initialisation are kept: :math:`W` takes first :math:`h`, then :math:`x`, and
-    gives first the input gate, then the output gate, then the candidate.
+    i is the input gate, o the output gate, z the candidate and x the ``input``. From
+    P. Goldsborough, "Custom C++ and CUDA Extensions", a tutorial of PyTorch. The layout of the
+    parameters and their initialisation are those of the tutorial.
 
     Args:
-        input: :math:`(B, F)`.
-        weights: :math:`(3S, S + F)`: rows for input gate, output gate and candidate, columns for
+        input: x, ``(B, F)``.
+        weights: W, ``(3S, S + F)``: rows for input gate, output gate and candidate, columns for
             ``h`` and ``input``.
-        bias: :math:`(3S)` or, as in the tutorial, :math:`(1, 3S)`.
-        h: the last output, :math:`(B, S)`.
-        cell: the last cell, :math:`(B, S)`.
+        bias: b, ``(3S,)`` or, as in the tutorial, ``(1, 3S)``.
+        h: the last output, ``(B, S)``.
+        cell: the last cell c, ``(B, S)``.
 
     Returns:
-        The new :class:`LLTMState`, in the inputs' dtype.
+        The new :class:`LLTMState`, h′ and c′, in the dtype of the inputs.
 
     Raises:
-        ArgumentTypeError: not tensors of one of the dtypes float64, float32, bfloat16 and float16,
-            the same for all.
+        ArgumentTypeError: inputs that are not tensors of one dtype among float64, float32, bfloat16
+            and float16.
         ArgumentError: shapes that do not fit together, different devices.
-        BackendUnavailableError: the back end asked for cannot run here.
+        BackendUnavailableError: the requested back end cannot run here.
 
     Gradients:
-        For all five, of any order; only those asked for are computed. Forward mode and
+        For all five, of any order; only the requested ones are computed. Forward mode and
         :mod:`torch.func` run on the pure-torch path.
 
     Numerics:
-        Between the matrix products bfloat16 and float16 compute in float32, and the cell and its
-        gradient are added up in float32 over all steps of a sequence. Deterministic where torch's
-        matrix products are. Under autocast, computes in the autocast dtype, as these do.
+        Between the matrix products, bfloat16 and float16 compute in float32. The cell and its
+        gradient are summed in float32 over all steps of a sequence. Under autocast it computes in
+        the autocast dtype, as matrix products do. Deterministic where torch's matrix products are.
     """
     state = _step.unchecked(input, weights, bias, h, cell)  # its own checks are a tenth faster
     if state is None:
@@ -78,16 +78,16 @@ def lltm(input: Tensor, weights: Tensor, bias: Tensor, h: Tensor, cell: Tensor) 
 def lltm_sequence(
     input: Tensor, weights: Tensor, bias: Tensor, h: Tensor, cell: Tensor
 ) -> tuple[Tensor, LLTMState]:
-    r"""All steps of a sequence: what :func:`lltm` gives, called with one step after the other.
+    """All steps of a sequence, as :func:`lltm` computes them one after the other.
 
     Args:
-        input: :math:`(T, B, F)`.
+        input: ``(T, B, F)``.
         weights, bias, h, cell: see :func:`lltm`.
 
     Returns:
-        The outputs ``h`` of all steps, :math:`(T, B, S)`, and the last :class:`LLTMState`.
+        The outputs ``h`` of all steps, ``(T, B, S)``, and the last :class:`LLTMState`.
 
-    Raises, gradients and numerics: see :func:`lltm`.
+    Errors, gradients and numerics are those of :func:`lltm`.
     """
     input, weights, bias, h, cell = _checked(input, weights, bias, h, cell, dim=3)
     if input.shape[0] == 0:
@@ -97,15 +97,15 @@ def lltm_sequence(
 
 
 class LLTM(nn.Module):
-    r"""The unit with its parameters.
+    """The unit with its parameters, for a step or a sequence.
 
     Args:
-        input_features: :math:`F`.
-        state_size: :math:`S`.
+        input_features: F, the number of input features.
+        state_size: S, the size of the state.
 
     Attributes:
-        weights: :math:`(3S, S + F)`, uniform in :math:`\pm 1/\sqrt{S}`.
-        bias: :math:`(1, 3S)`, likewise.
+        weights: ``(3S, S + F)``, uniform between −1/√S and 1/√S.
+        bias: ``(1, 3S)``, likewise.
     """
 
     def __init__(self, input_features: int, state_size: int) -> None:
@@ -117,20 +117,20 @@ class LLTM(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw them anew."""
+        """Draw new parameters."""
         bound = 1 / math.sqrt(self.state_size)
         for parameter in self.parameters():
             nn.init.uniform_(parameter, -bound, bound)
 
     def forward(self, input: Any, state: Any = None) -> Any:
-        """A step, for :math:`(B, F)`, or a sequence, for :math:`(T, B, F)`.
+        """Run a step or a sequence.
 
         Args:
-            input: a tensor of the one or the other shape.
-            state: ``h`` and ``cell`` to begin with, a pair of tensors; zeros by default.
+            input: ``(B, F)`` for a step, ``(T, B, F)`` for a sequence.
+            state: the initial ``h`` and ``cell``, a pair of tensors; zeros by default.
 
         Returns:
-            What :func:`lltm` or :func:`lltm_sequence` returns.
+            The result of :func:`lltm` for a step, of :func:`lltm_sequence` for a sequence.
         """
         sequence = isinstance(input, Tensor) and input.dim() == 3
         function = lltm_sequence if sequence else lltm
@@ -209,7 +209,7 @@ def _fits(input: Tensor, weights: Tensor, bias: Tensor, h: Tensor, cell: Tensor,
 def _definition(
     input: Tensor, weights: Tensor, bias: Tensor, h: Tensor, cell: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """The pure-torch path: the outputs, with the time if ``input`` has one, and the last cell."""
+    """The pure-torch path: the output of the step, or of all steps of a sequence; the last cell."""
     dtype = cell.dtype
     cell = checks.widened(cell)
     outputs = []
@@ -246,7 +246,7 @@ _sequence = FusedOp(
     shapes=lambda input, weights, bias, h, cell: (
         input.new_empty(len(input), *h.shape),
         input.new_empty(h.shape),
-        # In the type in which cells are added up, since the backward pass needs all digits.
+        # In the dtype of the sums, because the backward pass needs all digits.
         input.new_empty(len(input), *h.shape, dtype=checks.widened(input).dtype),
         input.new_empty(len(input), len(h), 3 * h.shape[1]),
     ),
@@ -257,7 +257,7 @@ LLTMFunction = _step.Function
 
 
 def samples() -> Iterator[checks.Sample]:
-    """Where ``jitops check`` checks the gradients."""
+    """The inputs at which ``jitops check`` checks the gradients."""
     parameters = (torch.randn(9, 5), torch.randn(1, 9), torch.randn(2, 3), torch.randn(2, 3))
     yield "step", lltm, (torch.randn(2, 2), *parameters)
     yield "sequence", lltm_sequence, (torch.randn(4, 2, 2), *parameters)

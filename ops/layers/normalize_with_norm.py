@@ -1,4 +1,4 @@
-"""A vector taken apart into direction and norm: the model of a Function with several outputs."""
+"""Direction and norm of a vector: the model of a Function with several outputs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["DirectionAndNorm", "NormalizeWithNormFunction", "normalize_with_norm
 
 
 class DirectionAndNorm(NamedTuple):
-    """What :func:`normalize_with_norm` returns."""
+    """The result of :func:`normalize_with_norm`: direction, norm and a mask of zero vectors."""
 
     direction: Tensor
     norm: Tensor
@@ -23,35 +23,40 @@ class DirectionAndNorm(NamedTuple):
 
 
 def normalize_with_norm(input: Tensor, dim: int = -1) -> DirectionAndNorm:
-    r"""Split vectors into direction and Euclidean norm.
+    """Split vectors into direction and Euclidean norm.
 
-    .. math:: d = x / \lVert x \rVert_2, \qquad n = \lVert x \rVert_2, \qquad z = [n = 0]
+    .. math::
 
-    The gradients of the first two are those of the quotient and of the norm,
+        d = x / n
+        n = ‖x‖₂
 
-    .. math:: \bar x = \frac{\bar d - d \, (d \cdot \bar d)}{n} + \bar n \, d,
-
-    and zero for a zero vector, which has the direction zero; the third output has no gradient.
+    A zero vector has the direction zero.
 
     Args:
-        input: vectors along ``dim``; any shape of at least one dimension.
+        input: vectors x along ``dim``; any shape of at least one dimension.
         dim: the dimension of the vectors.
 
     Returns:
-        ``direction``, of ``input``'s shape: unit vectors, and zeros for zero vectors; ``norm``,
-        without ``dim``; ``is_zero``, boolean, where the norm is zero. The first two have the dtype
-        of ``input``.
+        ``direction``, d, in the shape of ``input``; ``norm``, n, without ``dim``; ``is_zero``, a
+        boolean mask of zero norms. The first two have the dtype of ``input``.
 
     Raises:
-        ArgumentTypeError: ``input`` is no floating tensor, or ``dim`` no integer.
+        ArgumentTypeError: ``input`` is not a floating tensor, or ``dim`` is not an integer.
         ArgumentError: ``input`` has no dimension ``dim``.
 
+    Gradients:
+        For ``input``, of any order; ``is_zero`` has none. With the gradients g_d and g_n that
+        arrive for d and n:
+
+        .. math:: g_x = (g_d − d (d · g_d)) / n + g_n d
+
+        For a zero vector they are zero, which is a subgradient of the norm there. An output that
+        is not used costs nothing in the backward pass.
+
     Note:
-        dtypes float64, float32, bfloat16 and float16; the half precisions compute in float32, and
-        under autocast also return it. Differentiable to any order; for a zero vector all gradients
-        are zero, which is a subgradient of the norm there. Outputs whose gradients nobody asks for
-        cost nothing in the backward pass. Vectors of any magnitude will do: no square overflows, or
-        vanishes, that the norm itself could hold. Deterministic. One back end, ``torch``.
+        dtypes float64, float32, bfloat16 and float16. Half precisions compute in float32; under
+        autocast they also return float32. Vectors are scaled first, so no square overflows or
+        underflows unless the norm itself does. Deterministic. One back end, ``torch``.
     """
     (input,) = checks.floating_rows(input=input)
     if isinstance(dim, bool) or not isinstance(dim, int):
@@ -70,7 +75,7 @@ def normalize_with_norm(input: Tensor, dim: int = -1) -> DirectionAndNorm:
 def _torch_path(input: Tensor, dim: int) -> tuple[Tensor, Tensor, Tensor]:
     is_zero = (input == 0).all(dim, keepdim=True)
     scale = _scale(input, dim)
-    # A zero vector takes no part in the root, whose slope there is infinite.
+    # Zero vectors are replaced, because the slope of the root at zero is infinite.
     scaled = torch.where(is_zero, 1, input / scale)
     length = scaled.square().sum(dim, keepdim=True).sqrt()
     direction = torch.where(is_zero, 0, scaled / length)
@@ -79,7 +84,7 @@ def _torch_path(input: Tensor, dim: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _scale(input: Tensor, dim: int) -> Tensor:
-    """The largest magnitude, by which to divide: squares neither overflow nor vanish then."""
+    """The largest magnitude. Squares of vectors divided by it neither overflow nor underflow."""
     if input.shape[dim] == 0:
         return input.new_ones(()).expand_as(input.sum(dim, keepdim=True))
     largest = input.detach().abs().amax(dim, keepdim=True)
@@ -87,11 +92,14 @@ def _scale(input: Tensor, dim: int) -> Tensor:
 
 
 class NormalizeWithNormFunction(torch.autograd.Function):
-    """``direction, norm, is_zero = NormalizeWithNormFunction.apply(input, dim)``."""
+    """The autograd Function of :func:`normalize_with_norm`.
+
+    Call ``direction, norm, is_zero = NormalizeWithNormFunction.apply(input, dim)``.
+    """
 
     @staticmethod
     def forward(ctx: Any, input: Tensor, dim: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Saves its own outputs: what the gradients are made of."""
+        """Compute the outputs and save them, because the gradients need nothing else."""
         scale = _scale(input, dim)
         direction = input / scale
         length = torch.linalg.vector_norm(direction, dim=dim)
@@ -108,7 +116,7 @@ class NormalizeWithNormFunction(torch.autograd.Function):
     def backward(
         ctx: Any, grad_direction: Tensor | None, grad_norm: Tensor | None, _: None
     ) -> tuple[Tensor | None, None]:
-        """Plain differentiable operations on the outputs, so that autograd can record them."""
+        """Compute the gradient by differentiable operations, so that autograd can record them."""
         direction, norm, is_zero = ctx.saved_tensors
         grad = None
         if grad_direction is not None:
@@ -123,6 +131,6 @@ class NormalizeWithNormFunction(torch.autograd.Function):
 
 
 def samples() -> Iterator[checks.Sample]:
-    """Where ``jitops check`` checks the gradients."""
+    """The inputs at which ``jitops check`` checks the gradients."""
     yield "", normalize_with_norm, (torch.randn(4, 3),)
     yield "dim=0", normalize_with_norm, (torch.randn(4, 3), 0)

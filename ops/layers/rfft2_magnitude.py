@@ -1,7 +1,7 @@
-"""The magnitude of the two-dimensional Fourier transform: a model of an op made with NumPy.
+"""The magnitude of the two-dimensional Fourier transform: the model of an op made with NumPy.
 
-One back end, NumPy, on the CPU. ``torch.fft.rfft2(x).abs()`` has the same values where the work is
-to stay on a GPU.
+It has one back end, NumPy, on the CPU. On a GPU use ``torch.fft.rfft2(x).abs()``, which has the
+same values.
 """
 
 from __future__ import annotations
@@ -26,36 +26,40 @@ __all__ = ["rfft2_magnitude"]
 
 
 def rfft2_magnitude(input: Tensor) -> Tensor:
-    r"""The magnitudes :math:`\lvert \mathrm{rfft2}(x) \rvert` of the last two dimensions.
+    """The magnitudes of the two-dimensional real Fourier transform.
 
     .. math::
 
-        y = \lvert X \rvert, \qquad
-        X_{kl} = \sum_{m,n} x_{mn} \, e^{-2 \pi i (km/H + ln/W)}, \quad
-        0 \le l \le \lfloor W/2 \rfloor
+        y = |X|
+        Xₖₗ = Σₘₙ xₘₙ exp(−2πi (k m / H + l n / W))
 
-    With :math:`S = X / \lvert X \rvert`, and :math:`F^*` the adjoint of the transform :math:`F`,
-    the gradient of a result :math:`\bar y` is :math:`\bar x = F^* (\bar y S)`. The half of the
-    spectrum that is not computed makes :math:`F^*` something else than the inverse transform, which
-    is what a well-known tutorial takes for it: there the gradient is wrong, knowingly.
+    It transforms the last two dimensions and computes the columns l = 0 to W // 2, because the
+    others mirror them.
 
     Args:
-        input: shape :math:`(*, H, W)`, real; :math:`H` and :math:`W` at least 1.
+        input: x, ``(*, H, W)``, real; H and W at least 1.
 
     Returns:
-        Shape :math:`(*, H, \lfloor W/2 \rfloor + 1)`, of ``input``'s dtype, on its device.
+        y, ``(*, H, W // 2 + 1)``, in the dtype and on the device of ``input``.
 
     Raises:
-        ArgumentTypeError: ``input`` is no floating tensor.
+        ArgumentTypeError: ``input`` is not a floating tensor.
         ArgumentError: fewer than two dimensions, or one of the last two is empty.
         DependencyError: NumPy is not installed.
 
+    Gradients:
+        For ``input``, differentiable twice. g_y is the gradient that arrives for y:
+
+        .. math:: g_x = adjoint(g_y X / |X|)
+
+        The adjoint of the transform is not its inverse, because half of the spectrum is left out. A
+        well-known tutorial uses the inverse, so its gradient is wrong, and it says so. A zero
+        magnitude is a kink; its gradient is zero, which is a subgradient. :func:`torch.func.grad`
+        and :func:`~torch.func.vmap` work. Forward mode and batched gradients raise an error.
+
     Note:
-        dtypes float64, float32, bfloat16 and float16; the half precisions compute in float32, and
-        under autocast also return it. Differentiable twice; where a magnitude is zero it has a
-        kink, and its gradient is taken to be zero, which is a subgradient. Works under
-        :func:`torch.func.grad` and :func:`~torch.func.vmap`; forward mode and batched gradients
-        are refused. Deterministic.
+        dtypes float64, float32, bfloat16 and float16. Half precisions compute in float32; under
+        autocast they also return float32. Deterministic.
     """
     (input,) = checks.floating_rows(input=input)
     if input.dim() < 2 or 0 in input.shape[-2:]:
@@ -66,7 +70,7 @@ def rfft2_magnitude(input: Tensor) -> Tensor:
 
 
 def samples() -> Iterator[checks.Sample]:
-    """Where ``jitops check`` checks the gradients: an even and an odd width."""
+    """The inputs at which ``jitops check`` checks the gradients: an even and an odd width."""
     for width in (4, 5):
         yield f"width {width}", rfft2_magnitude, (torch.randn(2, 3, width),)
 
@@ -80,7 +84,7 @@ def _backward(grad: Array, x: Array) -> Array:
 
 
 def _second(grad_x: Array, grad: Array, x: Array) -> tuple[Array, Array]:
-    """The gradients of :func:`_backward`: of what it is linear in, and through the sign."""
+    """The gradients of :func:`_backward`: of ``grad``, in which it is linear, and of ``x``."""
     along, spectrum = _transform(grad_x), _transform(x)
     sign = _sign(spectrum)
     radial = (sign.conj() * along).real
@@ -94,7 +98,10 @@ def _transform(x: Array) -> Array:
 
 
 def _adjoint(spectrum: Array, width: int) -> Array:
-    """Not the inverse, which counts each column that has a mirror image twice, and scales."""
+    """The adjoint of the transform.
+
+    The inverse transform counts each column that has a mirror image twice, and scales.
+    """
     fft = require("numpy.fft", "rfft2_magnitude")
     spectrum = spectrum.copy()
     spectrum[..., 1 : (width + 1) // 2] /= 2

@@ -1,7 +1,7 @@
-"""Two-dimensional convolution and correlation by SciPy, with a filter that learns.
+"""Two-dimensional convolution and correlation by SciPy, with a learned filter.
 
-One back end, SciPy, on the CPU: the model of an op made of SciPy functions, with a parameter.
-:func:`torch.nn.functional.conv2d` is faster, and is what to use on a GPU.
+This is the model of an op made of SciPy functions, with a parameter. Its one back end is SciPy, on
+the CPU. :func:`torch.nn.functional.conv2d` is faster; use it on a GPU.
 """
 
 from __future__ import annotations
@@ -38,43 +38,45 @@ def scipy_conv2d(
     mode: str = "valid",
     operation: str = "correlate",
 ) -> Tensor:
-    r"""Correlate or convolve each of a batch of images with one filter.
+    """Correlate or convolve each image of a batch with one filter.
 
     .. math::
 
-        y = x \star w + b, \qquad
-        (x \star w)_{kl} = \sum_{i,j} x_{k+i-p,\, l+j-q} \, w_{ij}
+        y = x ⋆ w + b
+        (x ⋆ w)ₖₗ = Σᵢⱼ x[k + i − p, l + j − q] wᵢⱼ
 
-    where :math:`x` is zero outside, and ``mode`` says which part of the result is kept;
-    ``convolve`` turns :math:`w` by half a turn first. All three gradients are of the same kind:
-    with :math:`\bar y` put back where it was cut from, that of :math:`x` is a convolution of
-    :math:`\bar y` with :math:`w` and that of :math:`w` a correlation of :math:`\bar y` with
-    :math:`x`.
+    x is zero outside the image. ``mode`` selects the part of the result that is kept; p and q are
+    its offsets. ``convolve`` first rotates the filter w by 180 degrees.
 
     Args:
-        input: shape :math:`(*, H, W)`; the image is zero outside.
-        filter: shape :math:`(h, w)`.
-        bias: one element, of any shape, or ``None``.
-        mode: ``full``, the whole result, :math:`(H + h - 1, W + w - 1)`; ``valid``, what needs no
-            zero from outside, :math:`(H - h + 1, W - w + 1)`; ``same``, the middle of ``full``, of
+        input: x, ``(*, H, W)``.
+        filter: w, ``(h, w)``.
+        bias: b, one element of any shape, or ``None``.
+        mode: ``full``, the whole result, ``(H + h - 1, W + w - 1)``; ``valid``, the part that needs
+            no zeros from outside, ``(H - h + 1, W - w + 1)``; ``same``, the middle of ``full``, in
             the size of the image.
-        operation: ``correlate`` (:func:`scipy.signal.correlate2d`, what the networks' convolution
-            is) or ``convolve`` (:func:`scipy.signal.convolve2d`).
+        operation: ``correlate``, as layers named convolution do (:func:`scipy.signal.correlate2d`),
+            or ``convolve`` (:func:`scipy.signal.convolve2d`).
 
     Returns:
-        Shape :math:`(*, H', W')`, of the dtype and on the device of ``input``.
+        y, ``(*, H', W')`` with the size that ``mode`` gives, in the dtype and on the device of
+        ``input``.
 
     Raises:
-        ArgumentTypeError: not a tensor, or a dtype other than ``input``'s.
+        ArgumentTypeError: an argument is not a tensor, or its dtype is not that of ``input``.
         ArgumentError: shapes that do not fit together, an empty image or filter, a device other
-            than ``input``'s, an unknown mode or operation.
+            than that of ``input``, an unknown mode or operation.
         DependencyError: SciPy is not installed (the extra ``scipy``).
 
+    Gradients:
+        For all three, differentiable twice. The gradient of y is padded to the size of ``full``.
+        For ``correlate``, its convolution with w is the gradient of x, and its correlation with x
+        that of w. :func:`torch.func.grad` and :func:`~torch.func.vmap` work. Forward mode and
+        batched gradients raise an error.
+
     Note:
-        dtypes float64, float32, bfloat16 and float16; the half precisions compute in float32, and
-        under autocast also return it. Differentiable twice in all three. Works under
-        :func:`torch.func.grad` and :func:`~torch.func.vmap`; forward mode and batched gradients
-        are refused. Deterministic.
+        dtypes float64, float32, bfloat16 and float16. Half precisions compute in float32; under
+        autocast they also return float32. Deterministic.
     """
     tensors = {"input": input, "filter": filter} | ({} if bias is None else {"bias": bias})
     tensors = checks.widened_under_autocast(tensors)
@@ -107,17 +109,17 @@ def scipy_conv2d(
 
 
 class ScipyConv2d(nn.Module):
-    """:func:`scipy_conv2d` with a filter and a bias that learn.
+    """:func:`scipy_conv2d` with a learned filter and bias.
 
     Args:
         filter_height, filter_width: the size of the filter.
-        bias: whether there is one.
+        bias: whether the layer has a bias.
         mode, operation: see :func:`scipy_conv2d`.
 
     Attributes:
-        filter: shape ``(filter_height, filter_width)``, drawn from the standard normal
-            distribution, as in the tutorial that made this layer known.
-        bias: shape ``(1, 1)``, drawn likewise, or ``None``.
+        filter: ``(filter_height, filter_width)``, drawn from the standard normal distribution, as
+            in the tutorial that made this layer known.
+        bias: ``(1, 1)``, drawn likewise, or ``None``.
     """
 
     def __init__(
@@ -137,7 +139,7 @@ class ScipyConv2d(nn.Module):
         self.bias = nn.Parameter(torch.randn(1, 1)) if bias else None
 
     def forward(self, input: Tensor) -> Tensor:
-        """The layer's output for :math:`(*, H, W)` images."""
+        """The output for ``(*, H, W)`` images."""
         return scipy_conv2d(input, self.filter, self.bias, self.mode, self.operation)
 
     def extra_repr(self) -> str:
@@ -150,7 +152,7 @@ class ScipyConv2d(nn.Module):
 
 
 def samples() -> Iterator[checks.Sample]:
-    """Where ``jitops check`` checks the gradients."""
+    """The inputs at which ``jitops check`` checks the gradients."""
     inputs = (torch.randn(2, 5, 6), torch.randn(3, 2), torch.randn(1, 1))
     for operation in _OPERATIONS:
         for mode in _MODES:
@@ -161,7 +163,7 @@ def samples() -> Iterator[checks.Sample]:
 
 
 def _each(function: str, images: Array, others: Array, mode: str) -> Array:
-    """SciPy's function of each image and the filter, or of each image and an image of its own."""
+    """Apply a function of SciPy to each image and the filter, or to each pair of images."""
     import numpy as np
 
     call = getattr(require("scipy.signal", "scipy_conv2d"), function)
@@ -169,7 +171,7 @@ def _each(function: str, images: Array, others: Array, mode: str) -> Array:
     own = others.ndim > 2
     images = images.reshape(-1, *images.shape[-2:])
     others = others.reshape(-1, *others.shape[-2:])
-    if not len(images):  # of an empty batch: the shape alone
+    if not len(images):  # an empty batch still has a shape
         empty = call(np.zeros(images.shape[-2:]), np.zeros(others.shape[-2:]), mode)
         return np.zeros((*batch, *empty.shape))
     results = [call(image, others[own * i], mode) for i, image in enumerate(images)]
@@ -195,7 +197,7 @@ def _second(
 
 
 def _full(grad: Array, x: Array, w: Array, mode: str, operation: str) -> Array:
-    """The gradient of the whole result, zero where ``mode`` has cut it off."""
+    """The gradient of the full result, with zeros in the parts that ``mode`` cut off."""
     import numpy as np
 
     pads = []

@@ -1,1 +1,1 @@
-"""Losses, a module each."""
+"""Losses: one module for each."""

@@ -1,7 +1,7 @@
 """The Hausdorff distance-transform loss for segmentation.
 
-The distances come from :func:`scipy.ndimage.distance_transform_edt`, on the CPU; the rest is tensor
-code on the inputs' device.
+:func:`scipy.ndimage.distance_transform_edt` computes the distances on the CPU. The rest is tensor
+code on the device of the inputs.
 """
 
 from __future__ import annotations
@@ -37,55 +37,58 @@ def hausdorff_dt_loss(
     spacing: Sequence[float] | None = None,
     reduction: str = "mean",
 ) -> Tensor:
-    r"""The Hausdorff distance-transform loss for segmentation.
+    """The Hausdorff distance-transform loss for segmentation.
 
     .. math::
 
-        \ell = \frac{1}{|\Omega|} \sum_{\Omega} (p - q)^2 \left(d_p^\alpha + d_q^\alpha\right)
+        ℓ = 1/|Ω| Σ_Ω (p − q)² (d_pᵅ + d_qᵅ)
 
-    over the pixels :math:`\Omega` of one channel of one image, where :math:`d_p` is each pixel's
-    Euclidean distance to the border of the predicted object :math:`\{p > 1/2\}` and :math:`d_q`
-    that to the border of the true one. A wrong pixel far from both borders weighs most, as it does
-    in the Hausdorff distance. From D. Karimi, S. E. Salcudean, "Reducing the Hausdorff Distance in
-    Medical Image Segmentation with Convolutional Neural Networks", IEEE Transactions on Medical
-    Imaging 39(2), 2020 (arXiv:1904.10030), equation 8; the arguments are those of MONAI's
-    ``HausdorffDTLoss``.
+    Ω are the pixels of one channel of one image, p their probabilities and q their targets. d_p is
+    the Euclidean distance of a pixel to the border of the predicted object, p > 1/2. d_q is its
+    distance to the border of the true object. A wrong pixel far from both borders weighs most, as
+    it does in the Hausdorff distance.
+
+    From D. Karimi, S. E. Salcudean, "Reducing the Hausdorff Distance in Medical Image Segmentation
+    with Convolutional Neural Networks", IEEE Transactions on Medical Imaging 39(2), 2020
+    (arXiv:1904.10030), equation 8. The arguments are those of MONAI's ``HausdorffDTLoss``.
 
     Args:
-        input: :math:`(B, C, H, W)` or :math:`(B, C, H, W, D)`: probabilities, or what ``sigmoid``
-            or ``softmax`` makes probabilities of.
-        target: of the same shape and dtype; with ``to_onehot_y`` :math:`(B, 1, \ldots)`, the number
-            of each pixel's class, of any dtype.
-        alpha: the power of the distances; at least 0.
-        include_background: whether channel 0 counts; a single channel always does.
-        to_onehot_y: whether ``target`` holds class numbers. There must be several channels, as for
-            ``softmax``: MONAI ignores either, with a warning, where there is one.
-        sigmoid: take ``input`` through a sigmoid first.
-        softmax: take ``input`` through a softmax over the channels first.
-        batch: average over pixels *and* batch before ``reduction``, which then sees :math:`C`
-            values.
-        spacing: the size of a pixel along each dimension, the unit of the distances; 1 by default.
+        input: ``(B, C, H, W)`` or ``(B, C, H, W, D)``: probabilities, or with ``sigmoid`` or
+            ``softmax`` logits.
+        target: same shape and dtype as ``input``. With ``to_onehot_y``: the class number of each
+            pixel, ``(B, 1, H, W)`` or ``(B, 1, H, W, D)``, any dtype.
+        alpha: power of the distances; at least 0.
+        include_background: whether channel 0 counts. A single channel always counts.
+        to_onehot_y: whether ``target`` holds class numbers. This and ``softmax`` need several
+            channels. MONAI only warns, and ignores either, if there is one.
+        sigmoid: whether to apply a sigmoid to ``input``.
+        softmax: whether to apply a softmax over the channels to ``input``.
+        batch: whether to average over pixels *and* batch before ``reduction``, which then reduces
+            C values.
+        spacing: size of a pixel along each dimension, in the unit of the distances; 1 by default.
         reduction: ``mean`` over the channels of all images, ``sum``, or ``none``.
 
     Returns:
-        A scalar; with ``reduction="none"``, :math:`(B, C, 1, 1)` (3-D: one 1 more), with ``batch``
-            :math:`(1, C, 1, 1)`, of as many channels as count. In ``input``'s dtype.
+        A scalar in the dtype of ``input``. With ``reduction="none"``: ``(B, C, 1, 1)``, or
+        ``(1, C, 1, 1)`` with ``batch``, where C are the channels that count. Volumes have one
+        more 1.
 
     Raises:
-        ArgumentTypeError: no floating tensors of one dtype; parameters of wrong types.
+        ArgumentTypeError: inputs that are not floating tensors of one dtype; a parameter of a
+            wrong type.
         ArgumentError: shapes that do not fit, different devices, class numbers out of range, both
             ``sigmoid`` and ``softmax``, an unknown reduction, a negative ``alpha``.
         DependencyError: SciPy is not installed (the extra ``scipy``).
 
     Gradients:
-        For ``input`` and ``target``, of any order, with the distances as constants: they change
-        in jumps, where a pixel of ``input`` passes 1/2. Forward mode and :mod:`torch.func` work.
+        For ``input`` and ``target``, of any order. The distances are constants, because they only
+        change in jumps, when a pixel passes 1/2. Forward mode and :mod:`torch.func` work.
 
     Numerics:
-        bfloat16 and float16 compute in float32, and under autocast also return it. A channel that
-        is all object or has none has no border: its distances are 0. (SciPy measures them to a
-        point outside the image if all is object, and MONAI with it.) Deterministic where torch's
-        mean is.
+        dtypes float64, float32, bfloat16 and float16. Half precisions compute in float32; under
+        autocast they also return float32. A channel that is all object or all background has no
+        border, so its distances are 0. (If all is object, SciPy and MONAI measure distances to a
+        point outside the image.) Deterministic where torch's mean is.
     """
     input, target = _probabilities(input, target, to_onehot_y, sigmoid, softmax)
     alpha = checks.check_number("alpha", alpha)
@@ -96,12 +99,13 @@ def hausdorff_dt_loss(
     if spacing is not None:
         if not isinstance(spacing, Iterable):
             raise ArgumentTypeError(
-                f"spacing must be a list of numbers, one a dimension, got {type(spacing).__name__}"
+                f"spacing must be a list of numbers, one per dimension, got "
+                f"{type(spacing).__name__}"
             )
         spacing = tuple(checks.check_number("each of spacing", size) for size in spacing)
         if len(spacing) != len(pixels) or not all(0 < size < float("inf") for size in spacing):
             raise ArgumentError(
-                f"spacing must be {len(pixels)} positive sizes, one a dimension, got {spacing}"
+                f"spacing must be {len(pixels)} positive sizes, one per dimension, got {spacing}"
             )
     if input.shape[1] > 1 and not include_background:
         input, target = input[:, 1:], target[:, 1:]
@@ -142,7 +146,7 @@ class HausdorffDTLoss(nn.Module):
         self.reduction = checks.one_of("reduction", reduction, checks.REDUCTIONS)
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
-        """The loss of :math:`(B, C, H, W)` or :math:`(B, C, H, W, D)` inputs."""
+        """The loss of ``(B, C, H, W)`` or ``(B, C, H, W, D)`` inputs."""
         return hausdorff_dt_loss(
             input,
             target,
@@ -166,7 +170,10 @@ class HausdorffDTLoss(nn.Module):
 
 
 def samples() -> Iterator[checks.Sample]:
-    """Where ``jitops check`` checks the gradients: no probability near 1/2, where borders jump."""
+    """The inputs at which ``jitops check`` checks the gradients.
+
+    No probability is near 1/2, because borders jump there.
+    """
     for shape in ((2, 2, 4, 3), (1, 2, 3, 3, 2)):
         random = torch.rand(2, *shape)
         away = torch.where(random > 0.5, 0.55 + 0.4 * random, 0.05 + 0.8 * random)
@@ -185,9 +192,13 @@ def _probabilities(
         (input,) = checks.floating_rows(input=input)
         _shape(input)
         if input.shape[1] == 1:
-            name, why = ("softmax", "1 everywhere") if softmax else ("to_onehot_y", "0 everywhere")
+            name, why = (
+                ("softmax", "it makes every pixel 1")
+                if softmax
+                else ("to_onehot_y", "its only class number is 0")
+            )
             raise ArgumentError(
-                f"{name} must be false for a single channel, of which it makes {why}, got true"
+                f"{name} must be false for a single channel, because {why}, got true"
             )
     if to_onehot_y:
         target = _one_hot(input, target)
@@ -223,7 +234,7 @@ def _one_hot(input: Tensor, target: Tensor) -> Tensor:
     if not torch.compiler.is_compiling() and not bool(hot.any(1).all()):
         raise ArgumentError(
             f"target must hold the class numbers 0 to {input.shape[1] - 1} with to_onehot_y, got "
-            f"others too"
+            f"other values"
         )
     return hot.to(input.dtype)
 

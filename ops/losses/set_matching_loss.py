@@ -1,4 +1,4 @@
-"""Set prediction: the loss of the best assignment of predictions to targets."""
+"""Set matching: the loss of the best assignment of predictions to targets."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ __all__ = ["SetMatching", "SetMatchingLoss", "set_matching_loss"]
 
 
 class SetMatching(NamedTuple):
-    """What :func:`set_matching_loss` returns.
+    """The result of :func:`set_matching_loss`: the loss and the matched pairs.
 
-    The pairs are ordered by image, then by prediction, so that ``predicted[m.image, m.prediction]``
-    stands beside the target each was matched with.
+    The pairs are ordered by image, then by prediction. ``predicted[m.image, m.prediction]`` are the
+    matched predictions, in the order of their targets ``m.target``.
     """
 
     loss: Tensor
@@ -39,51 +39,54 @@ def set_matching_loss(
     sizes: Sequence[int] | Tensor | None = None,
     reduction: str = "mean",
 ) -> SetMatching:
-    r"""Match predictions with targets at the least cost, and return that cost.
+    """Match predictions with targets at the least cost, and return that cost.
 
     .. math::
 
-        \ell = \sum_b \sum_j C^b_{\sigma_b(j)\, j}, \qquad
-        \sigma_b = \arg\min_{\sigma} \sum_j C^b_{\sigma(j)\, j}
+        ℓ = Σ_b Σ_j C_b[σ_b(j), j]
+        σ_b = argmin Σ_j C_b[σ(j), j] over all σ
 
-    where :math:`C^b_{ij}` is what it costs to match prediction :math:`i` of image :math:`b` with
-    its target :math:`j`, and :math:`\sigma` gives each target a prediction of its own (or each
-    prediction a target, if there are fewer). The matching of N. Carion, F. Massa, G. Synnaeve, N.
-    Usunier, A. Kirillov, S. Zagoruyko, "End-to-End Object Detection with Transformers" (DETR), ECCV
-    2020, after H. W. Kuhn, "The Hungarian Method for the Assignment Problem", 1955; computed by
+    C_b[i, j] is the cost of matching prediction i of image b with its target j. An assignment σ
+    gives each target a prediction of its own. With fewer predictions than targets, it gives each
+    prediction a target of its own.
+
+    The matching is that of N. Carion, F. Massa, G. Synnaeve, N. Usunier, A. Kirillov,
+    S. Zagoruyko, "End-to-End Object Detection with Transformers" (DETR), ECCV 2020, after
+    H. W. Kuhn, "The Hungarian Method for the Assignment Problem", 1955. It is computed by
     :func:`scipy.optimize.linear_sum_assignment` on the CPU.
 
     Args:
-        cost: :math:`(B, N, M)`, what it costs to match each of :math:`N` predictions with each of
-            :math:`M` targets; or :math:`B` matrices of sizes of their own, as a list or tuple.
-        sizes: how many targets each of the :math:`B` images has: its first so many columns count,
-            the others are padding, of any content. All by default.
+        cost: the cost of matching each of N predictions with each of M targets, ``(B, N, M)``. Or
+            a list or tuple of B matrices ``(N, M)``, each with its own N and M.
+        sizes: the number of targets of each of the B images. Only the first ``sizes[b]`` columns
+            of image b count; the others are padding with any content. By default all count.
         reduction: ``mean`` over all pairs of the batch, ``sum``, or ``none``.
 
     Returns:
-        ``loss``, a scalar, or with ``reduction="none"`` the cost of each of the :math:`P` pairs;
-        ``image``, ``prediction``, ``target``: the pairs, :math:`(P)` each, int64. Without any pair
-        the mean is 0, for a batch of images that show nothing is no accident in training.
+        A :class:`SetMatching` of P pairs. ``loss`` is a scalar, or with ``reduction="none"`` the
+        cost of each pair, ``(P,)``. ``image``, ``prediction`` and ``target`` are the pairs,
+        ``(P,)`` each, int64. Without any pair the mean is 0, because training data may well
+        have batches without targets.
 
     Raises:
-        ArgumentTypeError: no floating tensor, or tensors of several dtypes; sizes that are no
-            integers.
+        ArgumentTypeError: ``cost`` is not a floating tensor, its tensors differ in dtype, or
+            ``sizes`` are not integers.
         ArgumentError: a wrong shape, sizes out of range, tensors on several devices, NaN or
             negative infinity among the costs, or so many infinities that no assignment is left.
         DependencyError: SciPy is not installed (the extra ``scipy``).
 
     Gradients:
-        For ``cost``, of any order: 1 (or ``1/P``) at each pair, 0 elsewhere, which is a subgradient
-        of the least cost where several assignments have it. Forward mode and :mod:`torch.func` work
-        (:func:`~torch.func.vmap` where all matrices have the same size).
+        For ``cost``, of any order: 1 (or ``1/P`` for the mean) at each pair, 0 elsewhere. If
+        several assignments have the least cost, this is a subgradient. Forward mode and
+        :mod:`torch.func` work; :func:`~torch.func.vmap` needs matrices of one size.
 
     Note:
-        dtypes float64, float32, bfloat16 and float16; the half precisions are added up in float32.
-        Deterministic. The matrices of a batch come to the CPU in one copy.
+        dtypes float64, float32, bfloat16 and float16. Half precisions are summed in float32.
+        Deterministic. The matrices of a batch reach the CPU in one copy.
     """
     number = checks.check_reduction(reduction)
     matrices = _matrices(cost, sizes)
-    if not matrices:  # an empty batch: of cost itself, so that it has a gradient, of zeros
+    if not matrices:  # an empty batch is cut from cost, so that cost has a gradient of zeros
         flat = cost.reshape(-1)[:0] if isinstance(cost, Tensor) else torch.zeros(0, device="cpu")
     else:
         flat = torch.cat([matrix.reshape(-1) for matrix in matrices])
@@ -97,7 +100,7 @@ def set_matching_loss(
 
 
 class SetMatchingLoss(nn.Module):
-    """:func:`set_matching_loss` as a module.
+    """:func:`set_matching_loss` as a module, with its reduction set once.
 
     Args:
         reduction: see :func:`set_matching_loss`.
@@ -112,7 +115,7 @@ class SetMatchingLoss(nn.Module):
         cost: Tensor | list[Tensor] | tuple[Tensor, ...],
         sizes: Sequence[int] | Tensor | None = None,
     ) -> SetMatching:
-        """The loss and the pairs."""
+        """The loss and the pairs of ``(B, N, M)`` costs."""
         return set_matching_loss(cost, sizes, self.reduction)
 
     def extra_repr(self) -> str:
@@ -121,7 +124,7 @@ class SetMatchingLoss(nn.Module):
 
 
 def samples() -> Iterator[checks.Sample]:
-    """Where ``jitops check`` checks the gradients."""
+    """The inputs at which ``jitops check`` checks the gradients."""
     for reduction in checks.REDUCTIONS:
         loss = SetMatchingLoss(reduction)
         yield f"reduction={reduction!r}", loss, (torch.randn(2, 4, 3), [3, 2])
@@ -179,8 +182,8 @@ def _counts(sizes: Sequence[int] | Tensor) -> list[int]:
         ):
             raise ArgumentTypeError(
                 f"sizes must be integers in one dimension, got {sizes.dtype} of shape "
-                f"{list(sizes.shape)} (cost holds what each match costs: predictions and targets "
-                f"are compared before)"
+                f"{list(sizes.shape)} (the loss takes costs and sizes, not predictions and "
+                f"targets: compute the cost of each match first)"
             )
         return sizes.tolist()
     if not isinstance(sizes, Sequence):
@@ -198,7 +201,7 @@ def _counts(sizes: Sequence[int] | Tensor) -> list[int]:
 
 
 def _assign(flat: Array, shapes: Sequence[tuple[int, int]]) -> tuple[Array, ...]:
-    """Image, prediction and target of each pair, and its place in ``flat``."""
+    """The image, prediction and target of each pair, and the index of its cost in ``flat``."""
     import numpy as np
 
     assign = require("scipy.optimize", "set_matching_loss").linear_sum_assignment

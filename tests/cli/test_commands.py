@@ -1,4 +1,4 @@
-"""The command ``jitops``: what it says, and its exit status."""
+"""The command ``jitops``: its output and its exit status."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def full(cache):
 
 
 def said(capsys, *arguments, status=0):
-    """What the command prints."""
+    """Run the command and return its output."""
     assert cli.main(arguments) == status
     return capsys.readouterr().out
 
@@ -66,7 +66,7 @@ def test_nowhere_to_write_compile_commands_to_is_said_first(cache, tmp_path, cap
     file = tmp_path / file
     assert cli.main(["build", OP, "--backend=cpp", f"--compile-commands={file}"]) == 1
     said = capsys.readouterr()
-    assert "--compile-commands must be a file in a folder that can be written, got" in said.err
+    assert "--compile-commands must be a file in a writable folder, got" in said.err
     assert said.out == ""
     assert entries(cache) == []
 
@@ -84,13 +84,13 @@ def test_build_for_other_machines(cache, capsys):
         (["build", "nothing"], f"OP must be among {OP}"),
         (
             ["cache", "why", "nothing"],
-            "NAME must be an op, an extension or its start, or the start",
+            "NAME must be an op, or the start of an extension's name or of",
         ),
         (["cache", "clean", "--max-size="], "--max-size must be a size like 500M or 2G, got ''"),
         (["cache", "clean", "--max-size=much"], "--max-size must be a size like 500M or 2G"),
         (["bundle", "verify", "/no/such/file"], "/no/such/file"),
         (["bundle", "import", "/no/such/file"], "/no/such/file"),
-        (["bundle", "export", "/tmp/x.zip", "--extension=none"], "called 'none': build it first"),
+        (["bundle", "export", "/tmp/x.zip", "--extension=none"], "named 'none': build it first"),
         (["build", "--arch=9.9x", "--backend=cuda", OP], "jitops: "),
         (["build", "--arch=9.9x", OP], "jitops: "),
     ],
@@ -106,7 +106,7 @@ def test_what_is_left_out_is_said_unless_it_was_asked_for(cache, capsys, monkeyp
 
     monkeypatch.setattr(_compilers, "check_cuda", check_cuda)
     assert cli.main(["cache", "why", OP]) == 0
-    assert capsys.readouterr().err == "jitops: CUDA is left out: no nvcc here\n"
+    assert capsys.readouterr().err == "jitops: skipping CUDA: no nvcc here\n"
     for asked in ("--arch=9.0", "--backend=cuda"):
         assert cli.main(["cache", "why", OP, asked]) == 1
         assert capsys.readouterr().err == "jitops: no nvcc here\n"
@@ -127,11 +127,11 @@ def test_bad_usage(arguments):
 
 
 def test_an_empty_cache(cache, capsys):
-    assert said(capsys, "cache", "ls") == f"{cache} holds nothing yet\n"
+    assert said(capsys, "cache", "ls") == f"{cache} is empty\n"
     assert said(capsys, "cache", "ls", "--json") == "[]\n"
     assert said(capsys, "cache", "verify") == "0 damaged\n"
     assert said(capsys, "cache", "clean").startswith("0 entries deleted")
-    assert "nothing in the cache is called x" in said(capsys, "cache", "info", "x", status=1)
+    assert "the cache has no entry named x" in said(capsys, "cache", "info", "x", status=1)
 
 
 @pytest.mark.cpp
@@ -159,7 +159,7 @@ def test_why(cache, capsys):
 
 @pytest.mark.cpp
 def test_info_and_why_take_the_same_names(full, capsys, monkeypatch):
-    """An op, an extension or its start, the start of a digest, what `cache ls` shows."""
+    """Names are an op, the start of an extension or digest, or a folder of `cache ls`."""
     said(capsys, "build", OP, "--backend=cpp")
     monkeypatch.setattr("torch.__version__", "9.9.9")
     for name, op in (("answer", False), (f"jitops_{OP}_cpp", True)):
@@ -171,7 +171,7 @@ def test_info_and_why_take_the_same_names(full, capsys, monkeypatch):
             (same,) = json.loads(said(capsys, "cache", "info", start).join("[]"))
             assert same == listed
             told = json.loads(said(capsys, "cache", "why", start, "--json"))
-            told.pop(f"jitops_{OP}_cuda", None)  # the op's other extension, if torch has CUDA
+            told.pop(f"jitops_{OP}_cuda", None)  # with CUDA the op has another extension
             ((place, difference),) = told.items()
             assert place == (name if op and start in (OP, name) else folder)
             assert difference.startswith("torch: ")
@@ -180,7 +180,7 @@ def test_info_and_why_take_the_same_names(full, capsys, monkeypatch):
 
 @pytest.mark.cpp
 def test_why_of_an_extension_that_is_no_ops(full, capsys, monkeypatch):
-    assert "nothing of this machine differs" in said(capsys, "cache", "why", "answer")
+    assert "this machine has not changed" in said(capsys, "cache", "why", "answer")
     monkeypatch.setenv("CXX", "g++ -m32")
     assert "cxx_arguments: none → -m32" in said(capsys, "cache", "why", "answer")
     monkeypatch.delenv("CXX")
@@ -201,7 +201,7 @@ def test_damage_is_told(full, capsys):
     library = folder / "answer.so"
     content = bytearray(library.read_bytes())
     content[-1] ^= 1
-    library.unlink()  # this process has it loaded
+    library.unlink()  # this process has the library loaded
     library.write_bytes(content)
     assert f"damaged: {folder}" in said(capsys, "cache", "verify", status=1)
     told = json.loads(said(capsys, "cache", "verify", "--json", status=1))
@@ -215,7 +215,7 @@ def test_clean_spares_what_is_in_use(full, capsys):
     assert "0 entries" in said(capsys, "cache", "clean", "--unused-for=1")
     assert "0 entries" in said(capsys, "cache", "clean", "lltm")
     assert cli.main(["cache", "clean", "other"]) == 1
-    assert "NAME must be an op, an extension or its start" in capsys.readouterr().err
+    assert "NAME must be an op, or the start of" in capsys.readouterr().err
     (gone,) = json.loads(said(capsys, "cache", "clean", OP, "--json"))
     assert gone["name"] == f"jitops_{OP}_cpp"
     assert len(entries(full)) == 1
@@ -246,7 +246,7 @@ def test_bundle(full, tmp_path, settings, capsys):
 
 @pytest.mark.cpp
 def test_the_demo_says_what_it_does_before_it_is_done(tmp_path):
-    """What takes seconds is announced, though its output is read through a pipe."""
+    """A slow step is announced before it starts, even if stdout is a pipe."""
     pytest.importorskip("sklearn")
     pytest.importorskip("matplotlib")
     picture = tmp_path / "picture.png"
@@ -259,7 +259,7 @@ def test_the_demo_says_what_it_does_before_it_is_done(tmp_path):
             "Importing torch",
             "Back end cpp:",
             "not in the cache: compiling ...",
-            "fresh processes, each of which imports torch first ...",
+            "new processes, each of which imports torch first ...",
             "Training: 1200 handwritten digits",
             "  cpp    2 steps ...",
         ):
@@ -267,7 +267,7 @@ def test_the_demo_says_what_it_does_before_it_is_done(tmp_path):
                 letter = process.stdout.read(1)
                 assert letter, seen
                 seen += letter
-            assert not picture.exists()  # the last thing done
+            assert not picture.exists()  # the demo saves it last
         rest = process.stdout.read()
         assert process.wait() == 0
     finally:
@@ -278,7 +278,7 @@ def test_the_demo_says_what_it_does_before_it_is_done(tmp_path):
     assert picture.exists()
 
 
-# ---- output that cannot be written
+# ---- failing output
 
 
 def test_a_terminal_without_arrows(tmp_path):
@@ -288,7 +288,7 @@ def test_a_terminal_without_arrows(tmp_path):
 
 
 def test_output_that_nobody_reads():
-    """A status, and no traceback: neither from the command nor from Python as it ends."""
+    """It returns a status without a traceback, and Python prints none when it exits."""
     for target, status in ((">/dev/full", 1), (">&-", 0)):
         done = subprocess.run(
             ["sh", "-c", f'"$0" -m ops explain {target}', sys.executable],

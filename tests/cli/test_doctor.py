@@ -1,4 +1,4 @@
-"""``jitops doctor``: what it finds, what it advises, and its exit status."""
+"""``jitops doctor``: its findings, its advice and its exit status."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ OP = "improved_triplet_loss"
 
 
 def report(*, status=0, **changes):
-    """The doctor's findings by section and topic, and what it says in words."""
+    """The findings by section and topic, and the printed report."""
     code, out, err = command("doctor", "--json", **changes)
     assert code == status, err
     told = json.loads(out)
@@ -56,7 +56,7 @@ def test_doctor_of_what_is_built_and_what_would_be(tmp_path):
     command("build", OP, "--backend=cpp", JITOPS_CACHE_DIR=full)
     found, _, words = report(JITOPS_CACHE_DIR=full, JITOPS_BACKEND="cpp")
     assert found["ops", f"{OP} cpp"]["found"].startswith(f"cached: {full}")
-    assert "would be built" in words  # the other ones
+    assert "would be built" in words  # the ops that are not built
 
 
 def test_doctor_without_a_compiler(tmp_path):
@@ -68,10 +68,10 @@ def test_doctor_without_a_compiler(tmp_path):
     assert "apt install g++" in compiler["fix"]
     assert compiler["fix"] in words
     assert f"does NOT work for {OP}" in verdict
-    if torch.version.cuda is None:  # a compiler would not help
+    if torch.version.cuda is None:  # a compiler alone does not help
         assert "built without CUDA" in found["ops", f"{OP} cuda"]["fix"]
     _, verdict, _ = report(**changes)
-    assert "works" in verdict  # what is asked for is the pure-torch path
+    assert "works" in verdict  # the requested back end is pure torch
 
 
 def test_doctor_with_a_compiler_that_is_named_and_missing(tmp_path):
@@ -108,7 +108,7 @@ def test_doctor_with_a_compiler_that_does_not_work(tmp_path):
 
 
 def test_doctor_without_ninja(tmp_path):
-    """Neither in this environment nor on PATH."""
+    """ninja is neither in this environment nor on PATH."""
     path = path_without("ninja", folder=tmp_path / "bin")
     (tmp_path / "hidden").mkdir()
     (tmp_path / "hidden" / "sitecustomize.py").write_text(
@@ -129,7 +129,7 @@ def test_doctor_without_ninja(tmp_path):
 
 @pytest.mark.parametrize("where", ["TORCH_EXTENSIONS_DIR", "XDG_CACHE_HOME", "HOME"])
 def test_doctor_with_a_stale_lock_of_torchs(tmp_path, where):
-    """Torch's own loader would wait for it for ever."""
+    """The doctor finds the lock, because torch's own loader waits for it forever."""
     below = {
         "TORCH_EXTENSIONS_DIR": "",
         "XDG_CACHE_HOME": "torch_extensions/py311_cpu",
@@ -153,7 +153,7 @@ def test_doctor_with_an_unusable_cache(tmp_path):
 
 @pytest.mark.cpp
 def test_doctor_of_a_build_that_failed(tmp_path, root):
-    """The last failure is told without trying again."""
+    """It reports the last failure without another build."""
     sources = tmp_path / "checkout"
     shutil.copytree(root / "ops", sources / "ops", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copytree(root / "cuda_src", sources / "cuda_src")

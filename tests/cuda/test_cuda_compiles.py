@@ -1,7 +1,8 @@
-"""What can be known of the CUDA back end without a GPU: that it compiles and links.
+"""The CUDA back end compiles and links; no GPU is needed.
 
-nvcc compiles every ``.cu`` for the architectures users have, warnings being errors, and the host
-compiler the ``.cpp`` with the CUDA branch switched on. What the latter calls, the former defines.
+nvcc compiles every ``.cu`` for the architectures of users, and warnings are errors. The host
+compiler compiles the ``.cpp`` with its CUDA branch. The ``.cu`` defines every function that the
+``.cpp`` calls.
 """
 
 from __future__ import annotations
@@ -36,12 +37,12 @@ def nvcc():
     return _compilers.nvcc().command
 
 
-# Those that users have; the newest one's PTX serves what comes after it.
+# The architectures of users. The PTX of the newest one serves later ones.
 ARCHITECTURES = (75, 80, 86, 89, 90, 100, 120)
 
 
 def architectures():
-    """The flags for all of them, and what ``cuobjdump`` would call them."""
+    """The flags for all architectures, and their names in ``cuobjdump``."""
     known = {int(name.partition("_")[2]) for name in run(*nvcc(), "--list-gpu-arch").split()}
     assert {80, 86, 89, 90} <= known, "an nvcc that is too old to tell anything"
     ours = [number for number in ARCHITECTURES if number in known]
@@ -52,12 +53,12 @@ def architectures():
 @dataclass
 class Compiled:
     folder: Path
-    reports: dict[str, str]  # what ptxas says of each op's kernels
+    reports: dict[str, str]  # the output of ptxas for the kernels of each op
 
 
 @pytest.fixture(scope="module")
 def compiled_sources(tmp_path_factory):
-    """Every op's two objects, compiled with the flags that users' builds have."""
+    """Both objects of every op, compiled with the flags of users' builds."""
     folder = tmp_path_factory.mktemp("objects")
     flags, _ = architectures()
     reports = {}
@@ -105,7 +106,7 @@ def objects(compiled_sources):
     return compiled_sources.folder
 
 
-# ---- what each kernel takes of a multiprocessor --------------------------------------------------
+# ---- registers and shared memory of kernels ------------------------------------------------------
 
 USE = re.compile(
     r"Compiling entry function '(?P<symbol>\w+)' for 'sm_(?P<arch>\d+)'\n.*\n"
@@ -121,7 +122,7 @@ MANGLED = {"float64": "Id", "float32": "If", "bfloat16": "I13__nv_bfloat16", "fl
 
 
 def over_budget(report, text):
-    """What ptxas reports beyond the budgets that the text states, a line each."""
+    """A line for each kernel that needs more than the budget in its comment."""
     budgets = {found["kernel"]: found for found in BUDGET.finditer(text)}
     over, seen = [], set()
     for use in USE.finditer(report):
@@ -165,7 +166,7 @@ def test_budgets_that_are_exceeded_are_told(compiled_sources):
     assert over
 
 
-# ---- what the two objects of an op have to do with each other ------------------------------------
+# ---- both objects of an op -----------------------------------------------------------------------
 
 
 def symbols(path, *kinds):
@@ -190,7 +191,7 @@ def test_kernels_read_no_header_of_torch(objects, op):
 
 @pytest.mark.parametrize("op", extensions.stems())
 def test_two_files_make_a_library(objects, op):
-    """Everything undefined but torch's and CUDA's own symbols is an error."""
+    """Only symbols of torch and CUDA may be undefined."""
     library = objects / f"{op}.so"
     home = _compilers.cuda_home()
     run(
@@ -214,7 +215,7 @@ def test_what_the_emulator_is_tested_with_is_cuda(tmp_path):
 
 
 def test_the_example_compiles(root, tmp_path):
-    """What users copy: the text in the strings of examples/swiglu.py."""
+    """The text in the strings of examples/swiglu.py compiles, because users copy it."""
     texts = {
         node.targets[0].id: ast.literal_eval(node.value)
         for node in ast.parse((root / "examples/swiglu.py").read_text()).body

@@ -1,4 +1,4 @@
-"""The emulator itself: it computes what a GPU does, and catches what a GPU hides."""
+"""The emulator itself: it computes as a GPU does, and catches errors that a GPU hides."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def run(name, x, n=None, size=None, shared_bytes=0, folder=None):
     return kernels(name, x, n, n if size is None else size, shared_bytes)
 
 
-# ---- what is right -------------------------------------------------------------------------------
+# ---- correct kernels -----------------------------------------------------------------------------
 
 
 def test_indices_in_three_dimensions():
@@ -81,7 +81,7 @@ def test_vectors(n):
 
 
 def test_shuffles_votes_and_reductions():
-    """As the CUDA C++ programming guide defines them."""
+    """Results are those of the CUDA C++ programming guide."""
     x, lane = torch.rand(32), torch.arange(32)
     clamped = lambda to, stays: torch.where(stays, lane, to)  # noqa: E731
     odd = lane % 2 == 1
@@ -114,7 +114,7 @@ def test_shuffles_votes_and_reductions():
         assert torch.equal(line, right.float()), number
 
 
-# ---- what is wrong -------------------------------------------------------------------------------
+# ---- planted errors ------------------------------------------------------------------------------
 
 WRONG = {
     "reads_one_too_many": "read out of bounds: 4 bytes, 0 bytes behind a tensor of 256 bytes",
@@ -125,7 +125,7 @@ WRONG = {
     "misaligned_in_pieces": r"misaligned address at planted.cu:\d+; in .* thread",
     "copies_too_much": "read out of bounds: 260 bytes, the last 4 behind a tensor of 256 bytes",
     "writes_its_input": "write to a tensor that the host side asked a const pointer of",
-    "without_a_barrier": "shared memory",  # a race, or not written: whichever thread comes first
+    "without_a_barrier": "shared memory",  # a race or an unwritten read, by the order of threads
     "without_the_second_barrier": "race in shared memory: ",
     "without_syncwarp": "race in shared memory: read without a barrier after thread",
     "all_write_one": "race in shared memory: written without a barrier after thread",
@@ -201,7 +201,7 @@ def test_dynamic_shared_memory_has_the_size_of_the_launch():
 
 
 def test_a_view_is_all_that_may_be_touched():
-    """The memory around it is there, and somebody else's."""
+    """The memory around a view is allocated, but does not belong to it."""
     wide = torch.rand(3, 64)
     with pytest.raises(RuntimeError, match="0 bytes behind a tensor of 256 bytes"):
         run("reads_one_too_many", wide[1])
@@ -211,7 +211,7 @@ def test_a_view_is_all_that_may_be_touched():
 
 
 def exercise(op):
-    """Every launch shape, with wide loads and without, in two dtypes and two variants."""
+    """Run every launch shape, with and without wide loads, in two dtypes and two variants."""
     for dtype, keywords in (
         (torch.float32, op.variants[0]),
         (torch.bfloat16, op.variants[-1]),
@@ -262,7 +262,7 @@ CHECKS = {
     "elements": lambda op: op.elements(),
 }
 
-# Of what all ops share; planted under each.
+# Bugs in the code that all ops share, planted under each op.
 SHARED = (
     Mutation(
         "common/tensor.h",
@@ -286,7 +286,7 @@ SHARED = (
 
 
 def planted_into_a_copy(folder, file, before, after):
-    """The sources with one change."""
+    """A copy of the sources with one change."""
     shutil.copytree(extensions.source_folder(), folder)
     text = (folder / file).read_text()
     assert before in text
@@ -319,10 +319,10 @@ def test_bugs_in_shipped_kernels_are_caught(emulated, tmp_path, op, mutation):
 
 
 def stored(dtype, folder=None):
-    """Numbers, and the bits that ``store`` of common/cuda.cuh makes of them."""
+    """The bits that ``store`` of common/cuda.cuh writes for numbers."""
     exact = torch.arange(2**16).int().to(torch.uint16).view(dtype).float()
     exact = exact[exact.isfinite()].sort().values.unique()
-    between = (exact[:-1] + exact[1:]) / 2  # ties, and beside them what is nearer to one side
+    between = (exact[:-1] + exact[1:]) / 2  # ties, and numbers beside them
     inf = torch.tensor(float("inf"))
     x = torch.cat([exact, between, between.nextafter(inf), between.nextafter(-inf)])
     x = torch.cat(
@@ -353,7 +353,7 @@ def test_stores_that_truncate_are_caught(tmp_path, dtype, before, after):
 
 
 def test_fast_functions_are_no_better_than_on_a_gpu():
-    """The CUDA C++ programming guide allows them these errors, and some results of zero."""
+    """They have the errors that the CUDA C++ programming guide allows, including zero results."""
     x = torch.linspace(-80, 80, 32)
     exponential, logarithm, quotient = run("fast", x, size=96).view(3, 32).double()
     wide = x.double()

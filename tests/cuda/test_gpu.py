@@ -1,4 +1,4 @@
-"""What only a GPU can show: streams, graphs, sizes, devices. ``make gpu`` runs it."""
+"""Tests that need a GPU: streams, graphs, sizes, devices. ``make gpu`` runs them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def busy(op, device="cuda"):
 
 
 def step(op, inputs):
-    """Results and gradients."""
+    """Run forward and backward; return results and gradients."""
     results = op.differentiable(inputs, op.variants[0])
     return [*results, *torch.autograd.grad(sum(x.sum() for x in results), inputs)]
 
@@ -35,7 +35,7 @@ def all_equal(some, others):
 
 
 def test_the_current_stream_is_used(op):
-    """The inputs are ready late, and on that stream only."""
+    """The inputs are ready late, and only on that stream."""
     source = busy(op)
     expected = step(op, leaves(source))
     late = leaves([torch.full_like(t, float("nan")) for t in source])
@@ -66,7 +66,7 @@ def test_two_streams_at_once(op):
 
 
 def test_cuda_graph(op):
-    """Captured once, replayed on other numbers."""
+    """A graph is captured once and replayed on other numbers."""
     inputs = leaves(busy(op))
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
@@ -88,7 +88,7 @@ def test_cuda_graph(op):
 
 
 def test_cuda_graph_of_a_first_call(op):
-    """Kernels are loaded when they are first launched, here while a graph is captured."""
+    """The first launch loads kernels, here while a graph is captured."""
     run(
         f"""
         import torch, ops
@@ -109,7 +109,7 @@ def test_cuda_graph_of_a_first_call(op):
     )
 
 
-# torch says so at the first call, and sets the mode all the same.
+# torch warns at the first call, but sets the mode.
 @pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype")
 def test_nothing_waits_for_the_gpu(op):
     inputs = leaves(busy(op))

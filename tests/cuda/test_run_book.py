@@ -1,4 +1,4 @@
-"""The run book for a machine with a GPU: its order and its limits, with a Python that pretends."""
+"""The run book for a machine with a GPU: its order and limits, tested with a fake Python."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ esac
 
 @pytest.fixture
 def run_book(root, tmp_path):
-    """Runs it: its status, its summary, and the calls of Python."""
+    """Run it; return its status, its summary, and the calls of Python."""
 
     def run(fails="@", hangs="@", budget="450"):
         python, calls = tmp_path / "python", tmp_path / "calls"
@@ -59,7 +59,7 @@ def test_all_steps_run_in_order(run_book):
     assert places == sorted(places)
     assert summary.count("\nok") == len(STEPS) - 1
     assert "tests/layers/test_lltm.py" in calls
-    assert summary in done.stdout  # and last, for whoever reads the output alone
+    assert summary in done.stdout  # the summary is also printed last
 
 
 def test_a_step_that_fails_ends_no_other(run_book, tmp_path):

@@ -1,4 +1,4 @@
-"""``jitops check``: the ops, functions of one's own, inputs of every kind."""
+"""``jitops check``: ops, functions of users, inputs of every kind."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_command_on_all_ops(capsys):
 
 
 def test_command_without_scipy(capsys, monkeypatch):
-    """What needs it is named, all else is checked."""
+    """It names the ops that need SciPy, and checks all others."""
     monkeypatch.setitem(sys.modules, "scipy.optimize", None)
     assert cli.main(["check", "set_matching_loss", "linear"]) == 1
     *lines, last = capsys.readouterr().out.splitlines()
@@ -74,7 +74,7 @@ def test_every_op_has_samples(root):
 def test_command_on_functions_of_ones_own(tmp_path, monkeypatch, capsys):
     (tmp_path / "mine.py").write_text(MINE)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.delitem(sys.modules, "mine", raising=False)  # extensions of other tests
+    monkeypatch.delitem(sys.modules, "mine", raising=False)  # of other tests
     assert cli.main(["check", "mine:right", "--input", "3,4", "--input", "4"]) == 0
     assert capsys.readouterr().out.startswith("mine:right(x [3, 4], y [4])")
     files = ["--json", "report.json", "--plot", "report.png"]
@@ -91,7 +91,7 @@ def test_command_with_inputs_of_every_kind(tmp_path, monkeypatch, capsys):
     assert cli.main(["check", "mine.py:rows", *rows, "--order", "3"]) == 0, capsys.readouterr().out
     assert "third order" in capsys.readouterr().out
     assert cli.main(["check", "mine.py:to_target", "--input", "4", "--input", "4:float:0:1"]) == 1
-    assert "target: no gradient at all arrives" in capsys.readouterr().out
+    assert "target: the gradient is zero or missing" in capsys.readouterr().out
     assert cli.main(["check", "mine.py:to_target", "--input", "4", "--input", "4:fixed:0:1"]) == 0
 
 
@@ -107,7 +107,7 @@ def test_command_on_what_nobody_can_tell(tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("3,x", "must be sizes with commas"),
+        ("3,x", "must be sizes separated by commas"),
         ("3:short", "must name one of float, fixed, long, bool after the shape, got '3:short'"),
         ("3:long:5:5", "must have a range of numbers, as in 4:long:0:10"),
         ("3:long:1.5", "must have a range of numbers"),
@@ -132,7 +132,7 @@ def test_command_with_bad_inputs(text, message, capsys):
         (["nowhere.py:f", "--input", "3"], "TARGET must name a file that exists"),
         (["mine.py:Module", "--input", "3"], "got 'Module', a class"),
         (["mine.py:right", "--input", "3"], "--input must be given once for each argument of"),
-        (["math:nothing", "--input", "3"], "TARGET must name something in math, got 'nothing'"),
+        (["math:nothing", "--input", "3"], "TARGET must name an object in math, got 'nothing'"),
     ],
 )
 def test_command_with_bad_arguments(arguments, text, capsys, tmp_path, monkeypatch):

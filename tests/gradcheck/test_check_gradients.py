@@ -1,4 +1,4 @@
-"""check_gradients: it passes what is right, and catches and names every mistake planted here."""
+"""check_gradients: it passes right functions, and reports errors, kinks and refusals."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ def test_what_is_right_passes_everything():
     assert report.raise_if_failed() is report
 
 
-torch.manual_seed(0)  # modules and inputs are made while tests are collected
+torch.manual_seed(0)  # collecting the tests makes modules and inputs
 
 
 class Nested(nn.Module):
-    """Arguments in containers, parameters, buffers, several results."""
+    """A module with arguments in containers, parameters, buffers and several results."""
 
     def __init__(self):
         super().__init__()
@@ -79,7 +79,7 @@ def test_right_functions_and_modules(function, arguments, names):
 
 @pytest.mark.parametrize("size", [1e-20, 1e-3, 1e6, 1e20])
 def test_results_of_any_size(size):
-    """What is allowed goes with the size of results and inputs; a lost gradient is found in all."""
+    """Tolerances follow the size of results and inputs; a lost gradient is always found."""
     x = torch.randn(4)
     assert ops.check_gradients(lambda x: size * x.sin(), x, dtypes=())
     assert not ops.check_gradients(lambda x: size * x.detach().sin() + 0 * x, x, dtypes=())
@@ -88,7 +88,7 @@ def test_results_of_any_size(size):
 
 
 def test_what_a_function_refuses_is_no_failure():
-    """By an error: a layout, a second derivative, a dtype."""
+    """The function refuses a layout, a second derivative or a dtype by an error."""
 
     class Once(Right):
         @staticmethod
@@ -107,7 +107,7 @@ def test_what_a_function_refuses_is_no_failure():
 
 
 def test_a_backward_pass_that_takes_data():
-    """Of a batch of gradients torch's process dies of it."""
+    """``.data`` of a batch of gradients would crash the process."""
 
     class Data(Right):
         @staticmethod
@@ -122,7 +122,7 @@ def test_a_backward_pass_that_takes_data():
 
 
 def test_layouts_of_values_that_a_function_refuses():
-    """Equal ones, as expanded inputs have."""
+    """Expanded inputs have equal elements, which the function refuses."""
 
     def hinges(x, knots):
         if not bool((knots[1:] > knots[:-1]).all()):
@@ -138,7 +138,7 @@ def test_layouts_of_values_that_a_function_refuses():
     [(torch.acos, 0.99), (lambda x: torch.log1p(-x), 0.996), (lambda x: (1 - x).sqrt(), 0.99)],
 )
 def test_near_the_edge_of_a_domain(function, at):
-    """Beyond which rounding the inputs once more would lead."""
+    """Rounding the inputs once more would leave the domain."""
     report = ops.check_gradients(function, torch.tensor([at, 0.5, -0.3]))
     assert report.ok, str(report)
 
@@ -166,7 +166,7 @@ def test_a_module_is_not_changed():
 
 
 def test_kinks_are_reported_not_failed():
-    """At a kink, nearer to one than the step, and far away; in second order jumps."""
+    """At a kink, nearer to it than the step, and far away; the second order has jumps."""
     x = torch.tensor([-1.0, 0.0, 3e-7, -4e-6, 1.0], dtype=torch.float64)
     report = ops.check_gradients(F.relu, x)
     assert report.ok, str(report)
@@ -261,7 +261,7 @@ def test_each_backend_is_checked(compiled):
     loss = ops.ImprovedTripletLoss(-0.3, 2.0, 0.5)
     report = ops.check_gradients(loss, *torch.randn(3, 4, 5))
     assert report.ok, str(report)
-    name = selection.request.backend  # emulated CUDA goes by the name of what it stands in for
+    name = selection.request.backend  # emulated CUDA has the name cpp
     assert name == compiled or (name, compiled) == ("cpp", cuda_emulator.NAME)
     ran = {check.backend for check in report.checks if check.status == "pass"}
     assert {"torch", name} <= ran
@@ -271,7 +271,7 @@ def test_each_backend_is_checked(compiled):
 
 @pytest.mark.cpp
 def test_a_backend_that_disagrees_fails():
-    """Compiled text that is right in itself, and computes something else."""
+    """The compiled op has a right gradient, but of another function."""
     calls = {"torch": lambda x: x.square(), "cpp": lambda x: 1.001 * x.square()}
     op = ops.Op("disagreeing", cpp=_Nothing())
     report = ops.check_gradients(lambda x: calls[op.backend_for(x)](x), torch.randn(4))
@@ -281,7 +281,7 @@ def test_a_backend_that_disagrees_fails():
 
 
 class _Nothing(ops.jit.Extension):
-    """An extension that is there and holds nothing."""
+    """An extension without content."""
 
     def __init__(self):
         pass
@@ -299,7 +299,7 @@ def test_asking_for_a_backend_that_cannot_run_fails():
     assert "cpp: FAIL\n    the function calls no op that has back ends" in str(report)
 
 
-# ---- what comes out ------------------------------------------------------------------------------
+# ---- the report ----------------------------------------------------------------------------------
 
 
 def test_the_table():

@@ -1,4 +1,4 @@
-"""Wrong gradients that hide behind larger numbers, and in what rounding leaves of a difference."""
+"""Wrong gradients that hide behind larger numbers and rounding errors."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def x():
     return torch.randn(3, 4)
 
 
-# ---- what differences hide -----------------------------------------------------------------------
+# ---- hidden by differences -----------------------------------------------------------------------
 
 
 class Saturated(torch.autograd.Function):
@@ -29,7 +29,7 @@ class Saturated(torch.autograd.Function):
 
 
 class BesideAJump(torch.autograd.Function):
-    """A step, and a slope of one beside it."""
+    """A step function plus a slope of one."""
 
     @staticmethod
     def forward(ctx, x):
@@ -41,7 +41,7 @@ class BesideAJump(torch.autograd.Function):
 
 
 class StraightThrough(torch.autograd.Function):
-    """Fine steps, as those of quantisation are: it is no computation in lower precision."""
+    """Fine steps, as in quantisation, are not a computation in lower precision."""
 
     @staticmethod
     def forward(ctx, x):
@@ -53,7 +53,7 @@ class StraightThrough(torch.autograd.Function):
 
 
 class WrongInFloat(torch.autograd.Function):
-    """It computes in float32, and wrongly."""
+    """It computes in float32, with a wrong gradient."""
 
     @staticmethod
     def forward(ctx, x):
@@ -67,7 +67,7 @@ class WrongInFloat(torch.autograd.Function):
 
 
 class OneOfMany(torch.autograd.Function):
-    """Wrong at one element of thousands."""
+    """The gradient is wrong at one element of thousands."""
 
     @staticmethod
     def forward(ctx, x):
@@ -139,7 +139,7 @@ def test_a_gradient_that_is_small_beside_another(scale, dtype, factor):
 
 
 class SmallElements(torch.autograd.Function):
-    """Without the small elements of one gradient in bfloat16."""
+    """One gradient lacks its small elements in bfloat16."""
 
     @staticmethod
     def forward(ctx, x):
@@ -195,11 +195,11 @@ def test_a_gradient_that_nobody_can_tell(factor):
     assert report.to_dict()["checks"][0]["unclear"]
 
 
-# ---- what torch does not see ---------------------------------------------------------------------
+# ---- outside torch -------------------------------------------------------------------------------
 
 
 class InNumpy(torch.autograd.Function):
-    """It computes in float32, where no dispatcher looks."""
+    """It computes in float32 in NumPy, which no dispatch mode sees."""
 
     factor = 2.0
 

@@ -1,4 +1,4 @@
-"""Wrong gradients that hide: behind state, modes, scale, layouts, rounding. Each must be found."""
+"""Wrong gradients hidden by state, modes, layouts and results. Each must be found."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import torch
 
 import ops
 
-# ---- each is x**2 with one thing wrong -----------------------------------------------------------
+# ---- each is x**2 with one error -----------------------------------------------------------------
 
 
 class Square(torch.autograd.Function):
-    """What the others are, but for one thing."""
+    """The right gradient, from which each other class differs in one way."""
 
     @staticmethod
     def forward(ctx, x):
@@ -41,7 +41,7 @@ STACK = []
 
 
 class StateInAStack(Square):
-    """Right in reverse order only."""
+    """Right only if backward passes run in reverse order."""
 
     @staticmethod
     def forward(ctx, x):
@@ -67,7 +67,7 @@ class UsesUpItsState(Square):
 
 
 class LastForward:
-    """A function whose state is its own, ``self``'s."""
+    """A function that keeps state in ``self``."""
 
     def __call__(self, x):
         owner = self
@@ -98,7 +98,7 @@ def other_if_no_gradient_is_required(x):
 
 
 def other_value_where_recorded(x):
-    """The gradient is that of what runs without gradients."""
+    """The gradient is that of the value that it computes without gradients."""
     return x * x + (x**3 - x * x).detach() if torch.is_grad_enabled() else x * x
 
 
@@ -149,7 +149,7 @@ class WrongIfInputExpandedAtTheEnd(Square):
 
 
 class WrongInWiderRows(Square):
-    """As a kernel that takes unit stride for dense."""
+    """Like a kernel that takes a unit stride for a dense tensor."""
 
     @staticmethod
     def forward(ctx, x):
@@ -203,7 +203,7 @@ class WrongAtZero(Square):
 
 
 class Product(torch.autograd.Function):
-    """NaN where a factor is zero."""
+    """The gradient is NaN if a factor is zero."""
 
     @staticmethod
     def forward(ctx, x):
@@ -231,7 +231,7 @@ class WrongVmap(torch.autograd.Function):
 
     @staticmethod
     def vmap(info, in_dims, x):
-        return WrongVmap.apply(x), in_dims[0]  # along the batch
+        return WrongVmap.apply(x), in_dims[0]  # sums along the batch
 
 
 class WrongUnderAnotherDefault(Square):
@@ -241,7 +241,7 @@ class WrongUnderAnotherDefault(Square):
 
 
 class WrongForResults(Square):
-    """Where the input is no leaf."""
+    """The gradient is wrong if the input is not a leaf."""
 
     @staticmethod
     def backward(ctx, g):
@@ -261,7 +261,7 @@ class WrongThirdOrder(Square):
 
 
 class Linearly(torch.autograd.Function):
-    """Half of a derivative of it is missing in its own backward pass."""
+    """Its backward pass lacks half of a derivative."""
 
     @staticmethod
     def forward(ctx, x, g):
@@ -341,7 +341,7 @@ def test_a_function_that_writes_to_its_input():
 
 
 class Twice(torch.autograd.Function):
-    """It looks whether its inputs are one."""
+    """It checks whether its inputs are the same tensor."""
 
     @staticmethod
     def forward(ctx, x, y):

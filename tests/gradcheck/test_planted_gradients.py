@@ -1,4 +1,4 @@
-"""Gradients with one thing wrong, planted: each must be caught, and named for what it is."""
+"""Planted gradients with one error: each must be caught by the right check and described."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import torch
 
 import ops
 
-# ---- each is x**2 * w with one thing wrong -------------------------------------------------------
+# ---- each is x**2 * w with one error -------------------------------------------------------------
 
 
 class Right(torch.autograd.Function):
-    """What the others are, but for one thing."""
+    """The right gradient, from which each other class differs in one way."""
 
     @staticmethod
     def forward(ctx, x, w):
@@ -62,7 +62,7 @@ class WrongAtOneElement(Right):
 
 
 class WrongIfNotContiguous(Right):
-    """As a kernel that takes the memory as it lies."""
+    """Like a kernel that ignores strides."""
 
     @staticmethod
     def forward(ctx, x, w):
@@ -77,7 +77,7 @@ class WrongIfArrivingNotContiguous(Right):
 
 
 class WrongIfExpanded(Right):
-    """As a kernel that adds into what it was given."""
+    """Like a kernel that adds into the arriving gradient."""
 
     @staticmethod
     def backward(ctx, g):
@@ -92,7 +92,7 @@ class NotDeterministic(Right):
 
 
 class WrongSecondOrder(Right):
-    """The gradient is right; its own gradient lacks a term."""
+    """The gradient is right, but its derivative lacks a term."""
 
     @staticmethod
     def backward(ctx, g):
@@ -101,7 +101,7 @@ class WrongSecondOrder(Right):
 
 
 class OtherWhenRecorded(Right):
-    """The gradient has another value with create_graph=True, and is right without."""
+    """The gradient is right, but has another value with create_graph=True."""
 
     @staticmethod
     def backward(ctx, g):
@@ -110,7 +110,7 @@ class OtherWhenRecorded(Right):
 
 
 class WrongIfFromOneElement(Right):
-    """As a kernel that takes what .sum() sends back for dense."""
+    """Like a kernel that takes the expanded gradient of .sum() for dense."""
 
     @staticmethod
     def backward(ctx, g):
@@ -119,7 +119,7 @@ class WrongIfFromOneElement(Right):
 
 
 class WrongWhereTheTrueOneIsZero(Right):
-    """Of a shift that drops out: its quotients are rounding errors, which grow as steps shrink."""
+    """A shift cancels, so its quotients are rounding errors, which grow as steps shrink."""
 
     @staticmethod
     def forward(ctx, x, w):
@@ -139,7 +139,7 @@ class WrongInSinglePrecision(Right):
 
 
 class NoSecondOrder(Right):
-    """The gradient is right, and a constant to autograd."""
+    """The gradient is right, but a constant to autograd."""
 
     @staticmethod
     def backward(ctx, g):
@@ -148,7 +148,7 @@ class NoSecondOrder(Right):
 
 
 class WrongForSome(Right):
-    """Right when both gradients are asked for."""
+    """Right only if both gradients are requested."""
 
     @staticmethod
     def backward(ctx, g):
@@ -187,7 +187,7 @@ class WrongForwardMode(Right):
 
 
 class AccumulatesInHalf(Right):
-    """One by one, in the dtype of the inputs."""
+    """It sums one by one, in the dtype of the inputs."""
 
     @staticmethod
     def forward(ctx, x, w):
@@ -218,8 +218,8 @@ PLANTED = [
         ("reverse mode",),
         "x: a factor is missing: analytic = 0.5 numeric, everywhere",
     ),
-    (MissingGradient.apply, ("reverse mode",), "w: no gradient at all arrives"),
-    (ZeroGradient.apply, ("reverse mode",), "w: no gradient at all arrives"),
+    (MissingGradient.apply, ("reverse mode",), "w: the gradient is zero or missing"),
+    (ZeroGradient.apply, ("reverse mode",), "w: the gradient is zero or missing"),
     (
         WrongAtOneElement.apply,
         ("reverse mode",),
@@ -229,22 +229,22 @@ PLANTED = [
     (WrongIfArrivingNotContiguous.apply, ("layouts",), "arriving gradient transposed"),
     (WrongIfExpanded.apply, ("layouts",), "arriving gradient expanded"),
     (NotDeterministic.apply, ("determinism",), "the gradient of x"),
-    (WrongSecondOrder.apply, ("second order",), "w: no gradient"),
+    (WrongSecondOrder.apply, ("second order",), "w: the gradient is zero or missing"),
     (OtherWhenRecorded.apply, ("second order",), "the gradient of x"),
     (WrongIfFromOneElement.apply, ("layouts",), "arriving gradient expanded from one element"),
     (WrongWhereTheTrueOneIsZero.apply, ("reverse mode",), "elements are wrong, in w"),
     (WrongInSinglePrecision.apply, ("agrees in float32",), "the gradient of w"),
-    (NoSecondOrder.apply, ("second order",), "x: no gradient at all arrives"),
+    (NoSecondOrder.apply, ("second order",), "x: the gradient is zero or missing"),
     (
         WrongForSome.apply,
         ("requires_grad subsets",),
-        "asked for w only",
+        "with gradients for w only",
     ),
     (WritesInput.apply, ("inputs untouched",), "written to: x"),
     (WritesArriving.apply, ("inputs untouched",), "written to: the gradient of result 0"),
     (WrongForwardMode.apply, ("forward mode",), "the derivative in a direction of w is 0"),
     (AccumulatesInHalf.apply, ("agrees in bfloat16",), "torch path in float64"),
-    (detached, ("reverse mode",), "no gradient at all arrives"),
+    (detached, ("reverse mode",), "the gradient is zero or missing"),
     (half_detached, ("reverse mode",), "elements are wrong, in x, w"),
 ]
 
@@ -267,12 +267,12 @@ def test_planted_mistakes_are_caught_and_named(function, checks, text):
     with pytest.raises(ops.GradientCheckError, match=checks[0]):
         report.raise_if_failed()
     if checks[0] not in ("reverse mode", "inputs untouched"):
-        assert "reverse mode" not in failed  # nothing but what is wrong is called wrong
+        assert "reverse mode" not in failed  # only the wrong derivative is reported
 
 
 @pytest.mark.parametrize("seed", range(8))
 def test_a_wrong_gradient_of_one_number_that_drops_out(seed):
-    """Whatever its rounding errors are: no jump."""
+    """Its rounding errors are not a jump."""
     torch.manual_seed(seed)
     report = ops.check_gradients(WrongWhereTheTrueOneIsZero.apply, torch.randn(6), torch.randn(1))
     assert "w[0]" in str(report)

@@ -1,4 +1,4 @@
-"""Right gradients that look wrong: each must pass, with a word where there is something to know."""
+"""Right gradients that look wrong: each must pass, some with a note."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import ops
 
 
 def penalty(x, w):
-    """A loss with the gradient of another in it."""
+    """A loss that contains the gradient of another loss."""
     with torch.enable_grad():
         y = (x * w).tanh().sum()
         (gradient,) = torch.autograd.grad(y, x, create_graph=True)
@@ -67,12 +67,12 @@ def closes_over_float32(x):
 
 
 def large_offset(x):
-    """Numbers that cancel within."""
+    """Large numbers cancel within the function."""
     return (x.square() + 1e6) - 1e6
 
 
 def safe_root(x):
-    """The gradient at zero is zero by choice, where the slope has no end."""
+    """The gradient at zero is chosen to be zero, because the slope is infinite."""
     zero = x == 0
     return torch.where(zero, 0, torch.where(zero, 1, x.abs()).sqrt())
 
@@ -149,18 +149,18 @@ def test_what_only_float64_has_digits_for(function, arguments):
 @pytest.mark.parametrize(
     ("function", "arguments", "text"),
     [
-        (in_float, (torch.randn(4),), "reverse mode: it computes in float32, and was checked"),
-        (to_float, (torch.randn(4),), "reverse mode: it computes in float32, and was checked"),
+        (in_float, (torch.randn(4),), "reverse mode: it computes in float32, so it was checked"),
+        (to_float, (torch.randn(4),), "reverse mode: it computes in float32, so it was checked"),
         (in_bfloat16, (torch.randn(4), torch.randn(4)), "it computes in bfloat16"),
         (
             with_default_constants,
             (torch.randn(4, 4),),
-            "checked with the default dtype float64, because of float64 inputs: ",
+            "checked with the default dtype float64, because float64 inputs raise an error: ",
         ),
         (
             closes_over_float32,
             (torch.randn(3, 4),),
-            "checked in the dtypes of the inputs, with the steps that these allow, because of ",
+            "checked in the dtypes of the inputs, with larger steps, because float64 inputs raise ",
         ),
     ],
 )
@@ -173,17 +173,17 @@ def test_the_report_says_how_it_was_checked(function, arguments, text):
 def test_the_report_says_where_a_formula_loses_digits():
     report = ops.check_gradients(large_offset, torch.randn(4), dtypes=(torch.float32,))
     assert [check.name for check in report.failures] == ["agrees in float32"], str(report)
-    assert "rounding to float32 on the way explains it: the formula loses digits" in str(report)
+    assert "rounding intermediate values to float32 explains it" in str(report)
 
 
 def test_the_report_says_where_a_dtype_loses_digits():
     report = ops.check_gradients(under_autocast, torch.randn(3, 4), torch.randn(2, 4))
     assert {check.name for check in report.failures} <= {"agrees in float32", "agrees in float16"}
-    assert "values go through bfloat16 on the way" in str(report)
+    assert "intermediate values are bfloat16" in str(report)
 
 
 def test_a_function_that_draws_without_a_seed_is_not_deterministic():
-    """All else of it can be checked, and is."""
+    """All its other checks run and pass."""
     report = ops.check_gradients(lambda x: F.dropout(x, 0.5) * x, torch.randn(3, 4))
     assert [check.name for check in report.failures] == ["determinism"], str(report)
     assert "the function draws random numbers" in str(report)
@@ -214,14 +214,14 @@ def test_a_layout_mistake_of_a_function_that_draws_is_found():
     assert [check.name for check in report.failures] == ["layouts"], str(report)
 
 
-# ---- what torch gets wrong, too ------------------------------------------------------------------
+# ---- the verdict of torch ------------------------------------------------------------------------
 
 
 def test_rows_whose_gradient_torch_drops_on_purpose():
     report = ops.check_gradients(nn.Embedding(5, 3, padding_idx=0), torch.tensor([0, 2]))
     assert "reverse mode" in {check.name for check in report.failures}
     assert "torch.autograd.gradcheck finds it wrong, too" in str(report)
-    assert "exact zeros" not in {check.name for check in report.failures}  # nothing new there
+    assert "exact zeros" not in {check.name for check in report.failures}  # it adds nothing
 
 
 def test_a_second_order_that_torch_gets_wrong():
@@ -232,7 +232,7 @@ def test_a_second_order_that_torch_gets_wrong():
 
 
 def test_inputs_that_nobody_asked_gradients_of():
-    """Where none is marked, all are checked, and the report says how to choose."""
+    """If none is marked, all are checked, and the report says how to choose."""
 
     class NoTarget(torch.autograd.Function):
         @staticmethod
@@ -248,7 +248,7 @@ def test_inputs_that_nobody_asked_gradients_of():
     x, target = torch.randn(2, 4)
     report = ops.check_gradients(NoTarget.apply, x, target)
     assert "reverse mode" in {check.name for check in report.failures}
-    hint = "no input requires gradients, so all floating ones are checked: mark some with"
+    hint = "no input requires gradients, so all floating ones are checked; mark some with"
     assert hint in str(report)
     report = ops.check_gradients(NoTarget.apply, x.requires_grad_(), target)
     assert report.ok, str(report)

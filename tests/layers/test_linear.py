@@ -1,4 +1,4 @@
-"""linear: the model of an op without an extension. It keeps and computes only what is needed."""
+"""linear: the model of an op without an extension. It saves and computes only what is needed."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from tests.harness.op_under_test import OpUnderTest, leaves
 
 
 def reference(input, weight, bias=None):
-    """Products and sums, one by one."""
+    """The formula as sums of products."""
     out = (input.unsqueeze(-2) * weight).sum(-1)
     return out if bias is None else out + bias
 
 
 def inputs(shape, dtype, device):
-    """An input of the shape, and a weight and bias for five (or, for no features, no) outputs."""
+    """An input of the shape, and a weight and bias for five outputs, or none without features."""
     many = 5 if shape[-1] else 0
     tensors = [torch.randn(s, dtype=torch.float64) for s in (shape, (many, shape[-1]), (many,))]
     return [t.to(device, dtype) for t in tensors]
@@ -54,7 +54,7 @@ class TestLinearWithoutBias(Battery):
 
 
 class Products(TorchDispatchMode):
-    """Counts the matrix products that are run."""
+    """Counts matrix products."""
 
     count = 0
 

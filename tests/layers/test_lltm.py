@@ -1,4 +1,4 @@
-"""The LLTM: the tutorial's cell, written out; steps and sequences."""
+"""The LLTM, compared with its formulas: steps and sequences."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.harness.op_under_test import (
 
 
 def reference(input, weights, bias, h, cell):
-    """The unit from its formulas; of a sequence, all outputs and the last state."""
+    """The unit from its formulas; for a sequence, all outputs and the last state."""
     if input.dim() == 3:
         outputs = []
         for step in input:
@@ -45,7 +45,7 @@ def sequence(*tensors):
 
 
 def inputs(shape, dtype, device, size=3):
-    """For an input of this shape; parameters on the scale that the module draws them at."""
+    """All inputs, for an ``input`` of this shape; parameters have the scale of the module's."""
     *_, batch, features = shape
     shapes = (shape, (3 * size, size + features), (1, 3 * size), (batch, size), (batch, size))
     tensors = [torch.randn(s, dtype=torch.float64) for s in shapes]
@@ -73,19 +73,19 @@ NAMES = ("input", "weights", "bias", "h", "cell")
 
 
 class Outputs(ops.LLTM):
-    """The outputs of a sequence alone."""
+    """Only the outputs of a sequence."""
 
     def forward(self, input):
         return super().forward(input)[0]
 
 
 def launches(*shapes):
-    """Inputs of these shapes and state sizes: packs and single elements, several blocks."""
+    """Inputs for each launch shape: packs, single elements, several blocks."""
     return lambda dtype, device: (inputs(shape, dtype, device, size) for shape, size in shapes)
 
 
 def far(device):
-    """Cells beyond 2^31 on the emulator, where memory that is not touched costs nothing."""
+    """Cells beyond 2^31, on the emulator, because untouched memory costs nothing there."""
     batch, size = (2**31 // 48 + 5, 16) if device == "cuda" else (2**31 + 2**20, 1)
     weights = torch.randn(3 * size, size).bfloat16().to(device)
     bias = torch.randn(3 * size).bfloat16().to(device)
@@ -217,7 +217,7 @@ class TestLLTMSequence(Battery):
 @pytest.mark.parametrize("size", [1, 3, 8, 16, 33, 128])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_sizes_around_those_of_registers(backend, device, size, dtype):
-    """Tiles, single vectors and what is left over of the products; packs on a GPU."""
+    """Sizes give tiles, single vectors and remainders of products, and packs on a GPU."""
     for batch, features in itertools.product((1, 3, 16, 17), (0, 1, 5, 32)):
         mine = leaves(inputs((2, batch, features), dtype, device, size))
         theirs = [t.detach().double().requires_grad_() for t in mine]
@@ -232,7 +232,7 @@ def test_sizes_around_those_of_registers(backend, device, size, dtype):
 
 
 def test_products_too_large_for_our_own(backend, device):
-    """Beyond some millions of multiplications torch's product runs."""
+    """Beyond some millions of multiplications, torch's matrix product runs."""
     mine = leaves(inputs((80, 100), torch.float64, device, 250))
     theirs = leaves(mine)
     results, expected = ops.lltm(*mine), reference(*theirs)
@@ -245,7 +245,7 @@ def test_products_too_large_for_our_own(backend, device):
 
 
 def test_extreme_gates(backend, device):
-    """Where exponentials overflow and vanish: the limits, and no NaN in any gradient."""
+    """Exponentials overflow and underflow: results are the limits, and no gradient is NaN."""
     for dtype in (torch.float32, torch.float64, torch.float16):
         large = 6e4 if dtype is torch.float16 else 1e30
         values = torch.tensor([-large, -100, -20, -1e-3, 0, 1e-3, 20, 100, large], dtype=dtype)
@@ -265,26 +265,26 @@ def test_extreme_gates(backend, device):
         assert grad.isfinite().all()
 
 
-# ---- each element, also where the gates' functions are flat --------------------------------------
+# ---- each element, even if the functions of the gates are flat -----------------------------------
 
 VALUES = (0, 1e-7, 1e-5, 1e-3, 0.3, 1, 5, 9, 17, 30, 60, 88.5, 100)
 CELLS = (0, 1e-7, 1e-3, 0.3, 1, 5, 10, 20)
 
 
 class Exact(NamedTuple):
-    """The results and gradients of gates, cell and arriving gradients, in float64."""
+    """Exact results and gradients for gates, cells and arriving gradients, in float64."""
 
     h: torch.Tensor
     cell: torch.Tensor
     grad_gates: torch.Tensor
     grad_cell: torch.Tensor
-    cells: torch.Tensor  # of all steps
-    unscaled: tuple[torch.Tensor, torch.Tensor]  # both gradients, with all slopes as 1
-    kept: torch.Tensor  # where no sum for a cell loses digits
+    cells: torch.Tensor  # the cells of all steps
+    unscaled: tuple[torch.Tensor, torch.Tensor]  # both gradients if all slopes were 1
+    kept: torch.Tensor  # the cells whose sums lose no digits
 
 
 def exact(gates, cell, grad_h, grad_cell):
-    """No difference of numbers that are almost the same is taken, so float64 is exact enough."""
+    """It never subtracts numbers that are almost equal, so float64 is exact enough."""
 
     def sigmoid(x):
         small = torch.exp(-x.abs())
@@ -312,19 +312,19 @@ def exact(gates, cell, grad_h, grad_cell):
 
 
 def check_elements(backend, device, dtype, steps, size):
-    """Results and gradients, compared element by element, with flat gates and tiny ones.
+    """Compare results and gradients element by element, with flat and with tiny gates.
 
-    The weights hand each input to a gate as it is. Tolerances, in units of the last place:
+    The weights pass each input to a gate unchanged. Tolerances, in units of the last place:
 
-    - 16 of the type computed in: four functions of at most 2, and the roundings between them. In
-      half precision the result is rounded once more.
-    - For gradients as much times the largest later abs(cell): for a large one 1 - tanh(cell)^2 is
-      4 exp(-2 abs(cell)), so that one unit in the cell is 2 abs(cell) units of it.
-    - Four of the smallest normal numbers, which subnormal factors may be off by.
+    - 16 of the dtype of the computation: four functions of at most 2, and the roundings between
+      them. In half precision the result is rounded once more.
+    - For gradients, 16 times the largest later abs(cell). For a large cell, 1 - tanh(cell)^2 is
+      4 exp(-2 abs(cell)), so one unit in the cell is 2 abs(cell) units of it.
+    - Four of the smallest normal numbers, because subnormal factors may be off by these.
 
-    torch's own derivatives of sigmoid and tanh are s (1 - s) and 1 - t^2 of rounded results. They
-    are exact to 4 units of the slope's largest value only, and its sigmoid is 0 where exp(-x)
-    overflows. So that is all the pure-torch path is held to.
+    torch's derivatives of sigmoid and tanh are s (1 - s) and 1 - t^2 of rounded results. They
+    are only exact to 4 units of the largest value of the slope, and its sigmoid is 0 if exp(-x)
+    overflows. The pure-torch path is held to that accuracy only.
     """
     rows = 400
     shape = (steps or 1, rows, size)
@@ -369,7 +369,7 @@ def check_elements(backend, device, dtype, steps, size):
             assert (off * kept).amax() <= 1
 
 
-# ---- sequences, which CUDA takes in one kernel where the state is small --------------------------
+# ---- sequences: CUDA runs one kernel for a small state -------------------------------------------
 
 
 @pytest.mark.parametrize("size", [16, 5])
@@ -380,7 +380,7 @@ def test_every_element_is_right(backend, device, dtype, steps, size):
 
 
 def agree_with_reference(mine, grads=(True, True, True)):
-    """Results and gradients of a sequence, its steps one by one, and the reference in float64."""
+    """Compare a sequence, its steps one by one, and the reference in float64."""
     dtype = mine[0].dtype
     theirs = [t.detach().double().requires_grad_(t.requires_grad) for t in mine]
     results, expected = sequence(*mine), reference(*theirs)
@@ -397,7 +397,7 @@ def agree_with_reference(mine, grads=(True, True, True)):
         if one.grad is not None:
             close(one.grad, other.grad, dtype)
     if dtype.itemsize == 2:
-        return  # steps on their own round the cell between them
+        return  # single steps round the cell between them
     input, weights, bias, *state = (t.detach() for t in mine)
     for step, output in zip(input, results[0], strict=True):
         state = ops.lltm(step, weights, bias, *state)
@@ -413,7 +413,7 @@ def test_sequences_of_each_size(backend, device, dtype, size):
 
 @pytest.mark.parametrize("rows", [2, 128, 129, 256, 257, 385, 513])
 def test_sequences_of_many_rows(backend, device, rows):
-    """A block takes one row, two or three, and the last block what is left."""
+    """A block takes one, two or three rows, and the last block the remaining ones."""
     for dtype in (torch.float32, torch.bfloat16):
         agree_with_reference(leaves(inputs((2, rows, 2), dtype, device, 5)))
 
@@ -432,7 +432,7 @@ def test_long_sequences(backend, device):
 
 
 def test_more_elements_than_one_grid(backend, device):
-    batch, size = 20_000, 53  # odd, so that each is a thread's work
+    batch, size = 20_000, 53  # odd, so that a thread takes one element
     x, w, b, h, c = inputs((batch, 1), torch.float32, device, size)
     results = ops.lltm(x, w, b, h.requires_grad_(), c)
     (grad,) = torch.autograd.grad(results.cell.sum(), h)
@@ -455,12 +455,12 @@ def test_a_sequence_is_its_steps(backend, device):
 
 
 def test_a_long_sequence_in_half_precision_adds_up_in_float32(backend, device):
-    """The cell grows by 2^-9 of itself a step: in bfloat16 it would stand still."""
+    """The cell grows by 2^-9 of itself in each step. In bfloat16 it would not grow."""
     one = torch.ones(1, 1, dtype=torch.bfloat16, device=device)
     weights = torch.zeros(3, 2, dtype=torch.bfloat16, device=device)
     bias = torch.tensor(
         [30.0, 0.0, 2.0**-9], dtype=torch.bfloat16, device=device
-    )  # input gate open
+    )  # the input gate is open
     steps = torch.zeros(512, 1, 1, dtype=torch.bfloat16, device=device)
     _, state = ops.lltm_sequence(steps, weights, bias, one, one)
     assert state.cell.item() == 2.0
@@ -550,7 +550,7 @@ def test_no_gradient_arrives(backend, device):
 
 
 def test_the_last_cell_may_be_changed(backend, device):
-    """It is no view of what the backward pass needs."""
+    """It is not a view of a tensor that the backward pass needs."""
     tensors = leaves(inputs((3, 2, 4), torch.float64, device))
     _, state = ops.lltm_sequence(*tensors)
     (expected,) = torch.autograd.grad(state.cell.sum(), tensors[0], retain_graph=True)

@@ -1,4 +1,4 @@
-"""normalize_with_norm: several outputs, gradients for any subset of them, none materialised."""
+"""normalize_with_norm: several outputs, and gradients for any subset of them."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_any_subset_of_the_outputs(which):
 
 
 def test_unused_outputs_arrive_as_none(monkeypatch):
-    """No zeros are made for them."""
+    """The backward pass gets None for them, not zeros."""
     import sys
 
     function = sys.modules["ops.layers.normalize_with_norm"].NormalizeWithNormFunction
@@ -64,7 +64,7 @@ def test_unused_outputs_arrive_as_none(monkeypatch):
 
 
 def test_zero_vectors():
-    """Direction, norm and every gradient are zero, not NaN; the second derivative too."""
+    """Direction, norm and every gradient are zero, not NaN, and so is the second derivative."""
     x = torch.tensor([[0.0, 0.0], [3.0, 4.0]], dtype=torch.float64, requires_grad=True)
     direction, norm, is_zero = ops.normalize_with_norm(x)
     assert direction.tolist() == [[0.0, 0.0], [0.6, 0.8]]
@@ -82,7 +82,7 @@ def test_zero_vectors():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_vectors_of_any_magnitude(dtype):
-    """3-4-5 triangles whose squares overflow or vanish, on both ways to compute them."""
+    """3-4-5 triangles whose squares overflow or underflow, on both paths."""
     finfo = torch.finfo(dtype)
     sizes = torch.tensor([finfo.smallest_normal, 1e-30, 1.0, 1e30, finfo.max / 8], dtype=dtype)
     x = (sizes[:, None] * torch.tensor([3.0, -4.0], dtype=dtype)).requires_grad_()

@@ -1,4 +1,4 @@
-"""rfft2_magnitude: right where the tutorial's gradient is wrong, and at zeros."""
+"""rfft2_magnitude: its gradient is right, unlike that of the tutorial, and zero at zeros."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.harness.op_under_test import OpUnderTest, close
 
 
 def reference(input):
-    """By torch's transform, and its gradients."""
+    """The same by torch's transform."""
     return torch.fft.rfft2(input).abs()
 
 
@@ -28,7 +28,7 @@ class TestRfft2Magnitude(Battery):
         reference=reference,
         names=("input",),
         inputs=inputs,
-        # Odd and even widths: the column in the middle has a mirror image, or has not.
+        # With an odd width the last column has a mirror image, with an even width it has none.
         shapes=((8, 8), (7, 5), (2, 3, 6, 7), (1, 5), (5, 1), (1, 2), (4, 6)),
         edges=((1, 4, 4), (1, 1), (1, 1, 1, 1)),  # torch's own transform refuses an empty batch
         large=(64, 65),
@@ -38,7 +38,7 @@ class TestRfft2Magnitude(Battery):
 
 
 def test_the_tutorials_gradient_is_wrong_and_ours_is_not():
-    """The inverse transform in place of the adjoint: the test that it would not pass."""
+    """The tutorial uses the inverse transform instead of the adjoint, and fails the check."""
     tutorial = ops.from_numpy(
         lambda x: abs(np.fft.rfft2(x)), lambda g, x: np.fft.irfft2(g, s=x.shape)
     )
@@ -57,13 +57,13 @@ def test_empty_batch(shape):
 
 
 def test_a_zero_magnitude_has_the_gradient_zero():
-    """A constant image: all of its spectrum is zero but one entry."""
+    """The spectrum of a constant image is zero but for one entry."""
     x = torch.full((4, 4), 0.5, dtype=torch.float64, requires_grad=True)
     y = ops.rfft2_magnitude(x)
     assert y[0, 0] == 8
     assert y.count_nonzero() == 1
     (grad,) = torch.autograd.grad(y.sum(), x, create_graph=True)
-    close(grad, torch.ones_like(x), torch.float64)  # of |sum of x| alone
+    close(grad, torch.ones_like(x), torch.float64)  # the gradient of |sum of x|
     (second,) = torch.autograd.grad(grad.square().sum(), x)
     assert second.tolist() == torch.zeros(4, 4).tolist()
 

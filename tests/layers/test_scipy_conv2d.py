@@ -12,7 +12,7 @@ from tests.harness.op_under_test import OpUnderTest, close
 
 
 def reference(input, filter, bias=None, mode="valid", operation="correlate"):
-    """By torch's convolution: zeros put around by hand."""
+    """The same by torch's convolution, with explicit zero padding."""
     height, width = filter.shape
     before, after = {
         "valid": ((0, 0), (0, 0)),
@@ -52,7 +52,7 @@ class TestScipyConv2d(Battery):
         call=ops.scipy_conv2d,
         reference=reference,
         names=("input", "filter", "bias"),
-        inputs=sized(3, 2),  # odd and even: the middle of the result is not the same
+        inputs=sized(3, 2),  # odd and even sizes have different middles
         shapes=((8, 9), (2, 3, 6, 7), (3, 2), (5, 4)),
         variants=VARIANTS,
         edges=((0, 4, 4), (1, 4, 4), (2, 0, 3, 5)),

@@ -1,4 +1,4 @@
-"""The Hausdorff distance-transform loss: 2-D and 3-D, against distances measured one by one."""
+"""The Hausdorff distance-transform loss in 2-D and 3-D, against brute-force distances."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.harness.op_under_test import OpUnderTest, close
 
 
 def distances(field, spacing):
-    """From each pixel to the nearest one on the other side: all pairs."""
+    """The distance of each pixel to the nearest one on the other side, by all pairs."""
     places = torch.tensor(list(itertools.product(*map(range, field.shape))), dtype=torch.float64)
     places = places * torch.tensor(spacing or [1.0] * field.dim(), dtype=torch.float64)
     inside = (field > 0.5).flatten().cpu()
@@ -40,7 +40,7 @@ def reference(
 
 
 def inputs(shape, dtype, device):
-    """Far enough from 1/2 that no finite difference, nor a rounding, moves a border."""
+    """Probabilities so far from 1/2 that finite differences and rounding move no border."""
     random = torch.rand(2, *shape, dtype=torch.float64)
     away = torch.where(random > 0.5, 0.55 + 0.4 * random, 0.05 + 0.8 * random)
     return [one.to(device, dtype) for one in away]
@@ -94,7 +94,7 @@ def test_worked_by_hand():
     """One pixel of a row of four is predicted, its neighbour is the target."""
     p = torch.tensor([1.0, 0.0, 0.0, 0.0]).reshape(1, 1, 1, 4)
     q = torch.tensor([0.0, 1.0, 0.0, 0.0]).reshape(1, 1, 1, 4)
-    # Distances to the border of p: 1 1 2 3, of q: 1 1 1 2; wrong are the first two pixels.
+    # Distances to the border of p: 1 1 2 3, of q: 1 1 1 2. The first two pixels are wrong.
     assert ops.hausdorff_dt_loss(p, q).item() == (2 + 2) / 4
 
 
@@ -110,7 +110,7 @@ def test_class_numbers_and_activations():
 
 
 def test_no_border_no_distance():
-    """Where all or nothing is predicted, only the target's border counts."""
+    """If all or no pixels are predicted, only the border of the target counts."""
     target = torch.zeros(1, 1, 4, 4)
     target[..., :2] = 1
     for fill in (0.0, 1.0):

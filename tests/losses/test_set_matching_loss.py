@@ -1,4 +1,4 @@
-"""Set matching: the least cost of all assignments, tried one by one; ragged batches."""
+"""Set matching: the least cost, against all assignments in turn; ragged batches."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.harness.op_under_test import OpUnderTest, close
 
 
 def best(matrix):
-    """The pairs of the best assignment, all being tried."""
+    """The pairs of the best assignment, by trying all."""
     rows, columns = matrix.shape
     if rows < columns:
         return sorted((i, j) for j, i in best(matrix.mT))
@@ -58,7 +58,7 @@ class TestSetMatchingLoss(Battery):
 
     @pytest.mark.parametrize("value", [float("nan"), -float("inf")])
     def test_non_finite_inputs(self, backend, device, value):
-        """There is no best assignment: refused, unlike in the battery's other ops."""
+        """They raise an error, because there is no best assignment."""
         (cost,) = self.inputs(device)
         cost[1, 2, 0] = value
         with pytest.raises(ops.ArgumentError, match="cost of image 1 must be free of nan and -inf"):
@@ -73,7 +73,7 @@ class TestSetMatchingLoss(Battery):
 
 
 def test_ragged_batches():
-    """Padded with sizes, and as matrices of their own: the same pairs, costs and gradients."""
+    """A padded batch with sizes and a list of matrices give the same results and gradients."""
     sizes = [3, 0, 2, 5]
     cost = torch.randn(4, 4, 5, dtype=torch.float64)
     for image, size in enumerate(sizes):
@@ -104,7 +104,7 @@ def test_the_pairs_index_predictions_and_targets():
     predictions = torch.randn(2, 6, 4) + 10
     predictions.scatter_(1, order[..., None].expand(-1, -1, 4), targets)
     loss, image, prediction, target = ops.set_matching_loss(torch.cdist(predictions, targets))
-    assert loss.item() < 1e-2  # cdist's root of a rounding
+    assert loss.item() < 1e-2  # cdist takes the root of a rounding error
     assert torch.equal(predictions[image, prediction], targets[image, target])
 
 
@@ -117,7 +117,7 @@ def test_no_pair_costs_nothing(cost):
 
 
 def test_half_precision_adds_up_in_float32():
-    """4096 ones: bfloat16 would stop counting at 256."""
+    """The sum of 4096 ones: in bfloat16 it would stop at 256."""
     cost = torch.full((4096, 1, 1), 1.0, dtype=torch.bfloat16)
     assert ops.set_matching_loss(cost, reduction="sum").loss.item() == 4096
 

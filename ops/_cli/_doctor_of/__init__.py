@@ -1,1 +1,1 @@
-"""What ``jitops doctor`` looks at, a module each."""
+"""The sections of ``jitops doctor``: one module for each."""

@@ -1,4 +1,4 @@
-"""Where libraries are kept; and what torch's own loader has left."""
+"""The cache, and lock files that torch's own loader left behind."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _LITTLE_SPACE = 200 << 20
 
 
 def cache() -> Iterator[Finding]:
-    """Where libraries are kept."""
+    """The folder of the cache, its disk, its locks, its size, and the bundle."""
     root = _admin.configured_root()
     reason = _admin.unusable(root)
     if reason:
@@ -26,14 +26,12 @@ def cache() -> Iterator[Finding]:
             root = other
         except JitopsError as error:
             yield Finding(
-                "cache", str(error), BAD, "set JITOPS_CACHE_DIR to a folder of yours", COMPILED
+                "cache", str(error), BAD, "set JITOPS_CACHE_DIR to a folder you own", COMPILED
             )
             return
     else:
         status = root.stat()
-        yield Finding(
-            "cache", f"{root}, of user {status.st_uid}, mode {status.st_mode & 0o777:04o}"
-        )
+        yield Finding("cache", f"{root}, owner {status.st_uid}, mode {status.st_mode & 0o777:04o}")
     yield _space(root)
     yield _locks(root)
     items = _admin.items(root)
@@ -77,14 +75,14 @@ def _locks(root: Path) -> Finding:
 
 
 def _torchs_locks() -> Iterator[Finding]:
-    """Torch's own loader waits for ever for a lock file that a killed build has left."""
+    """Find lock files that a killed build left, because torch's loader waits for them forever."""
     named = os.environ.get("TORCH_EXTENSIONS_DIR")
     base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     for root in [Path(named)] if named else [Path(base, "torch_extensions")]:
         for lock in sorted({*root.glob("*/lock"), *root.glob("*/*/lock")}):
             yield Finding(
                 "torch's own lock",
-                f"{lock} is there: torch.utils.cpp_extension would wait for it for ever",
+                f"{lock} exists: torch.utils.cpp_extension would wait for it forever",
                 NOTE,
-                f"if nothing is being built: rm {lock}. jitops does not use it",
+                f"if no build is running: rm {lock}. jitops does not use it",
             )

@@ -1,4 +1,4 @@
-"""What ``jitops doctor`` finds, line by line."""
+"""One line of the report of ``jitops doctor``."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ class Finding:
     """One line of the report.
 
     Attributes:
-        topic: what was looked at.
-        found: what it is.
+        topic: the tool or setting that was examined.
+        found: its state.
         status: ``ok``, ``note`` (may matter) or ``problem``.
-        fix: what to do about it.
-        blocks: the back ends that cannot be built because of it.
+        fix: the advice to the user.
+        blocks: the back ends that it keeps from being built.
     """
 
     topic: str

@@ -16,7 +16,7 @@ from ops.jit import _admin
 
 
 def machine() -> Iterator[Finding]:
-    """What runs us."""
+    """The versions of jitops, Python and torch, and the resources of the machine."""
     yield Finding("jitops", f"{ops.__version__} in {Path(ops.__file__).parent}")
     yield Finding("python", f"{platform.python_version()}, {platform.platform(terse=True)}")
     cuda = torch.version.cuda

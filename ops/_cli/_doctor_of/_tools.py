@@ -1,4 +1,4 @@
-"""What a build needs, and whether it works."""
+"""The tools that a build needs, tried out."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _BALANCE = "close its quotes, or unset it"
 
 
 def tools() -> Iterator[Finding]:
-    """What a build needs."""
+    """The C++ compiler, ninja and nvcc."""
     yield from _cxx()
     ninja = _admin.compilers.ninja()
     if ninja is None:
@@ -58,7 +58,7 @@ def _output(*command: str) -> str:
 
 
 def _compile_and_load() -> str:
-    """Not what the compiler says of itself, but whether it works."""
+    """Try the compiler, because its version alone does not show that it works."""
     compiler = _admin.compilers.cxx()
     with tempfile.TemporaryDirectory(prefix="jitops-doctor-") as folder:
         source, library = Path(folder, "answer.cpp"), Path(folder, "answer.so")
@@ -82,11 +82,11 @@ def _libstdcxx(compiler: _admin.compilers.Tool) -> Finding:
         its = Path(_output(*compiler.command, "-print-file-name=libstdc++.so.6")).resolve()
         ours, theirs = (_newest(path) for path in (loaded, its))
     except (OSError, subprocess.SubprocessError):
-        return Finding("libstdc++", f"{loaded}; the compiler does not tell which is its own", NOTE)
+        return Finding("libstdc++", f"{loaded}; that of the compiler is unknown", NOTE)
     if ours and theirs and theirs > ours:
         return Finding(
             "libstdc++",
-            f"{loaded} is loaded, older than the compiler's own ({its})",
+            f"{loaded} is loaded, which is older than that of the compiler ({its})",
             NOTE,
             "if an extension does not load, use the compiler of the same environment "
             "(conda: conda install cxx-compiler)",

@@ -1,9 +1,9 @@
-"""The back end ``cuda-emulated``: the CUDA text as it ships, run on the CPU.
+"""The back end ``cuda-emulated``: the shipped CUDA text, run on the CPU.
 
-An op's ``.cpp`` is compiled as for CUDA, its ``.cu`` as C++ with the headers of this folder in the
-place of CUDA's, and both are linked with the emulator (``emulator.h`` tells what that checks). The
-library registers with the CPU's dispatch key, in place of the op's own CPU kernels: only one of the
-two can be loaded, so :func:`select` exchanges them.
+The ``.cpp`` of an op is compiled as for CUDA. Its ``.cu`` is compiled as C++, with the headers of
+this folder instead of CUDA's. Both are linked with the emulator; ``emulator.h`` lists its checks.
+The library registers with the dispatch key of the CPU, like the CPU kernels of the op. Only one of
+the two can be loaded, so :func:`select` exchanges them.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ PARTS = ("threads", "memory", "tensors")
 
 @functools.cache
 def _scratch() -> tempfile.TemporaryDirectory:
-    return tempfile.TemporaryDirectory(prefix="jitops-emulator-")  # gone with the process
+    return tempfile.TemporaryDirectory(prefix="jitops-emulator-")  # removed when the process exits
 
 
 def compile_all(*jobs: tuple[str, list[str]]) -> list[Path]:
-    """Object files, compiled side by side: of each a name, and the compiler's arguments."""
+    """Compile object files in parallel, from their names and the arguments of the compiler."""
     cxx = list(_compilers.cxx().command)
-    # Never written over: an extension is what its object holds whenever it is loaded.
+    # Objects are never overwritten, because an extension may be loaded later.
     folder = tempfile.mkdtemp(dir=_scratch().name)
     objects = [Path(folder) / f"{name}.o" for name, _ in jobs]
     running = [
@@ -52,23 +52,23 @@ def compile_all(*jobs: tuple[str, list[str]]) -> list[Path]:
 
 @functools.cache
 def emulator() -> list[Path]:
-    """The emulator's own objects."""
+    """The objects of the emulator."""
     flags = ["-O2", "-Wall", "-Wextra", "-Werror", "-fvisibility=hidden"]
     return compile_all(*((part, [*flags, str(FOLDER / f"{part}.cpp")]) for part in PARTS))
 
 
 def kernels(name: str, source: Path, include: Path) -> Path:
-    """The object of a ``.cu``, with each access to memory announced to the emulator.
+    """The object of a ``.cu``, which reports each memory access to the emulator.
 
-    Without vectorisation, so that an access is what the text says; ``-O1``, since a thread's
-    own variables are then in registers, and not announced.
+    Vectorisation is off, so that accesses are those of the text. With ``-O1`` the local
+    variables of a thread are in registers, so they are not reported.
     """
     watched = [
         "-fsanitize=thread,bounds,alignment,signed-integer-overflow",
         "-fno-tree-vectorize",
         "-O1",
     ]
-    narrow = ["-Wconversion", "-Werror=conversion"]  # a 64-bit size that becomes a 32-bit index
+    narrow = ["-Wconversion", "-Werror=conversion"]  # a 64-bit size used as a 32-bit index
     headers = ["-isystem", str(FOLDER), f"-I{include}"]
     quiet = ["-Wno-unknown-pragmas", "-fvisibility=hidden"]
     arguments = [*watched, *narrow, *headers, *quiet]
@@ -79,7 +79,7 @@ def kernels(name: str, source: Path, include: Path) -> Path:
 
 
 def library(name: str, host: Path, source: Path, include: Path) -> Extension:
-    """The extension of a host side and its kernels, for tensors on the CPU.
+    """The extension of a host source and its kernels, for tensors on the CPU.
 
     ``include`` is the folder of the headers ``common/...``.
     """
@@ -94,25 +94,25 @@ def library(name: str, host: Path, source: Path, include: Path) -> Extension:
 
 
 def only_last_block(stem: str, only: bool) -> None:
-    """Whether launches of the op run the last block of their grid and no other."""
+    """Whether launches of the op run only the last block of their grid."""
     ctypes.CDLL(str(built_in(stem).load("cpp"))).jitops_only_last_block(only)
 
 
-# ---- in the place of the op's own CPU kernels ----------------------------------------------------
+# ---- instead of the CPU kernels of an op ---------------------------------------------------------
 
-_own: dict[str, object] = {}  # of the ops whose kernels are emulated now
+_own: dict[str, object] = {}  # the CPU extensions of the ops that are emulated now
 
 
 @functools.cache
 def _emulated(stem: str) -> Extension:
     folder = extensions.source_folder()
-    # The same name: the loader then withdraws the one before it loads the other.
+    # With the same name, the loader withdraws the one before it loads the other.
     sources = (folder / f"{stem}.cpp", folder / f"{stem}.cu")
     return library(f"jitops_{stem}_cpp", *sources, include=folder)
 
 
 def select(emulated: bool) -> None:
-    """From now on, back end ``cpp`` of every op is its emulated CUDA, or its own again."""
+    """Make the back end ``cpp`` of every op its emulated CUDA, or its CPU kernels again."""
     if emulated == bool(_own):
         return
     for stem in extensions.stems():
@@ -125,7 +125,7 @@ def select(emulated: bool) -> None:
 
 
 def exchange(op: Op, source: object) -> None:
-    """From now on, back end ``cpp`` of the op is built from ``source``."""
+    """Build the back end ``cpp`` of the op from ``source`` from now on."""
     op._sources["cpp"] = source
     op._chosen.clear()
     op._loaded.pop("cpp", None)
