@@ -16,7 +16,8 @@ from typing import Any
 
 from ops._errors import ConfigError, ConfigWarning
 
-BACKENDS = ("auto", "torch", "cpp", "cuda")
+COMPILED = ("cpp", "cuda", "compiled")  # requests that need a compiler or compiled code
+BACKENDS = ("auto", "torch", *COMPILED)
 SANITIZERS = ("address", "undefined", "leak", "thread")
 
 _TRUE = ("1", "true", "yes", "on")
@@ -121,7 +122,7 @@ VARIABLES = (
     Variable(
         "backend",
         "auto",
-        "Back end of every op: `auto`, `torch`, `cpp` or `cuda`.",
+        "Back end of every op: `auto`, `torch`, `cpp`, `cuda` or `compiled`.",
         f"one of {', '.join(BACKENDS)}",
         backend_name,
     ),
@@ -136,7 +137,7 @@ VARIABLES = (
     Variable(
         "strict",
         False,
-        "Raise an error where `auto` would warn and fall back to pure torch.",
+        "Raise an error where `auto` or `compiled` would warn and fall back to pure torch.",
         _A_SWITCH,
         _switch,
     ),
@@ -233,7 +234,7 @@ def settings() -> Settings:
         ConfigError: a variable holds something unusable, or two contradict each other.
     """
     values = {variable.field: _read(variable) for variable in VARIABLES}
-    if values["force_cpu"] and values["backend"] in ("cpp", "cuda"):
+    if values["force_cpu"] and values["backend"] in COMPILED:
         raise ConfigError(
             f"JITOPS_FORCE_CPU forces the pure-torch path, but "
             f"JITOPS_BACKEND={values['backend']} asks for a compiled one: unset one of them"

@@ -11,7 +11,7 @@ from ops import _config
 from ops._cli._doctor_of import _cache, _machine, _tools
 from ops._cli._doctor_of._finding import BAD, GOOD, NOTE, Finding
 from ops._core import dispatch, selection
-from ops._core.selection import DEVICE_OF
+from ops._core.selection import DEVICE_OF, MAY_FALL_BACK
 from ops._errors import JitopsError
 from ops.jit import _admin
 
@@ -72,13 +72,17 @@ def _verdict(states: list[Finding]) -> tuple[bool, str]:
     """Whether the requested back end works, and the sentence that says so."""
     settings = _config.settings()
     wanted = "torch" if settings.force_cpu else selection.requested() or settings.backend
-    compiled = "cuda" if wanted == "auto" and _admin.compilers.has_gpu() else wanted
-    blocked = ", ".join(state.topic for state in states if compiled in state.blocks)
+    compiled = {wanted} & set(DEVICE_OF)
+    if wanted == "compiled":
+        compiled.add("cpp")
+    if wanted in MAY_FALL_BACK and _admin.compilers.has_gpu():
+        compiled.add("cuda")
+    blocked = ", ".join(state.topic for state in states if compiled & set(state.blocks))
     if not blocked:
-        needs = "" if compiled in DEVICE_OF else " The pure-torch path needs none of the above."
+        needs = "" if compiled else " The pure-torch path needs none of the above."
         return True, f"Back end {wanted}: works.{needs}"
-    if wanted == "auto" and not settings.strict:
-        return True, f"Back end auto: works, on the pure-torch path because it lacks {blocked}."
+    if wanted in MAY_FALL_BACK and not settings.strict:
+        return True, f"Back end {wanted}: works, on the pure-torch path because it lacks {blocked}."
     return False, f"Back end {wanted}: does NOT work for {blocked}; see above."
 
 

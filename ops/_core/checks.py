@@ -18,7 +18,8 @@ from torch import Tensor
 from ops._errors import ArgumentError, ArgumentTypeError
 
 _WIDE = (torch.float32, torch.float64)
-FLOAT_DTYPES = (*_WIDE, torch.bfloat16, torch.float16)
+_HALF = (torch.bfloat16, torch.float16)
+FLOAT_DTYPES = (*_WIDE, *_HALF)
 
 # What `jitops check` checks an op at: a title, a function or module, and its arguments.
 Sample = tuple[str, Callable[..., Any], tuple[Any, ...]]
@@ -41,7 +42,7 @@ def floating_rows(**tensors: Any) -> tuple[Tensor, ...]:
     first = values[0]
     if isinstance(first, Tensor) and not first.is_nested:
         dtype, device, shape = first.dtype, first.device, first.shape
-        if dtype in _WIDE and shape:
+        if shape and (dtype in _WIDE or (dtype in _HALF and not _autocasts(first))):
             for value in values:
                 if (
                     not isinstance(value, Tensor)
@@ -59,7 +60,7 @@ def floating_rows(**tensors: Any) -> tuple[Tensor, ...]:
 
 def widened(value: Any) -> Any:
     """A half-precision tensor in float32; anything else as it is."""
-    if isinstance(value, Tensor) and value.dtype in (torch.bfloat16, torch.float16):
+    if isinstance(value, Tensor) and value.dtype in _HALF:
         return value.float()
     return value
 
@@ -86,8 +87,15 @@ def autocast(tensors: dict[str, Any]) -> dict[str, Any]:
 
 def _autocast_device(tensors: dict[str, Any]) -> str | None:
     """The type of the tensors' device, if autocast is on for it."""
-    device = next((t.device.type for t in tensors.values() if isinstance(t, Tensor)), "meta")
-    return device if device != "meta" and torch.is_autocast_enabled(device) else None
+    first = next((t for t in tensors.values() if isinstance(t, Tensor)), None)
+    return first.device.type if first is not None and _autocasts(first) else None
+
+
+def _autocasts(value: Tensor) -> bool:
+    """Whether autocast is on for the tensor's device."""
+    return not value.is_meta and torch.is_autocast_enabled(
+        "cpu" if value.is_cpu else value.device.type
+    )
 
 
 def ready(first: Any, *others: Any) -> bool:

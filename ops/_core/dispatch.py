@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ops import _config
 from ops._core import extensions, selection
-from ops._core.selection import DEVICE_OF, Choice
+from ops._core.selection import BACKEND_OF, DEVICE_OF, MAY_FALL_BACK, Choice
 from ops._errors import (
     ArgumentError,
     ArgumentTypeError,
@@ -84,8 +84,10 @@ class Op:
             return
         if settings.backend in DEVICE_OF:
             _settle(self.name, None, DEVICE_OF[settings.backend])
-        elif settings.backend == "auto" and _compilers.has_gpu():
+        elif settings.backend in MAY_FALL_BACK and _compilers.has_gpu():
             _settle(self.name, None, "cuda")
+        elif settings.backend == "compiled":
+            _settle(self.name, None, "cpu")
 
     def extension(self, backend: str) -> Extension | None:
         """What a compiled back end is built from; ``None`` if the op has no such back end."""
@@ -142,12 +144,13 @@ class Op:
         wanted = asked or settings.backend
         if wanted == "torch":
             return Choice("torch", by)
-        if wanted == "auto":
-            if device != "cuda":
-                return Choice("torch", f"auto takes the pure-torch path for {device} tensors")
-            if self._sources["cuda"] is None:
-                return Choice("torch", "the op has no cuda back end")
-            return Choice("cuda", "auto prefers it for cuda tensors")
+        if wanted in MAY_FALL_BACK:
+            backend = BACKEND_OF.get(device)
+            if backend is None or (wanted == "auto" and backend != "cuda"):
+                return Choice("torch", f"{wanted} takes the pure-torch path for {device} tensors")
+            if self._sources[backend] is None:
+                return Choice("torch", f"the op has no {backend} back end")
+            return Choice(backend, f"{wanted} prefers it for {device} tensors")
         if device != DEVICE_OF[wanted]:
             raise BackendUnavailableError(
                 f"{self.name}: back end {wanted!r} was asked for ({by}) and serves "
@@ -164,7 +167,8 @@ class Op:
             BackendUnavailableError: it is not.
         """
         settings = _config.settings()
-        if (asked or settings.backend) != "auto":
+        wanted = asked or settings.backend
+        if wanted not in MAY_FALL_BACK:
             raise BackendUnavailableError(
                 f"{self.name}: back end {backend!r} was asked for and cannot run: {problem}"
             ) from cause
@@ -173,7 +177,7 @@ class Op:
                 f"{self.name}: JITOPS_STRICT=1 forbids falling back from {backend!r}: {problem}"
             ) from cause
         refused = f"{backend} cannot run: {problem}"
-        return Choice("torch", f"auto falls back: {refused}", refused)
+        return Choice("torch", f"{wanted} falls back: {refused}", refused)
 
     def problem_with(self, backend: str) -> str | None:
         """Why a compiled back end cannot run here; ``None`` when it is built, or seems buildable.
@@ -222,6 +226,8 @@ def used_by(call: Callable[[], object]) -> list[Op]:
 def _settle(name: str, asked: str | None, device: str) -> str:
     """Choose, load, and remember."""
     op = _ops[name]
+    if (asked, device) in op._chosen:  # torch.compile comes here for each graph
+        return op._chosen[asked, device]
     choice = op.choose(asked, device)
     if choice.backend in DEVICE_OF:
         try:

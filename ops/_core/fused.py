@@ -1,5 +1,7 @@
 """An op with kernels, declared once: all that torch has to know of it follows from the declaration.
 
+A kernel is compiled, or it is tensor code of torch.
+
 Functions here use the combined ``forward(ctx, ...)`` rather than ``setup_context``: torch binds the
 arguments of the latter by :mod:`inspect` at every call, nine microseconds where a small loss takes
 forty. :mod:`torch.func`, which needs ``setup_context``, runs on the pure-torch path instead.
@@ -16,21 +18,28 @@ import torch
 from torch import Tensor
 
 from ops._core import autograd
-from ops._core.dispatch import built_in
+from ops._core.dispatch import Op, built_in
 
 # An annotation of the definition, and the type in torch's schema language.
 _TYPES = {"Tensor": "Tensor", "Tensor | None": "Tensor?"}
 _TYPES |= {name: name for name in ("float", "int", "bool")}
 PASSES = ("forward", "backward")
+_PLAIN = frozenset((Tensor, torch.nn.Parameter, type(None)))
 
 
 class FusedOp:
     """An op that has a pure-torch definition and kernels for both of its passes.
 
-    It declares the operators ``jitops::<name>_forward`` and ``<name>_backward``, whose kernels the
-    extension registers, and ``jitops::<name>``, which stands for both in the graphs of
-    :func:`torch.compile`. ``Function`` is the :class:`torch.autograd.Function` over them. A call
-    runs the definition, the Function or the operator in graphs.
+    It may have compiled kernels, kernels of tensor code, or both. Tensor code is worth its lines
+    where autograd would keep or move more memory than the formula needs.
+
+    A call runs the definition under :mod:`torch.func` and in forward mode. Otherwise it runs a
+    :class:`torch.autograd.Function` over the kernels of the back end. Graphs of
+    :func:`torch.compile` hold the definition, or an operator that stands for the compiled kernels.
+
+    For compiled kernels, FusedOp declares the operators ``jitops::<name>_forward`` and
+    ``<name>_backward``, whose kernels the extension registers, and ``jitops::<name>``, which stands
+    for both in graphs.
 
     The forward kernel takes the arguments of the definition, and returns its results and then the
     tensors that are saved. The backward kernel takes a gradient for each differentiable result, the
@@ -39,14 +48,18 @@ class FusedOp:
 
     Args:
         name: the name of the op.
-        definition: the pure-torch path. Its annotations are the schema: ``Tensor``,
-            ``Tensor | None``, ``float``, ``int`` or ``bool``. It returns one tensor or a tuple.
+        definition: the op in tensor code that autograd differentiates. Its annotations are the
+            schema: ``Tensor``, ``Tensor | None``, ``float``, ``int`` or ``bool``. It returns one
+            tensor or a tuple.
         results: names for the tensors that the definition returns.
         saved: names for the tensors that the forward kernel returns beside them.
         backward: names of the values that the backward kernel takes, in its order.
         constants: names of the tensors, among arguments and results, that have no gradient.
-        shapes: the results and saved tensors of the forward kernel, with no content, from the
-            arguments of the definition.
+        shapes: for an op with compiled kernels: the results and saved tensors of the forward
+            kernel, with no content, from the arguments of the definition.
+        tensor_code: the forward and the backward kernel of the pure-torch path. Without it that
+            path runs the definition. What these two save may differ in shape and dtype from what
+            the compiled kernels save.
         source: the stem of the op's files in ``cuda_src``, by default ``name``.
         title: begins the name of the Function, by default ``name`` in CamelCase.
     """
@@ -60,38 +73,49 @@ class FusedOp:
         saved: Sequence[str] = (),
         backward: Sequence[str],
         constants: Sequence[str] = (),
-        shapes: Callable[..., Any],
+        shapes: Callable[..., Any] | None = None,
+        tensor_code: tuple[Callable[..., Any], Callable[..., Any]] | None = None,
         source: str | None = None,
         title: str | None = None,
     ) -> None:
         signature = _Signature(definition, results, saved, backward, constants)
-        self.definition = definition
-        self._tensors, self._has_parameters = signature.tensors, signature.count > signature.tensors
-        autograd.define(f"{name}_forward{signature.forward_schema}", shapes)
-        autograd.define(f"{name}_backward{signature.backward_schema}", signature.gradient_shapes)
-        kernels = [getattr(torch.ops.jitops, f"{name}_{one}").default for one in PASSES]
         title = title or "".join(part.title() for part in name.split("_"))
-        # A class of its own, since torch names the node of the backward pass after the class.
-        function = type(f"{title}Function", (_function(signature, *kernels),), {})
-        autograd.define_in_graphs(f"{name}{signature.schema}", self._apply)
-        self.Function: type[torch.autograd.Function] = function
-        self.op = built_in(source or name)
-        self._in_graphs = getattr(torch.ops.jitops, name)
-        self.op.prepare()
+        self.definition = definition
+        self.op: Op | None = None
+        self._tensors = signature.tensors
+        self._eager = definition  # the pure-torch path outside of graphs
+        if tensor_code is not None:
+            suffix = "Function" if shapes is None else "TorchFunction"
+            self.Function, self._eager = _function(f"{title}{suffix}", signature, *tensor_code)
+        if shapes is not None:
+            autograd.define(f"{name}_forward{signature.forward_schema}", shapes)
+            autograd.define(
+                f"{name}_backward{signature.backward_schema}", signature.gradient_shapes
+            )
+            kernels = [getattr(torch.ops.jitops, f"{name}_{one}").default for one in PASSES]
+            self.Function, self._compiled = _function(f"{title}Function", signature, *kernels)
+            autograd.define_in_graphs(f"{name}{signature.schema}", self._compiled)
+            self._in_graphs = getattr(torch.ops.jitops, name)
+            self.op = built_in(source or name)
+            self.op.prepare()
+        elif tensor_code is None:
+            raise ValueError(f"{name} has neither compiled kernels nor kernels of tensor code")
 
     def __call__(self, *arguments: Any) -> Any:
         """The results, on the back end that the first tensor and the settings choose."""
-        if autograd.needs_torch_path() or self.op.backend_for(arguments[0]) == "torch":
+        if autograd.needs_torch_path():
             return self.definition(*arguments)
+        if self.op is None or self.op.backend_for(arguments[0]) == "torch":
+            # Tensors of other classes, as DTensor, need not know the out= and in-place functions
+            # of tensor code. torch.compile fuses the definition by itself.
+            if torch.compiler.is_compiling() or not _PLAIN.issuperset(
+                map(type, arguments[: self._tensors])
+            ):
+                return self.definition(*arguments)
+            return self._eager(*arguments)
         if torch.compiler.is_compiling():
             return self._in_graphs(*arguments)
-        return self._apply(*arguments)
-
-    def _apply(self, *arguments: Any) -> Any:
-        if self._has_parameters:
-            count = self._tensors
-            return autograd.apply(self.Function, *arguments[:count], arguments[count:])
-        return autograd.apply(self.Function, *arguments)
+        return self._compiled(*arguments)
 
     def unchecked(self, *arguments: Any) -> Any:
         """The results of arguments that only the kernels' own checks have seen, or ``None``.
@@ -101,7 +125,8 @@ class FusedOp:
         """
         first = arguments[0]
         if (
-            not isinstance(first, Tensor)
+            self.op is None
+            or not isinstance(first, Tensor)
             or autograd.needs_torch_path()
             or torch.compiler.is_compiling()
             or self.op.backend_for(first) == "torch"
@@ -109,7 +134,7 @@ class FusedOp:
         ):
             return None
         try:
-            return self._apply(*arguments)
+            return self._compiled(*arguments)
         except (RuntimeError, TypeError):
             return None
 
@@ -184,9 +209,12 @@ def _picker(places: Sequence[int]) -> Callable[[Sequence[Any]], tuple[Any, ...]]
 
 
 def _function(
-    signature: _Signature, forward: Callable[..., Any], backward: Callable[..., Any]
-) -> type[torch.autograd.Function]:
-    """The autograd Function over the two kernels.
+    name: str,
+    signature: _Signature,
+    forward: Callable[..., Any],
+    backward: Callable[..., Any],
+) -> tuple[type[torch.autograd.Function], Callable[..., Any]]:
+    """The autograd Function over the two kernels, and what applies it to an op's arguments.
 
     It takes the parameters as one tuple, behind the tensors: torch looks at each argument.
     """
@@ -249,4 +277,11 @@ def _function(
                     gradients[place] = next(rest)
             return tuple(gradients)
 
-    return Function
+    def apply(*arguments: Any) -> Any:
+        if has_parameters:
+            return autograd.apply(function, *arguments[:tensors], arguments[tensors:])
+        return autograd.apply(function, *arguments)
+
+    # A class of its own, since torch names the node of the backward pass after the class.
+    function = type(name, (Function,), {})
+    return function, apply

@@ -6,6 +6,8 @@ asked for     tensors on                      runs
 ``auto``      a CUDA device                   ``cuda``; if it cannot, ``torch``, with one
                                               warning (an error under ``JITOPS_STRICT=1``)
 ``auto``      any other device                ``torch``; nothing is compiled
+``compiled``  the CPU or a CUDA device        ``cpp`` or ``cuda``; if it cannot, as ``auto``
+``compiled``  any other device                ``torch``
 ``torch``     any device                      ``torch``
 ``cpp``       the CPU                         ``cpp``, or an error
 ``cuda``      a CUDA device                   ``cuda``, or an error
@@ -22,6 +24,8 @@ from ops import _config
 from ops._errors import ConfigError
 
 DEVICE_OF = {"cpp": "cpu", "cuda": "cuda"}  # a compiled back end serves one kind of device
+BACKEND_OF = {device: backend for backend, device in DEVICE_OF.items()}
+MAY_FALL_BACK = ("auto", "compiled")  # requests that name no back end
 
 
 class _Request:
@@ -45,7 +49,7 @@ def use_backend(backend: str) -> Iterator[None]:
     different ones at once. The backward pass runs on the back end that its forward pass ran on.
 
     Args:
-        backend: ``auto``, ``torch``, ``cpp`` or ``cuda``.
+        backend: ``auto``, ``torch``, ``cpp``, ``cuda`` or ``compiled``.
 
     Raises:
         ConfigError: no such back end, or ``JITOPS_FORCE_CPU`` forbids it.
@@ -56,7 +60,7 @@ def use_backend(backend: str) -> Iterator[None]:
         raise ConfigError(
             f"backend must be one of {', '.join(_config.BACKENDS)}, got {backend!r}"
         ) from None
-    if backend in DEVICE_OF and _config.settings().force_cpu:
+    if backend in _config.COMPILED and _config.settings().force_cpu:
         raise ConfigError(f"use_backend({backend!r}) contradicts JITOPS_FORCE_CPU: unset it")
     before = request.backend
     request.backend = backend

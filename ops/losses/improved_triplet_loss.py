@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ops._core import autograd, checks
+from ops._core.blocks import blocks, rows_of
 from ops._core.fused import FusedOp
 from ops._core.modules import LossModule
 
@@ -117,16 +118,104 @@ def _definition(
     return autograd.reduce(loss, reduction).to(dtype)
 
 
+def _forward(
+    anchor: Tensor,
+    positive: Tensor,
+    negative: Tensor,
+    t1: float,
+    t2: float,
+    beta: float,
+    eps: float,
+    reduction: int,
+) -> tuple[Tensor, Tensor]:
+    """The loss, and for each row whether the gradient flows through either clamp."""
+    distances = []
+    for a, *others in blocks(*rows_of(anchor, positive, negative)):
+        a, rest = _shifted(a, eps)
+        d = torch.empty_like(a)
+        distances.append([_square_sums(_difference(d, other, a, rest)) for other in others])
+    d_pos, d_neg = map(torch.cat, zip(*distances)) if len(distances) > 1 else distances[0]
+    dtype = d_pos.dtype
+    t1, t2, beta = (checks.rounded(x, dtype) for x in (t1, t2, beta))
+    margin = d_pos - d_neg
+    state = torch.stack((margin >= t1, d_pos >= t2))
+    loss = margin.clamp_(min=t1).add_(d_pos.clamp_(min=t2), alpha=beta)
+    if reduction == 0:
+        loss = loss.view(anchor.shape[:-1])
+    return autograd.reduce(loss, reduction).to(anchor.dtype), state
+
+
+def _backward(
+    grad: Tensor,
+    anchor: Tensor,
+    positive: Tensor,
+    negative: Tensor,
+    state: Tensor,
+    beta: float,
+    eps: float,
+    reduction: int,
+    *needed: bool,
+) -> list[Tensor]:
+    """The gradients that are needed, from differences that are computed again."""
+    rows = state.shape[1]
+    grad = checks.widened(grad) * (2 / max(1, rows) if reduction == 1 else 2)
+    if reduction == 0:
+        grad = grad.reshape(rows)
+    to_n, to_p = torch.where(state, grad, 0.0).unsqueeze_(2).unbind()
+    to_p = torch.add(to_n, to_p, alpha=checks.rounded(beta, grad.dtype))
+    inputs = rows_of(anchor, positive, negative)
+    gradients = [torch.empty_like(x) for x in inputs]
+    for a, p, n, kp, kn, ga, gp, gn in blocks(*inputs, to_p, to_n, *gradients):
+        a, rest = _shifted(a, eps)
+        if a.dtype is gp.dtype:
+            _difference(gp, p, a, rest).mul_(kp)
+            _difference(gn, n, a, rest).mul_(kn)
+            torch.sub(gn, gp, out=ga)
+        else:
+            u, v = torch.empty_like(a), torch.empty_like(a)
+            gp.copy_(_difference(u, p, a, rest).mul_(kp))
+            gn.copy_(_difference(v, n, a, rest).mul_(kn))
+            ga.copy_(v.sub_(u))
+        gn.neg_()
+    if anchor.dim() != 2:
+        gradients = [x.view(anchor.shape) for x in gradients]
+    return [x for x, need in zip(gradients, needed, strict=True) if need]
+
+
+def _shifted(anchor: Tensor, eps: float) -> tuple[Tensor, float]:
+    """The anchor as differences take it, and the part of ``eps`` that they must still add.
+
+    The half precisions are added ``eps`` in float32, where it is exact enough for them.
+    """
+    if anchor.dtype in (torch.bfloat16, torch.float16):
+        return anchor.float().add_(eps), 0.0
+    return anchor, eps
+
+
+def _difference(out: Tensor, one: Tensor, anchor: Tensor, eps: float) -> Tensor:
+    """``one - anchor - eps``, written to ``out``, in its dtype."""
+    if one.dtype is out.dtype:
+        torch.sub(one, anchor, out=out)
+    else:  # faster than a difference of two dtypes
+        out.copy_(one).sub_(anchor)
+    return out.sub_(eps) if eps else out
+
+
+def _square_sums(d: Tensor) -> Tensor:
+    return d.mul_(d).sum(-1)
+
+
 _fused = FusedOp(
     "improved_triplet_loss",
     _definition,
     results=["loss"],
-    saved=["state"],  # a byte a row
+    saved=["state"],  # of the clamps, a byte a row
     backward=["anchor", "positive", "negative", "state", "beta", "eps", "reduction"],
     shapes=lambda anchor, positive, negative, t1, t2, beta, eps, reduction: (
         anchor.new_empty(anchor.shape[:-1] if reduction == 0 else ()),
         anchor.new_empty(anchor.shape[:-1], dtype=torch.uint8),
     ),
+    tensor_code=(_forward, _backward),
 )
 
 

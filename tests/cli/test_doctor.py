@@ -53,6 +53,9 @@ def test_doctor_of_what_is_built_and_what_would_be(tmp_path):
     found, verdict, words = report(JITOPS_CACHE_DIR=full, JITOPS_BACKEND="cpp")
     assert "would be built: " in found["ops", f"{OP} cpp"]["found"]
     assert verdict == "Back end cpp: works."
+    if not torch.cuda.is_available():
+        _, verdict, _ = report(JITOPS_CACHE_DIR=full, JITOPS_BACKEND="compiled")
+        assert verdict == "Back end compiled: works."
     command("build", OP, "--backend=cpp", JITOPS_CACHE_DIR=full)
     found, _, words = report(JITOPS_CACHE_DIR=full, JITOPS_BACKEND="cpp")
     assert found["ops", f"{OP} cpp"]["found"].startswith(f"cached: {full}")
@@ -72,6 +75,11 @@ def test_doctor_without_a_compiler(tmp_path):
         assert "built without CUDA" in found["ops", f"{OP} cuda"]["fix"]
     _, verdict, _ = report(**changes)
     assert "works" in verdict  # the requested back end is pure torch
+    _, verdict, _ = report(**changes, JITOPS_BACKEND="compiled")
+    assert verdict.startswith("Back end compiled: works, on the pure-torch path because it lacks ")
+    assert f"{OP} cpp" in verdict
+    _, verdict, _ = report(**changes, JITOPS_BACKEND="compiled", JITOPS_STRICT="1", status=1)
+    assert verdict.startswith("Back end compiled: does NOT work for ")
 
 
 def test_doctor_with_a_compiler_that_is_named_and_missing(tmp_path):

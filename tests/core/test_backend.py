@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import importlib
 import shutil
+import warnings
 
 import pytest
 import torch
 
 import ops
 from ops._core import dispatch, selection
-from tests.harness.helpers import LOSS, path_without, run, triplet
+from tests.harness.helpers import COMPILED, LOSS, PURE_TORCH, command, path_without, run, triplet
 
-COMPILED = "ImprovedTripletLossFunctionBackward"
 COMPILERS = ("c++", "g++", "clang++", "gcc", "cc", "clang")
 
 
@@ -37,7 +37,7 @@ def test_auto_compiles_nothing_without_a_gpu(tmp_path):
         JITOPS_BACKEND="auto",
         CUDA_VISIBLE_DEVICES="",
     )
-    assert out.split() == ["MeanBackward0", "False", "False"]
+    assert out.split() == [PURE_TORCH, "False", "False"]
     assert err == ""
 
 
@@ -114,13 +114,119 @@ def test_broken_cuda_toolchain(monkeypatch, settings, tmp_path, broken, says, as
             op.backend_for(CudaTensor)
 
 
+# ---- compiled ------------------------------------------------------------------------------------
+
+
+@pytest.mark.cpp
+def test_compiled_runs_cpp_on_the_cpu(tmp_path):
+    out, err = run(
+        LOSS, JITOPS_BACKEND="compiled", JITOPS_CACHE_DIR=tmp_path, CUDA_VISIBLE_DEVICES=""
+    )
+    assert out.split() == [COMPILED]
+    assert err == ""
+
+
+def test_compiled_prefers_cuda_for_cuda_tensors(monkeypatch):
+    op = fresh_op(monkeypatch)
+    assert op.choose("compiled", "cuda").backend == "cuda"
+    assert op.choose("compiled", "cpu").backend == "cpp"
+
+
+def test_compiled_leaves_other_devices_to_torch():
+    x = [t.detach().to("meta").requires_grad_() for t in triplet()]
+    with ops.use_backend("compiled"), warnings.catch_warnings():
+        warnings.simplefilter("error")
+        loss = ops.improved_triplet_loss(*x, -1.0, 0.0, 1.0)
+        assert loss.is_meta
+        assert torch.autograd.grad(loss, x)[0].shape == x[0].shape
+    assert dispatch.built_in("improved_triplet_loss").choose("compiled", "mps").backend == "torch"
+
+
+def test_compiled_without_a_compiler(tmp_path):
+    """One warning and pure torch, or an error where that is forbidden."""
+    env = {
+        "JITOPS_BACKEND": "compiled",
+        "JITOPS_CACHE_DIR": tmp_path / "cache",
+        "PATH": path_without(*COMPILERS, folder=tmp_path / "bin"),
+        "CXX": None,
+        "CUDA_VISIBLE_DEVICES": "",
+    }
+    twice = f"{LOSS}    ops.improved_triplet_loss(*x, -1.0, 0.01, 0.002)"
+    out, err = run(twice, **env)
+    assert out.split() == [PURE_TORCH]
+    assert err.count("BackendWarning") == 1
+    assert (
+        "improved_triplet_loss runs on the pure-torch path, since cpp cannot run: no C++ compiler"
+        in err
+    )
+    _, err = run(LOSS, ok=False, **env, JITOPS_STRICT="1")
+    assert (
+        "BackendUnavailableError: improved_triplet_loss: JITOPS_STRICT=1 forbids falling back from "
+        "'cpp': no C++ compiler" in err
+    )
+    _, out, _ = command("explain", "improved_triplet_loss", **env)
+    assert "cpu  tensors -> torch  compiled falls back: cpp cannot run: no C++ compiler" in out
+
+
+def test_an_op_without_that_back_end_runs_pure_torch():
+    op = ops.Op("mine")
+    with ops.use_backend("compiled"), warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for device in ("cpu", "cuda", "meta"):
+            assert op.choose("compiled", device).backend == "torch"
+        assert op.backend_for(torch.ones(1)) == "torch"
+
+
+@pytest.mark.cpp
+def test_compiled_under_torch_compile():
+    """The graph holds the operator that stands for the compiled kernels."""
+    graphs = []
+
+    def keep(graph, _):
+        graphs.append(graph)
+        return graph
+
+    torch._dynamo.reset()
+    x = triplet()
+    loss = lambda *x: ops.improved_triplet_loss(*x, -1.0, 0.0, 1.0)  # noqa: E731
+    with ops.use_backend("compiled"):
+        result = torch.compile(loss, fullgraph=True, backend=keep)(*x)
+        assert torch.equal(result, loss(*x))
+    assert "jitops.improved_triplet_loss" in graphs[0].code
+
+
+def test_a_fall_back_under_torch_compile_warns_once(monkeypatch):
+    op = fresh_op(monkeypatch)
+
+    def fails(backend):
+        raise ops.BuildError("no")
+
+    monkeypatch.setattr(op, "load", fails)
+    loss = lambda *x: ops.improved_triplet_loss(*x, -1.0, 0.0, 1.0)  # noqa: E731
+    with ops.use_backend("compiled"), pytest.warns(ops.BackendWarning) as caught:
+        for rows in (3, 4, 5):
+            torch._dynamo.reset()
+            x = [torch.randn(rows, 4) for _ in range(3)]
+            compiled = torch.compile(loss, fullgraph=True, backend="eager")
+            torch.testing.assert_close(compiled(*x), loss(*x))
+    assert len([one for one in caught if one.category is ops.BackendWarning]) == 1
+
+
+@pytest.mark.cpp
+def test_compiled_is_explained():
+    with ops.use_backend("compiled"):
+        (told,) = ops.explain("improved_triplet_loss")
+    assert told.runs["cpu"] == "cpp"
+    assert told.reasons["cpu"] == "compiled prefers it for cpu tensors"
+
+
 # ---- asked for -----------------------------------------------------------------------------------
 
 
 def test_asked_for_and_given(backend, device):
     x = [t.to(device).detach().requires_grad_() for t in triplet()]
     node = type(ops.improved_triplet_loss(*x, -1.0, 0.0, 1.0).grad_fn).__name__
-    assert (node == COMPILED) is (backend != "torch")
+    assert node == (PURE_TORCH if backend == "torch" else COMPILED)
 
 
 @pytest.mark.parametrize("name", ["cpp", "cuda"])
@@ -139,7 +245,8 @@ def test_wrong_device_is_an_error(name):
 def test_unknown_backend():
     with (
         pytest.raises(
-            ops.ConfigError, match=r"backend must be one of auto, torch, cpp, cuda, got 'gpu'"
+            ops.ConfigError,
+            match=r"backend must be one of auto, torch, cpp, cuda, compiled, got 'gpu'",
         ),
         ops.use_backend("gpu"),
     ):

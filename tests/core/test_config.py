@@ -6,26 +6,30 @@ import pytest
 
 import ops
 from ops import _config
-from tests.harness.helpers import LOSS, run
+from tests.harness.helpers import LOSS, PURE_TORCH, run
 
 
 def test_force_cpu():
     out, err = run(LOSS, JITOPS_FORCE_CPU="1", PATH="/nowhere")
-    assert out.split() == ["MeanBackward0"]
+    assert out.split() == [PURE_TORCH]
     assert err == ""
 
 
-def test_force_cpu_and_a_compiled_backend_contradict(settings):
-    settings(FORCE_CPU="1", BACKEND="cpp")
+@pytest.mark.parametrize("name", ["cpp", "cuda", "compiled"])
+def test_force_cpu_and_a_compiled_backend_contradict(settings, name):
+    settings(FORCE_CPU="1", BACKEND=name)
     with pytest.raises(ops.ConfigError, match="JITOPS_FORCE_CPU forces the pure-torch path, but"):
         _config.settings()
 
 
-def test_force_cpu_forbids_use_backend(settings):
+@pytest.mark.parametrize("name", ["cpp", "cuda", "compiled"])
+def test_force_cpu_forbids_use_backend(settings, name):
     settings(FORCE_CPU="1")
     with (
-        pytest.raises(ops.ConfigError, match=r"use_backend\('cpp'\) contradicts JITOPS_FORCE_CPU"),
-        ops.use_backend("cpp"),
+        pytest.raises(
+            ops.ConfigError, match=rf"use_backend\('{name}'\) contradicts JITOPS_FORCE_CPU"
+        ),
+        ops.use_backend(name),
     ):
         pass
 
@@ -33,7 +37,11 @@ def test_force_cpu_forbids_use_backend(settings):
 @pytest.mark.parametrize(
     ("name", "value", "text"),
     [
-        ("BACKEND", "gpu", "JITOPS_BACKEND must be one of auto, torch, cpp, cuda, got 'gpu'"),
+        (
+            "BACKEND",
+            "gpu",
+            "JITOPS_BACKEND must be one of auto, torch, cpp, cuda, compiled, got 'gpu'",
+        ),
         ("FORCE_CPU", "maybe", "JITOPS_FORCE_CPU must be 1 or 0 .*, got 'maybe'"),
         ("STRICT", "2", "JITOPS_STRICT must be 1 or 0 .*, got '2'"),
         ("CACHE_DIR", "here", "JITOPS_CACHE_DIR must be an absolute path .*, got 'here'"),

@@ -23,6 +23,8 @@ LOSS = """
     loss.backward()
     print(type(loss.grad_fn).__name__)
 """
+COMPILED = "ImprovedTripletLossFunctionBackward"
+PURE_TORCH = "ImprovedTripletLossTorchFunctionBackward"
 
 
 def triplet():
