@@ -31,9 +31,3 @@ def blocks(*matrices: Tensor) -> Iterable[tuple[Tensor, ...]]:
     if rows <= step:
         return [matrices]
     return zip(*(matrix.split(step) for matrix in matrices), strict=True)
-
-
-def block_rows(x):
-    rows, cols = x.shape
-    elements = torch.get_num_threads() * _OF_A_THREAD if x.is_cpu else _ELSEWHERE
-    return max(1, elements // max(1, cols))

@@ -82,6 +82,7 @@ class FusedOp:
         title = title or "".join(part.title() for part in name.split("_"))
         self.definition = definition
         self.op: Op | None = None
+        self.Function: type[torch.autograd.Function]
         self._tensors = signature.tensors
         self._eager = definition  # the pure-torch path outside of graphs
         if tensor_code is not None:
@@ -283,5 +284,5 @@ def _function(
         return autograd.apply(function, *arguments)
 
     # A class of its own, since torch names the node of the backward pass after the class.
-    function = type(name, (Function,), {})
+    function: type[torch.autograd.Function] = type(name, (Function,), {})
     return function, apply

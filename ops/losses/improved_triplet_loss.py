@@ -130,11 +130,13 @@ def _forward(
 ) -> tuple[Tensor, Tensor]:
     """The loss, and for each row whether the gradient flows through either clamp."""
     distances = []
-    for a, *others in blocks(*rows_of(anchor, positive, negative)):
-        a, rest = _shifted(a, eps)
+    for one, *others in blocks(*rows_of(anchor, positive, negative)):
+        a, rest = _shifted(one, eps)
         d = torch.empty_like(a)
         distances.append([_square_sums(_difference(d, other, a, rest)) for other in others])
-    d_pos, d_neg = map(torch.cat, zip(*distances)) if len(distances) > 1 else distances[0]
+    d_pos, d_neg = (
+        map(torch.cat, zip(*distances, strict=True)) if len(distances) > 1 else distances[0]
+    )
     dtype = d_pos.dtype
     t1, t2, beta = (checks.rounded(x, dtype) for x in (t1, t2, beta))
     margin = d_pos - d_neg
@@ -165,8 +167,8 @@ def _backward(
     to_p = torch.add(to_n, to_p, alpha=checks.rounded(beta, grad.dtype))
     inputs = rows_of(anchor, positive, negative)
     gradients = [torch.empty_like(x) for x in inputs]
-    for a, p, n, kp, kn, ga, gp, gn in blocks(*inputs, to_p, to_n, *gradients):
-        a, rest = _shifted(a, eps)
+    for one, p, n, kp, kn, ga, gp, gn in blocks(*inputs, to_p, to_n, *gradients):
+        a, rest = _shifted(one, eps)
         if a.dtype is gp.dtype:
             _difference(gp, p, a, rest).mul_(kp)
             _difference(gn, n, a, rest).mul_(kn)
