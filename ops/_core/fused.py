@@ -278,11 +278,12 @@ def _function(
                     gradients[place] = next(rest)
             return tuple(gradients)
 
+    # A class of its own, since torch names the node of the backward pass after the class.
+    function: Any = type(name, (Function,), {})
+
     def apply(*arguments: Any) -> Any:
         if has_parameters:
             return autograd.apply(function, *arguments[:tensors], arguments[tensors:])
         return autograd.apply(function, *arguments)
 
-    # A class of its own, since torch names the node of the backward pass after the class.
-    function: type[torch.autograd.Function] = type(name, (Function,), {})
     return function, apply
