@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import re
 from dataclasses import dataclass
 
@@ -24,32 +23,18 @@ _OTHER_STRING = (
 
 @dataclass(frozen=True)
 class Cause:
-    """A known kind of failure.
+    """A known kind of failure."""
 
-    Attributes:
-         name: short, and never changed: programs may keep it.
-         pattern: matches the line of the output that tells.
-         cause: what is wrong.
-         fix: what to do.
-         decisive: it counts wherever it shows, also behind errors that follow from it.
-         of_machine: the machine failed, at no line in particular.
-    """
-
-    name: str
+    name: str  # short, and never changed, because programs may keep it
     pattern: str
     cause: str
     fix: str
-    decisive: bool = False
-    of_machine: bool = False
+    decisive: bool = False  # it counts wherever it shows, also behind errors that follow from it
+    of_machine: bool = False  # the machine failed, at no line in particular
 
     def matches(self, line: str) -> bool:
         """Whether a line of the output tells of it."""
-        return _compiled(self.pattern).search(line) is not None
-
-
-@functools.cache
-def _compiled(pattern: str) -> re.Pattern[str]:
-    return re.compile(pattern)
+        return re.search(self.pattern, line) is not None
 
 
 # The first that matches a line counts.

@@ -17,29 +17,20 @@ from ops.jit._compile._log import Log, Report, is_foreign
 from ops.jit._spec import RETIRE, Spec
 
 _KEPT = ("main.cpp", "cuda.cu", "cxx", f"{RETIRE}.cpp")  # that the failed command may need
+SourceLine = Callable[[str, int], str | None]
 
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """The reading of a build's output.
-
-    Attributes:
-        error: the first real error, in the tool's words.
-        where: the user's file and line, where the error has one.
-        source_line: that line.
-        cause: what is wrong, or ``None`` if it is not known.
-        fix: what to do, or ``None``.
-        name: the cause's short name, which never changes, or ``None``.
-        further: how many other errors were reported.
-    """
+    """The reading of a build's output: the first real error, in the tool's words, and its cause."""
 
     error: str
-    where: str | None = None
+    where: str | None = None  # the user's file and line, where the error has one
     source_line: str | None = None
     cause: str | None = None
     fix: str | None = None
-    name: str | None = None
-    further: int = 0
+    name: str | None = None  # of the cause: short, and never changed
+    further: int = 0  # other errors that were reported
 
     def __str__(self) -> str:
         lines = [f"  {self.where}: {self.error}" if self.where else f"  {self.error}"]
@@ -52,15 +43,8 @@ class Diagnosis:
         return "\n".join(lines)
 
 
-def diagnose(
-    output: str, source_line: Callable[[str, int], str | None] = lambda file, line: None
-) -> Diagnosis:
-    """Read a build's output.
-
-    Args:
-        output: everything the build printed.
-        source_line: returns a line of a file as the user wrote it, or ``None``.
-    """
+def diagnose(output: str, source_line: SourceLine = lambda file, line: None) -> Diagnosis:
+    """Read a build's output; ``source_line`` returns a line of a file as the user wrote it."""
     log = Log(output)
     report, cause = _decisive(log.reports) or _first(log.reports)
     if report is None:
@@ -91,10 +75,7 @@ def _known(report: Report) -> Cause | None:
 
 
 def _of_report(
-    log: Log,
-    report: Report,
-    cause: Cause | None,
-    source_line: Callable[[str, int], str | None],
+    log: Log, report: Report, cause: Cause | None, source_line: SourceLine
 ) -> Diagnosis:
     where, line, users = None, None, None
     # A machine that fails does so at no line in particular.
@@ -120,23 +101,20 @@ def _of_report(
 
 def failed(spec: Spec, folder: Path, log: Path, output: str) -> BuildError:
     """Make the error for a build in ``folder`` that failed after printing ``output``."""
-    kept: Path | None = log
-    try:
+    found = diagnose(output, lambda file, line: _source_line(spec, file, line))
+    message = f"{spec.name} does not build:\n{_of_functions(spec, found)}"
+    further = ""
+    if found.further:
+        further = f" ({found.further} further error{'s' if found.further > 1 else ''})"
+    kept = None
+    with contextlib.suppress(OSError):
         log.write_text(f"{output}\n", encoding="utf-8", errors="replace")
-    except OSError:
-        kept = None
-    said = diagnose(output, lambda file, line: _source_line(spec, file, line))
-    said = _of_functions(spec, said)
-    message = f"{spec.name} does not build:\n{said}"
-    more = f"{said.further} further error{'s' if said.further > 1 else ''}" if said.further else ""
-    if kept:
-        message += f"\n  log:   {kept}{f' ({more})' if more else ''}"
-    elif more:
-        message += f"\n  {more}"
+        kept = str(log)
+    message += f"\n  log:   {kept or 'cannot be written'}{further}"
     with contextlib.suppress(OSError):
         script = _script(folder, log, output)
         message += f"\n  again: sh {shlex.quote(str(script))}" if script else ""
-    return BuildError(message, log=str(kept) if kept else None)
+    return BuildError(message, log=kept)
 
 
 def refused(spec: Spec, place: str, error: Exception) -> BuildError:
@@ -149,7 +127,7 @@ def refused(spec: Spec, place: str, error: Exception) -> BuildError:
 
 
 def _script(folder: Path, log: Path, output: str) -> Path | None:
-    """Write a script that repeats the first command that failed, and keep what it needs."""
+    """Write a script that repeats the first command that failed, and keep the files it needs."""
     command = re.search(r"^FAILED: .*\n(.+)$", output, re.MULTILINE)
     if command is None:
         return None
@@ -161,36 +139,33 @@ def _script(folder: Path, log: Path, output: str) -> Path | None:
             shutil.copy(path, kept)
     script = kept / "again.sh"
     text = command[1].replace(str(folder), shlex.quote(str(kept)))
-    script.write_text(
-        f'#!/bin/sh\ncd "$(mktemp -d)" || exit\n{text}\n',
-        encoding="utf-8",
-        errors="surrogateescape",
-    )
+    text = f'#!/bin/sh\ncd "$(mktemp -d)" || exit\n{text}\n'
+    script.write_text(text, encoding="utf-8", errors="surrogateescape")
     return script
 
 
-def _of_functions(spec: Spec, said: Diagnosis) -> Diagnosis:
-    """Tell an error in the lines that bind ``functions``, which torch writes, of that argument."""
-    line = re.match(rf"{re.escape(spec.functions_label)}:(\d+)", said.where or "")
+def _of_functions(spec: Spec, found: Diagnosis) -> Diagnosis:
+    """Name the item of ``functions`` if the error is in a line that torch writes to bind it."""
+    line = re.match(rf"{re.escape(spec.functions_label)}:(\d+)", found.where or "")
     if line is None or not spec.functions or not 2 <= int(line[1]) < len(spec.functions) + 2:
-        return said
+        return found
     name = spec.functions[int(line[1]) - 2][0]
     cause, fix = f"{name!r}, which functions names, cannot be bound", "bind it with PYBIND11_MODULE"
-    here = line[0] == said.where  # and not in a header of pybind11, on its way to the function
-    if here and re.search(r"not (?:been )?declared|undeclared|not a mem|no member", said.error):
+    here = line[0] == found.where  # and not in a header of pybind11, on its way to the function
+    if here and re.search(r"not (?:been )?declared|undeclared|not a mem|no member", found.error):
         cause = f"functions names {name!r}, which is not declared in cpp_sources"
         fix = "mend the name, or declare it there: a prototype will do for one of cuda_sources"
-    return replace(said, where=f"functions[{int(line[1]) - 2}]", cause=cause, fix=fix)
+    return replace(found, where=f"functions[{int(line[1]) - 2}]", cause=cause, fix=fix)
 
 
 def _source_line(spec: Spec, file: str, number: int) -> str | None:
-    """Return a line of a source as the user wrote it."""
-    texts = [(spec.label("cpp", i), text) for i, text in enumerate(spec.cpp_sources)]
-    texts += [(spec.label("cu", i), text) for i, text in enumerate(spec.cuda_sources)]
-    found = dict(texts).get(file)
-    try:
-        text = Path(file).read_text(encoding="utf-8", errors="replace") if found is None else found
-    except OSError:
-        return None
+    texts = {spec.label("cpp", i): text for i, text in enumerate(spec.cpp_sources)}
+    texts |= {spec.label("cu", i): text for i, text in enumerate(spec.cuda_sources)}
+    text = texts.get(file)
+    if text is None:
+        try:
+            text = Path(file).read_text(encoding="utf-8", errors="replace")
+        except OSError:
+            return None
     lines = text.splitlines()
     return lines[number - 1] if 0 < number <= len(lines) else None

@@ -1,4 +1,4 @@
-"""The output of a build, taken apart: the step that failed, its reports, the user's own line.
+"""Takes a build's output apart: the step that failed, its reports, the user's own line.
 
 Knows how ninja, compilers, linkers and shells write, and no causes.
 """
@@ -23,7 +23,6 @@ _ERROR = re.compile(
     r"\s*(?:(?:catastrophic|fatal|internal compiler) )?[Ee]rror\b[^:]{0,40}:\s*"
     r"|\s*(?=undefined reference to|multiple definition of)"
 )
-_INTERNAL = "internal compiler error: "
 _OF_TOOLS = re.compile(
     r"[^:]{1,300}:\s*(?:[Ff]atal |internal compiler )?[Ee]rror\s*:|\w+ (?:fatal|error)\s*:"
     r"|(?:\S*/)?ld(?:\.\w+)?: ?"
@@ -39,12 +38,6 @@ _SAYS_NOTHING = re.compile(
 _SUM = re.compile(
     r"ld returned|linker command failed|\d errors? (?:generated|detected)|too many err"
 )
-# Searching for words is cheap. A line without any of these is looked at no further.
-_WORDS = (
-    *("rror", "atal", "ndefined", "annot", "not found", "illed", "No s", "xceeded", "enied"),
-    *("emory", "ld:", "not define", "definition of", "failed to map", "C++", "Read-only"),
-    *("installed version", "not recognized", "wrong ELF", "bad_alloc"),
-)
 _MOST = 2000  # lines looked at, at each end, and characters of a line
 _CONTEXT = 300  # lines of "included from" and "required from" that an error may have
 _FOREIGN = re.compile(
@@ -58,21 +51,11 @@ _INSTANTIATION = re.compile(
     r"(?P<file>[^\s:][^:]*):(?P<line>\d{1,9}):\d{1,9}: note: in instantiation of"
     r"|.* at line (?P<nvline>\d{1,9}) of \"?(?P<nvfile>[^\"]+)"
 )
-_MANGLED = re.compile(r"\b_Z\w+")
 
 
 @dataclass(frozen=True)
 class Report:
-    """A line that reports something.
-
-    Attributes:
-        index: of the line.
-        text: the whole line.
-        said: the message in it.
-        file: the file that it is about, if it names one.
-        number: the line of that file.
-        is_error: whether it is an error rather than a note.
-    """
+    """A line that reports something, perhaps with the place that it is about."""
 
     index: int
     text: str
@@ -86,7 +69,7 @@ class Log:
     """The output of a build, and in it the first step that failed."""
 
     def __init__(self, output: str) -> None:
-        self._all = (_COLOURS.sub("", output) if "\x1b" in output else output).splitlines()
+        self._all = [_ends(line) for line in _COLOURS.sub("", output).splitlines()]
         self.failed, self.lines = _first_failure(self._all)
         self.reports = list(_reports(self.lines))
         if self.failed:
@@ -94,12 +77,12 @@ class Log:
 
     def count_errors(self) -> int:
         """Count the errors of all steps, each once, without the tools' own sums."""
-        return len({one.text for one in _reports(self._all) if one.is_error} - {""})
+        return len({one.text for one in _reports(self._all) if one.is_error})
 
     def last_line(self) -> str | None:
         """Return the last line that says anything."""
-        lines = (_short(line).strip() for line in self.lines[: -_MOST - 1 : -1])
-        return next((line for line in lines if not _SAYS_NOTHING.match(line)), None)
+        said = (line.strip() for line in reversed(self.lines) if not _SAYS_NOTHING.match(line))
+        return next(said, None)
 
     def users_place(self, report: Report) -> tuple[str, int] | None:
         """Find the user's line that led to a report on a header of torch or of the system."""
@@ -108,13 +91,12 @@ class Log:
         before = self.lines[max(0, report.index - _CONTEXT) : report.index]
         after = self.lines[report.index + 1 : report.index + 1 + _CONTEXT]
         included = (i for i in range(len(before) - 1, -1, -1) if before[i].startswith(_INCLUDED))
-        start = next(included, len(before))
         # An instantiation tells more than an include. The user is at the end of the first, and the
         # file nearest to the header is the first of the second.
         places = [
             *_places(_REQUIRER, _until_another_report(before[::-1])),
             *_places(_INSTANTIATION, _until_another_report(after)),
-            *_places(_INCLUDER, before[start:]),
+            *_places(_INCLUDER, before[next(included, len(before)) :]),
         ]
         return places[0] if places else None
 
@@ -124,95 +106,84 @@ def is_foreign(file: str) -> bool:
     return bool(_FOREIGN.search(file))
 
 
+def _ends(text: Any) -> Any:
+    """Return both ends of a long line, which names the place last, or of a long list of lines."""
+    return text if len(text) <= 2 * _MOST else text[:_MOST] + text[-_MOST:]
+
+
 def _first_failure(lines: list[str]) -> tuple[str | None, list[str]]:
-    """Return ninja's line about the first step that failed, and all that the step printed."""
+    """Return ninja's line about the first step that failed, and the step's output."""
     start = next((i for i, line in enumerate(lines) if line.startswith("FAILED: ")), None)
     if start is None:  # not ninja's output, or ninja's own complaint
-        return None, [line for line in lines if not _EDGE.match(line)]
+        return None, _ends([line for line in lines if not _EDGE.match(line)])
     printed = lines[start + 2 :]  # the command stands between
     ends = (
         i
         for i, line in enumerate(printed)
         if line.startswith(("FAILED: ", "ninja: ")) or (line[:1] == "[" and _EDGE.match(line))
     )
-    return lines[start].strip(), printed[: next(ends, len(printed))]
+    return lines[start].strip(), _ends(printed[: next(ends, len(printed))])
 
 
 def _reports(lines: list[str]) -> Iterator[Report]:
     """Yield the lines that may matter, without warnings and quoted sources."""
-    found = [i for i, line in enumerate(lines) if any(word in line for word in _WORDS)]
-    if len(found) > 2 * _MOST:
-        found = found[:_MOST] + found[-_MOST:]
-    for i in found:
-        following = "".join(map(_short, lines[i + 1 : i + 2]))
-        if _QUOTED.match(lines[i][:_MOST]) or (following and _CARET.match(following)):
+    for i, line in enumerate(_ends(lines)):
+        following = lines[i + 1] if i + 1 < len(lines) else ""
+        if not line or _QUOTED.match(line) or (following and _CARET.match(following)):
             continue  # compilers mark the source lines that they quote
-        report = _report(i, _short(lines[i]))
+        report = _report(i, line)
         # Clang's errors may end as warnings do: [-Wc++11-narrowing].
         if not _SUM.search(report.text) and (report.is_error or not _WARNING.search(report.text)):
             yield report
 
 
 def _report(index: int, line: str) -> Report:
-    text = demangled(line.strip())
+    text = re.sub(r"\b_Z\w+", _demangled, line.strip(), count=8) if "_Z" in line else line.strip()
     match = _PLACE.match(text)
     if match is None:
         is_error = bool(_OF_TOOLS.match(text) or _OF_LINKERS.search(text))
         return Report(index, text, text, is_error=is_error)
     error = _ERROR.match(match["rest"])
-    said = match["rest"][error.end() if error and _INTERNAL not in error[0] else 0 :].strip()
+    start = error.end() if error and "internal" not in error[0] else 0
     number = int(match["line"] or match["nvline"])
-    return Report(index, text, said, match["file"], number, is_error=bool(error))
-
-
-def _short(line: str) -> str:
-    """Return a line's two ends: messages about templates are long, and name the place last."""
-    return line if len(line) <= 2 * _MOST else line[:_MOST] + line[-_MOST:]
+    return Report(index, text, match["rest"][start:].strip(), match["file"], number, bool(error))
 
 
 def _until_another_report(lines: list[str]) -> Iterator[str]:
     for line in lines:
-        text = _short(line)
-        match = _PLACE.match(text)
+        match = _PLACE.match(line)
         is_report = match and _ERROR.match(match["rest"])
-        if not text.strip() or is_report or _WARNING.search(text):
+        if not line.strip() or is_report or _WARNING.search(line):
             return
-        yield text
+        yield line
 
 
 def _places(shape: re.Pattern[str], lines: Iterable[str]) -> Iterator[tuple[str, int]]:
-    for line in lines:
-        match = shape.match(_short(line))
-        if match:
-            groups = {name: text for name, text in match.groupdict().items() if text}
-            file = groups.get("file") or groups["nvfile"]
-            if not is_foreign(file):
-                yield file, int(groups.get("line") or groups["nvline"])
+    for match in filter(None, map(shape.match, lines)):
+        groups = {name.removeprefix("nv"): text for name, text in match.groupdict().items() if text}
+        if not is_foreign(groups["file"]):
+            yield groups["file"], int(groups["line"])
 
 
-def demangled(text: str) -> str:
-    """Spell out the names that C++ compilers make: ``f(int) (_Z1fi)``."""
-    return _MANGLED.sub(_spelled_out, text, 8) if "_Z" in text else text
-
-
-def _spelled_out(match: re.Match[str]) -> str:
-    functions = _demangler()
-    found = functions[0](match[0].encode(), None, None, None) if functions else None
-    if not functions or not found:
+def _demangled(match: re.Match[str]) -> str:
+    """Spell out a name that a C++ compiler has made: ``f(int) (_Z1fi)``."""
+    demangle, free = _demangler()
+    found = demangle(match[0].encode(), None, None, None) if demangle else None
+    if not found:
         return match[0]
     try:
         return f"{ctypes.string_at(found).decode(errors='replace')} ({match[0]})"
     finally:
-        functions[1](found)
+        free(found)
 
 
 @functools.cache
-def _demangler() -> tuple[Any, Any] | None:
-    """Find the C++ library's own function, which torch has loaded, and what frees its results."""
+def _demangler() -> tuple[Any, Any]:
+    """Find the C++ library's own function, and the one that frees its results."""
     try:
         demangle, free = ctypes.CDLL("libstdc++.so.6").__cxa_demangle, ctypes.CDLL(None).free
     except (OSError, AttributeError):
-        return None
+        return None, None
     demangle.restype = ctypes.c_void_p
     free.argtypes = [ctypes.c_void_p]
     return demangle, free
