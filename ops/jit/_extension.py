@@ -33,11 +33,11 @@ class Extension:
         fallbacks: specs to use instead, best first, where they are built and ``spec`` is neither
             built nor can be: in a bundle, under ``JITOPS_BUILD=never``, without a compiler.
 
-    A second :meth:`load`, in this process or any later one, runs no compiler, no ninja and no
-    other program, and waits for no lock. (It does ask a compiler behind a launcher or a script who
-    it is.) It checks that sources, headers, flags, compilers, torch and the rest of
-    :mod:`ops.jit._key` are those of the build, and that the library is byte for byte the one that
-    was built. An edited source is built anew, and replaces the code that was loaded.
+    A second :meth:`load`, in this process or any later one, runs no program and waits for no lock.
+    (It does ask a compiler behind a launcher or a script who it is.) It checks that sources,
+    headers, flags, compilers and torch are those of the build, and that the library is byte for
+    byte the one that was built. An edited source is built anew, and replaces the code that was
+    loaded.
     """
 
     def __init__(self, spec: Spec, fallbacks: tuple[Spec, ...] = ()) -> None:
@@ -90,11 +90,10 @@ class Extension:
             entry = self.build_entry(verbose=verbose)
             try:
                 return _load.load(self.effective_spec, entry), entry
-            except _load.EvictedMeanwhile:
-                continue
-            except (OSError, ImportError) as error:
+            except (_load.EvictedMeanwhile, BuildError) as error:
                 if isinstance(error, BuildError):
                     raise
+            except (OSError, ImportError) as error:
                 from ops.jit._compile import _diagnostics
 
                 raise _diagnostics.refused(self.spec, entry.place, error) from error
@@ -121,16 +120,13 @@ class Extension:
 
             spec = self.effective_spec
             return _build_once.build(spec, asked, digest, lambda: _find(spec, digest), verbose)
-        if (missing := _compilers.missing_cxx()) is not None:
-            warnings.warn(
-                f"{missing}: {self.name} is used as another compiler has built it",
-                CacheWarning,
-                stacklevel=3,
-            )
+        if missing := _compilers.missing_cxx():
+            said = f"{missing}: {self.name} is used as another compiler has built it"
+            warnings.warn(said, CacheWarning, stacklevel=3)
         if verbose:
-            from ops.jit._compile import _progress
+            from ops.jit._compile import _runner
 
-            _progress.say(f"{self.name} is in the cache: {entry.place}")
+            _runner.say(f"{self.name} is in the cache: {entry.place}")
         return entry
 
     def _find(self) -> tuple[Entry | None, dict[str, object], str]:

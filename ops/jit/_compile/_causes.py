@@ -12,7 +12,9 @@ _CUDA = r"(?:cuda|cublas|cufft|cusparse|curand|cusolver|cudnn|nvrtc|nvJitLink|th
 _SYMBOL = (
     r"undefined (?:symbol: |reference to )[`'‘]?(?:(?:vtable|VTT|typeinfo|typeinfo name) for )?"
 )
-_TORCHS = _SYMBOL + r"(?:(?:[\w:<>*&]+ ){0,2}(?:c10|at|torch)::|_ZN[VK]*(?:3c10|2at|5torch))"
+_TORCHS = (
+    _SYMBOL + r"(?:(?:[\w:<>*&]+ ){0,2}(?:c10|at|torch)::|_Z(?:T[ISTV])?N[VK]*(?:3c10|2at|5torch))"
+)
 # A string as C++ compilers name it, in the ABI that torch is not built with.
 _OTHER_STRING = (
     r"(?:.*\bstd::(?:string|basic_string<)|\w*RKSs)"
