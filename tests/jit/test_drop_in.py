@@ -190,7 +190,7 @@ def test_modules_of_that_name_stay_imported(cache):
     assert sys.modules["colorsys"] is colorsys
 
 
-# ---- the calls that torch's own tests of its loader make ------------------------------------------
+# ---- the calls that torch's own tests of its loader make -----------------------------------------
 
 TORCHS_TESTS = """
 #include <torch/torch.h>
