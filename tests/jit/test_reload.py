@@ -38,7 +38,9 @@ def test_operators_whose_newer_version_has_an_undefined_symbol(cache):
     operators(namespace, 1)
     held = getattr(torch.ops, namespace).add.default
     for _ in range(2):
-        with pytest.raises(OSError, match=r"does not load:\n.*undefined symbol: nowhere") as raised:
+        with pytest.raises(
+            OSError, match=r"does not load:\n.*undefined symbol: \w*nowhere"
+        ) as raised:
             newer(namespace, UNDEFINED)
         assert isinstance(raised.value, ops.BuildError)
         assert getattr(torch.ops, namespace).add(10) == held(10) == 11
