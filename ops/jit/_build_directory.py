@@ -138,6 +138,9 @@ def _is_torchs(path: Path, content: bytes) -> bool:
 
 def _put(path: Path, content: bytes, same: Path | None, mode: int) -> None:
     """Write a file, noted before, in one rename and through no link, or link it to ``same``."""
+    is_same = path.exists() and (same is None or path.samefile(same))
+    if is_same and _read(path) == content:
+        return
     line = _line(path.name, content)
     if line not in _record(path.parent):
         flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK

@@ -90,9 +90,10 @@ class Extension:
             entry = self.build_entry(verbose=verbose)
             try:
                 return _load.load(self.effective_spec, entry), entry
-            except (_load.EvictedMeanwhile, BuildError) as error:
-                if isinstance(error, BuildError):
-                    raise
+            except _load.EvictedMeanwhile:
+                continue
+            except BuildError:
+                raise
             except (OSError, ImportError) as error:
                 from ops.jit._compile import _diagnostics
 

@@ -117,8 +117,9 @@ def library_names(ldflags: Sequence[str]) -> tuple[list[str], list[str]]:
     """List the folders that ``-L`` names, and the files that ``-l`` may find in folders."""
     folders: list[str] = []
     names: list[str] = []
-    text = " ".join(words(ldflags))
-    option = r"(?:^| )(-L|--library-(?:path|directory)(?=[ =])|-l|--library(?=[ =]))[ =]?(\S+)"
+    text = "\0".join(words(ldflags))
+    long = r"(?:--library(?:-path|-directory)?)(?=[\0=])"
+    option = rf"(?:^|\0)(-L|-l|{long})[\0=]?([^\0]+)"
     for kind, value in re.findall(option, text):
         (names if kind in ("-l", "--library") else folders).append(value)
     files = [one[1:] if one.startswith(":") else f"lib{one}" for one in names]

@@ -215,6 +215,17 @@ def test_a_link_is_somebody_elses(cache, tmp_path, target):
     assert (tmp_path / "elsewhere").read_text() == MINE
 
 
+def test_files_that_are_right_are_left_alone(cache, tmp_path):
+    def files():
+        return {path.name: path.stat().st_ino for path in (tmp_path / "build").iterdir()}
+
+    load_inline("answer", ANSWER, build_directory=tmp_path / "build", **PLAIN)
+    before = files()
+    load_inline("answer", ANSWER, build_directory=tmp_path / "build", **PLAIN)
+    assert files() == before
+    assert set(before) == {".jitops", "answer.so", "compile_commands.json", "main.cpp"}
+
+
 def test_nobody_can_foresee_a_draft(cache, tmp_path):
     """A link in its place would be followed."""
     mine = tmp_path / "mine"

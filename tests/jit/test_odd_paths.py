@@ -31,10 +31,11 @@ ODD = {
     "shell": "a&b;c`d|e",
     "glob": "*",
     "accent": "\u00fc",
+    "comma": "a,~b",
 }
 
 
-PLAIN_ENOUGH = ("space", "accent")  # for ninja and compilers
+PLAIN_ENOUGH = ("space", "accent", "comma")  # for ninja and compilers
 
 
 @pytest.fixture(params=ODD)

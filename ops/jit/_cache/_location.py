@@ -139,7 +139,7 @@ def writable_root() -> Path:
 
 def unusable(root: Path) -> str | None:
     """Return why nothing can be built in ``root``, which is created if need be."""
-    if not re.fullmatch(rb"[\w @%+=./\x80-\xff-]+", os.fsencode(root)):
+    if not re.fullmatch(rb"[\w @%+=,~./\x80-\xff-]+", os.fsencode(root)):
         return f"{root} has characters in its path that build tools cannot pass on"
     try:
         # One by one: mkdir(parents=True) would leave what lies between to the umask.
