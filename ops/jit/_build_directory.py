@@ -79,7 +79,7 @@ def commands_of(entry: Entry, folder: Path | None = None) -> list[dict[str, Any]
 
 
 def _check(path: Path) -> None:
-    """Refuse whatever is no plain file, or one that neither this loader nor torch's has written."""
+    """Refuse a file that neither this loader nor torch's has written, or that is no plain file."""
     try:
         mode = path.lstat().st_mode
     except FileNotFoundError:

@@ -68,7 +68,7 @@ class Extension:
         """Build if need be, and load.
 
         Args:
-            verbose: print each step, and what the compilers print.
+            verbose: print each step, and the output of the compilers.
 
         Returns:
             The Python module, or with ``is_python_module=False`` the library's path, its operators
@@ -104,11 +104,11 @@ class Extension:
         """Build if need be, and load nothing: for images, and for machines without a GPU.
 
         Args:
-            verbose: print each step, and what the compilers print.
+            verbose: print each step, and the output of the compilers.
             retry: of no effect, because a build that has failed is always tried again.
 
         Returns:
-            The library. Raises what :meth:`load` raises.
+            The library. Raises the errors of :meth:`load`.
         """
         return self.build_entry(verbose=verbose).library
 

@@ -83,7 +83,7 @@ def files(flags: Sequence[str]) -> list[Path]:
     """List the files that words name by absolute paths and that no compiler or linker reports.
 
     Compilers report the headers that they read, linkers report objects, archives and scripts. This
-    is for all else, such as response files and ``-specs=``, whatever the option is called.
+    is for all else, such as response files and ``-specs=``, by any option.
     """
     if "/" not in "".join(flags):
         return []
@@ -119,6 +119,7 @@ def library_names(ldflags: Sequence[str]) -> tuple[list[str], list[str]]:
     names: list[str] = []
     text = "\0".join(words(ldflags))
     long = r"(?:--library(?:-path|-directory)?)(?=[\0=])"
+    # An option and its value are one word, or two.
     option = rf"(?:^|\0)(-L|-l|{long})[\0=]?([^\0]+)"
     for kind, value in re.findall(option, text):
         (names if kind in ("-l", "--library") else folders).append(value)

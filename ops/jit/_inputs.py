@@ -1,4 +1,4 @@
-"""Compares, at a look-up, what a build depended on with what is there now.
+"""Compares, at a look-up, the recorded dependencies of a build with those that are there now.
 
 A manifest, which :mod:`ops.jit._record` makes, holds all that only a build can tell: the compilers,
 the files that they read, and which names the folders had that they searched. A doubt counts as a

@@ -28,8 +28,8 @@ from ops.jit._spec import Spec
 
 FORMAT = 8  # of the digest and the manifest: a change makes every entry a miss
 
-# Variables that change what compilers and linkers do without any flag. LD_LIBRARY_PATH, which
-# linkers read too, changes nothing in what they write.
+# Variables that change the output of compilers and linkers without any flag. LD_LIBRARY_PATH, which
+# linkers read too, does not.
 _ENVIRONMENT = (
     *(*_compilers.HEADER_VARIABLES, "GCC_EXEC_PREFIX", "COMPILER_PATH", "CCC_OVERRIDE_OPTIONS"),
     *("SDKROOT", "MACOSX_DEPLOYMENT_TARGET"),

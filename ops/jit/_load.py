@@ -22,7 +22,7 @@ from ops.jit._cache import _entries
 from ops.jit._cache._entries import Entry
 from ops.jit._spec import Spec
 
-# Symbols that whatever registers with torch needs: by torch's macros, or those of the stable ABI.
+# Symbols of libraries that register with torch, by torch's macros or those of the stable ABI.
 _REGISTERS = (b"N5torch7LibraryC", b"torch_library_init_")
 
 
@@ -38,7 +38,7 @@ class Loaded:
         self.result = result  # of load
         self.library = ctypes.CDLL(path)
         self.registers = registers(content)
-        # By which the file can be read, whatever has become of its name.
+        # The file can be read by it even after its name is gone.
         self.file = os.open(path, os.O_RDONLY | os.O_CLOEXEC) if self.registers else -1
         self.retired = False
 

@@ -77,11 +77,11 @@ def include_dir(spec: Spec, folder: Path) -> Iterator[list[Path]]:
 
 
 def _request(spec: Spec) -> dict[str, Any] | None:
-    """Return what a precompiled header for ``spec`` depends on; ``None`` where none can serve."""
+    """Return the request for a header that serves ``spec``; ``None`` where none can serve."""
     compiler = _compilers.cxx()
     if not spec.inline or spec.no_implicit_headers or spec.is_standalone or compiler is None:
         return None
-    # Whatever could put another header in the place of one that it holds.
+    # These could put another header in the place of one that it holds.
     if spec.extra_include_paths or any(os.environ.get(name) for name in _FINDS_HEADERS):
         return None
     flags = [*_flags.words(spec.extra_cflags), *_compilers.words_in("CXX")[1:]]

@@ -1,4 +1,4 @@
-"""Records, after a build, what it depends on: files by their content, folders by what could hide.
+"""Records the dependencies of a finished build: files by content, folders by hiding names.
 
 The tools report what they read and where they search. Nothing is inferred from flags. A file that
 no tool can report is refused. Headers of torch, Python, CUDA and the compiler itself are left out,

@@ -159,7 +159,7 @@ def mark_in_use(folder: Path) -> bool:
 
 
 def release(folder: Path) -> None:
-    """Take back what :func:`mark_in_use` said: the entry may be deleted."""
+    """Undo :func:`mark_in_use`, so that the entry may be deleted."""
     descriptor = _in_use.pop(folder, None)
     if descriptor is not None:
         os.close(descriptor)

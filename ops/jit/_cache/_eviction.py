@@ -18,7 +18,7 @@ _TRACES_LAST = 7 * 24 * 3600.0  # seconds, for logs and locks of extensions that
 
 @dataclass(frozen=True)
 class Item:
-    """An entry, and what its folder tells of its use."""
+    """An entry, with its size and its use."""
 
     entry: _entries.Entry
     size: int
@@ -99,7 +99,7 @@ def remove(root: Path, item: Item) -> bool:
 
 
 def clean(root: Path, is_unwanted: Callable[[Item], bool]) -> list[Item]:
-    """Delete unwanted entries that are not in use, and the traces of what is not there."""
+    """Delete unwanted entries that are not in use, and the traces of entries that are gone."""
     removed = [item for item in items(root) if is_unwanted(item) and remove(root, item)]
     _publish.sweep(root)
     sweep_traces(root, older_than=0.0)

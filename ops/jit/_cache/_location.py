@@ -142,7 +142,7 @@ def unusable(root: Path) -> str | None:
     if not re.fullmatch(rb"[\w @%+=,~./\x80-\xff-]+", os.fsencode(root)):
         return f"{root} has characters in its path that build tools cannot pass on"
     try:
-        # One by one: mkdir(parents=True) would leave what lies between to the umask.
+        # One by one, because mkdir(parents=True) would leave the modes of parents to the umask.
         for folder in (*reversed(root.parents), root, *(root / part for part in PARTS)):
             if not folder.is_dir():
                 make_folder(folder)
@@ -200,5 +200,5 @@ def file_system(path: Path) -> str:
 
 
 def is_shared(path: Path) -> bool:
-    """Whether other hosts may use what is there, unseen from here."""
+    """Whether other hosts may use a file system, unseen from here."""
     return file_system(path).startswith(_SHARED)

@@ -185,7 +185,7 @@ def staging(root: Path, name: str) -> Iterator[Path]:
 
 
 def clear(folder: Path, keep: Sequence[str] = ()) -> None:
-    """Delete what is in a staging folder, but for its lock and the files to keep."""
+    """Empty a staging folder, but for its lock and the files to keep."""
     for path in folder.iterdir():
         if path.name not in (ALIVE, *keep):
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
@@ -247,7 +247,7 @@ def _flush(path: Path) -> None:
 
 
 def sweep(root: Path) -> None:
-    """Delete what dead builders left."""
+    """Delete the folders of dead builders."""
     for folder in (root / "staging").iterdir():
         if _is_abandoned(folder):
             shutil.rmtree(folder, ignore_errors=True)
