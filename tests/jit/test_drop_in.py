@@ -255,8 +255,9 @@ def test_text_with_default_headers(cache):
     assert {name for name, _ in net.named_parameters()} == {"fc.weight", "fc.bias"}
     assert {name for name, _ in net.named_buffers()} == {"buffer"}
     net.forward(torch.ones(1, 5)).sum().backward()
-    assert net.fc.weight.grad.shape == (2, 5)
-    assert net.to(torch.double).fc.weight.dtype == torch.double
+    assert dict(net.named_parameters())["fc.weight"].grad.shape == (2, 5)
+    net.to(torch.double)
+    assert {one.dtype for one in net.parameters()} == {torch.double}
     assert len(list(torch.nn.Sequential(net).parameters())) == 2
     with pytest.warns(UserWarning, match="look here"):
         module.warns()

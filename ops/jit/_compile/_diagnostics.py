@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import os
 import re
 import shlex
 import shutil
@@ -292,7 +293,9 @@ def _script(folder: Path, log: Path, output: str) -> Path | None:
         if path.name in _KEPT:
             shutil.copy(path, kept)
     script = kept / "again.sh"
-    text = command[1].replace(str(folder), str(kept))
+    # The output is in UTF-8, in every locale.
+    before, after = (os.fsencode(path).decode(errors="replace") for path in (folder, kept))
+    text = command[1].replace(before, after)
     text = f'#!/bin/sh\ncd "$(mktemp -d)" || exit\n{text}\n'
     script.write_text(text, encoding="utf-8", errors="surrogateescape")
     return script
