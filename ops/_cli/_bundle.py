@@ -62,7 +62,6 @@ def _import(options: argparse.Namespace) -> None:
 
 
 def _verify(options: argparse.Namespace) -> int:
-    wrong = _admin.verify_bundle(options.file.absolute())
-    files = len(_admin.read_bundle(options.file.absolute()).files)
-    print("\n".join([*wrong, f"{files - len(wrong)} of {files} files are whole"]))
+    count, wrong = _admin.verify_bundle(options.file.absolute())
+    print("\n".join([*wrong, f"{count - len(wrong)} of {count} entries are whole"]))
     return 1 if wrong else 0

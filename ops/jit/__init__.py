@@ -16,16 +16,7 @@ from ops.jit._extension import Extension
 from ops.jit._spec import Spec
 from ops.jit._torch_api import install, load, load_inline, uninstall
 
-__all__ = [
-    "Extension",
-    "Spec",
-    "files",
-    "install",
-    "load",
-    "load_inline",
-    "text",
-    "uninstall",
-]
+__all__ = ["Extension", "Spec", "files", "install", "load", "load_inline", "text", "uninstall"]
 
 
 def files(
@@ -44,10 +35,9 @@ def files(
         name: a C identifier; the module's name, and ``TORCH_EXTENSION_NAME`` in the sources.
             A library that is no module may have any name of letters, digits and ``_.+-``.
         sources: C++ and CUDA files, assembly included.
-        extra_cflags: flags for the C++ compiler.
+        extra_cflags, extra_ldflags: flags for the C++ compiler, and for the linker.
         extra_cuda_cflags: flags for nvcc. Without an architecture among them,
             ``TORCH_CUDA_ARCH_LIST`` or the GPUs of this machine decide.
-        extra_ldflags: flags for the linker.
         extra_include_paths: folders of headers; a header below them that changes means a rebuild.
         is_python_module: ``False`` for a library that registers operators with torch.
 

@@ -1,11 +1,24 @@
-"""The parts of the loader that the ops and the commands of this package use, in one place."""
+"""The parts of the loader that the ops and the commands of this package use, in one place.
+
+Among them: why an extension is not in the cache, as the difference from the nearest entry.
+"""
 
 from __future__ import annotations
 
-from ops.jit import _key
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from ops._errors import JitopsError
+from ops.jit import _inputs, _key
 from ops.jit._build_directory import commands_of
-from ops.jit._cache import _entries, _lock, _publish
-from ops.jit._cache._bundle import export, import_into, read as read_bundle, verify as verify_bundle
+from ops.jit._cache import _bundle, _entries, _location, _publish
+from ops.jit._cache._bundle import (
+    export,
+    import_into,
+    root as bundle_root,
+    verify as verify_bundle,
+)
 from ops.jit._cache._entries import Entry, verify
 from ops.jit._cache._eviction import Item, clean, evict, items
 from ops.jit._cache._location import (
@@ -15,44 +28,92 @@ from ops.jit._cache._location import (
     unusable,
     writable_root,
 )
-from ops.jit._cache._lock import exclusive
+from ops.jit._cache._publish import exclusive
 from ops.jit._compile import _compilers as compilers, _cpu as cpu, _gpu_archs as gpu_archs
-from ops.jit._explain_miss import against, sentence
 from ops.jit._spec import Spec
+
+__all__ = [
+    "Entry", "Item", "against", "bundle_root", "clean", "commands_of", "compilers",
+    "configured_root", "cpu", "evict", "exclusive", "export", "file_system", "gpu_archs",
+    "import_into", "items", "last_failure", "readable_roots", "sentence", "unusable", "verify",
+    "verify_bundle", "writable_root",
+]  # fmt: skip
 
 
 def last_failure(spec: Spec) -> str | None:
     """Return the error of the last build of this very extension, if that failed."""
     name = _entries.entry_name(spec.name, _key.digest(_key.request(spec)))
     for root in readable_roots():
-        failure = _lock.last_failure(_publish.lock_path(root, name))
+        failure = _publish.last_failure(_publish.lock_path(root, name))
         if failure:
             return str(failure["failed"])
     return None
 
 
-__all__ = [
-    "Entry",
-    "Item",
-    "against",
-    "clean",
-    "commands_of",
-    "compilers",
-    "configured_root",
-    "cpu",
-    "evict",
-    "exclusive",
-    "export",
-    "file_system",
-    "gpu_archs",
-    "import_into",
-    "items",
-    "last_failure",
-    "read_bundle",
-    "readable_roots",
-    "sentence",
-    "unusable",
-    "verify",
-    "verify_bundle",
-    "writable_root",
-]
+def sentence(spec: Spec) -> str:
+    """Return the reason in a line."""
+    found = reasons(spec)
+    if found is None:
+        return "there is nothing of that name in the cache"
+    return "; ".join(found) or "nothing differs: it is in the cache"
+
+
+def reasons(spec: Spec) -> list[str] | None:
+    """List how an extension differs from the nearest entry; ``None`` if no entry has its name."""
+    found = (against(spec, entry) for entry in _entries_of(spec.name))
+    # Of as many differences, the smaller ones: one flag, not all of them.
+    return min(found, key=lambda its: (len(its), sum(map(len, its))), default=None)
+
+
+def against(spec: Spec | None, entry: _entries.Entry) -> list[str]:
+    """List why an entry does not serve ``spec``, or its own extension on this machine."""
+    before = entry.manifest.get("request")
+    if not isinstance(before, dict) or before.get("format") != _key.FORMAT:
+        return ["it was built by another version of jitops"]
+    try:
+        asked = json.loads(json.dumps(_key.request(spec) if spec else _key.again(before)))
+        found = list(_requests(before, asked))
+        if spec:
+            found += _inputs.differences(spec, entry.manifest)
+        else:
+            found += _inputs.of_machine(entry.manifest)
+    except _inputs.UNREADABLE as error:
+        if isinstance(error, JitopsError):
+            raise
+        return ["its manifest cannot be read"]
+    return found or ([] if _entries.verify(entry) else ["its library is damaged"])
+
+
+def _entries_of(name: str) -> Iterator[_entries.Entry]:
+    yield from _bundle.entries_of(name)
+    for root in _location.readable_roots():
+        for path in root.glob(f"{name}-????????????????/*/manifest.json"):
+            entry = _entries.open_entry(path.parent)
+            if entry and entry.manifest.get("name") == name:
+                yield entry
+
+
+def _requests(before: dict[str, Any], now: dict[str, Any]) -> Iterator[str]:
+    for field in sorted({*before, *now}):
+        old, new = before.get(field), now.get(field)
+        if old == new:
+            continue
+        if field in ("sources", "files"):
+            olds, news = dict(old or []), dict(new or [])
+            for name in (one for one in {**olds, **news} if olds.get(one) != news.get(one)):
+                how = "new" if name not in olds else "gone" if name not in news else None
+                yield f"{field}: {name} {f'is {how}' if how else 'has changed'}"
+        elif field in ("cpp_sources", "cuda_sources"):
+            yield f"{field}: the text has changed"
+        elif isinstance(old, list) and isinstance(new, list) and field != "torch":
+            less, more = ([one for one in a if one not in b] for a, b in ((old, new), (new, old)))
+            yield f"{field}: {_list(less)} → {_list(more)}" if less or more else f"{field}: order"
+        elif isinstance(old, dict) and isinstance(new, dict):
+            for name in (one for one in {**old, **new} if old.get(one) != new.get(one)):
+                yield f"{field} {name}: {old.get(name)} → {new.get(name)}"
+        else:
+            yield f"{field}: {_list(old)} → {_list(new)}"
+
+
+def _list(value: Any) -> str:
+    return (" ".join(map(str, value)) or "none") if isinstance(value, list) else str(value)

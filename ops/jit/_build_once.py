@@ -11,8 +11,8 @@ from typing import Any
 from ops import _config
 from ops._errors import BuildError, CacheError, JitopsError, NotBuiltError
 from ops.jit import _inputs, _key, _pch, _record
-from ops.jit._cache import _entries, _eviction, _location, _lock, _publish
-from ops.jit._compile import _build, _compilers, _progress
+from ops.jit._cache import _entries, _eviction, _location, _publish
+from ops.jit._compile import _build, _compilers, _runner
 from ops.jit._spec import COMMANDS, Spec
 
 # Kept beside the library: the sources of text, and how it was built.
@@ -29,28 +29,20 @@ def build(
 ) -> _entries.Entry:
     """Build an extension that was not found, or take it from another process that builds it.
 
-    Args:
-        spec: of the extension.
-        asked: the request.
-        digest: of the request.
-        find: looks the extension up again.
-        verbose: print what the compilers print.
-
-    Raises:
-        JitopsError: those of :meth:`ops.jit.Extension.load`.
+    ``find`` looks for it again. Raises the errors of :meth:`ops.jit.Extension.load`.
     """
     settings = _config.settings()
     if settings.build == "never":
-        from ops.jit import _explain_miss
+        from ops.jit import _admin
 
-        reasons = "; ".join([_explain_miss.sentence(spec), *_location.refusals()])
+        reasons = "; ".join([_admin.sentence(spec), *_location.refusals()])
         raise NotBuiltError(f"{spec.name} is not built yet, and JITOPS_BUILD=never: {reasons}")
     root = _location.writable_root()
     name = _entries.entry_name(spec.name, digest)
     started = time.time()
     try:
         path = _publish.lock_path(root, name)
-        with _lock.exclusive(path, spec.name, settings.build_timeout, _progress.say) as lock:
+        with _publish.exclusive(path, spec.name, settings.build_timeout, _runner.say) as lock:
             entry = find()
             if entry:
                 return entry
@@ -65,7 +57,7 @@ def build(
                 raise
         with contextlib.suppress(OSError):
             _publish.log_path(root, name).unlink(missing_ok=True)
-        # What has been built is not lost because something else cannot be deleted.
+        # A finished build is not lost because something else cannot be deleted.
         with contextlib.suppress(OSError):
             _eviction.sweep_traces(root)
             _eviction.evict(root, settings.cache_max_size, newest=entry.folder)
@@ -83,11 +75,12 @@ def _build_here(
         for _ in range(_ATTEMPTS):
             started = time.time()
             with _pch.include_dir(spec, folder) as first:
-                built = _build.build(
-                    spec, folder, _publish.log_path(root, name), include_first=first, echo=verbose
-                )
-            recorded = _record.record(spec, built)
-            changed = _changed(spec, digest, recorded, started)
+                log = _publish.log_path(root, name)
+                library = _build.build(spec, folder, log, include_first=first, echo=verbose)
+            recorded = _record.record(spec, folder)
+            changed = _inputs.changed_since(spec, recorded, started)
+            if _key.digest(_key.request(spec)) != digest:
+                changed = "a source"
             if not changed:
                 break
             # Nobody knows which version the compiler read.
@@ -98,19 +91,14 @@ def _build_here(
                 f"times, so that no result can be trusted"
             )
         _compilers.check_torch()
-        _pch.schedule(spec, folder, root)
+        if not first:
+            _pch.schedule(spec, folder, root)
         manifest = {
             "name": spec.name,
             "digest": digest,
             "request": asked,
-            "seconds": round(built.seconds, 3),
+            "seconds": round(time.time() - started, 3),
             "built": time.time(),
             **recorded,
         }
-        return _publish.publish(root, folder, built.library, manifest, keep=_KEPT)
-
-
-def _changed(spec: Spec, digest: str, recorded: _inputs.Manifest, started: float) -> str | None:
-    if _key.digest(_key.request(spec)) != digest:
-        return "a source"
-    return _inputs.changed_since(spec, recorded, started)
+        return _publish.publish(root, folder, library, manifest, keep=_KEPT)

@@ -33,11 +33,11 @@ class Extension:
         fallbacks: specs to use instead, best first, where they are built and ``spec`` is neither
             built nor can be: in a bundle, under ``JITOPS_BUILD=never``, without a compiler.
 
-    A second :meth:`load`, in this process or any later one, runs no compiler, no ninja and no
-    other program, and waits for no lock. (It does ask a compiler behind a launcher or a script who
-    it is.) It checks that sources, headers, flags, compilers, torch and the rest of
-    :mod:`ops.jit._key` are those of the build, and that the library is byte for byte the one that
-    was built. An edited source is built anew, and replaces the code that was loaded.
+    A second :meth:`load`, in this process or any later one, runs no program and waits for no lock.
+    (It does ask a compiler behind a launcher or a script who it is.) It checks that sources,
+    headers, flags, compilers and torch are those of the build, and that the library is byte for
+    byte the one that was built. An edited source is built anew, and replaces the code that was
+    loaded.
     """
 
     def __init__(self, spec: Spec, fallbacks: tuple[Spec, ...] = ()) -> None:
@@ -68,7 +68,7 @@ class Extension:
         """Build if need be, and load.
 
         Args:
-            verbose: print each step, and what the compilers print.
+            verbose: print each step, and the output of the compilers.
 
         Returns:
             The Python module, or with ``is_python_module=False`` the library's path, its operators
@@ -92,9 +92,9 @@ class Extension:
                 return _load.load(self.effective_spec, entry), entry
             except _load.EvictedMeanwhile:
                 continue
+            except BuildError:
+                raise
             except (OSError, ImportError) as error:
-                if isinstance(error, BuildError):
-                    raise
                 from ops.jit._compile import _diagnostics
 
                 raise _diagnostics.refused(self.spec, entry.place, error) from error
@@ -104,11 +104,11 @@ class Extension:
         """Build if need be, and load nothing: for images, and for machines without a GPU.
 
         Args:
-            verbose: print each step, and what the compilers print.
+            verbose: print each step, and the output of the compilers.
             retry: of no effect, because a build that has failed is always tried again.
 
         Returns:
-            The library. Raises what :meth:`load` raises.
+            The library. Raises the errors of :meth:`load`.
         """
         return self.build_entry(verbose=verbose).library
 
@@ -121,16 +121,13 @@ class Extension:
 
             spec = self.effective_spec
             return _build_once.build(spec, asked, digest, lambda: _find(spec, digest), verbose)
-        if (missing := _compilers.missing_cxx()) is not None:
-            warnings.warn(
-                f"{missing}: {self.name} is used as another compiler has built it",
-                CacheWarning,
-                stacklevel=3,
-            )
+        if missing := _compilers.missing_cxx():
+            said = f"{missing}: {self.name} is used as another compiler has built it"
+            warnings.warn(said, CacheWarning, stacklevel=3)
         if verbose:
-            from ops.jit._compile import _progress
+            from ops.jit._compile import _runner
 
-            _progress.say(f"{self.name} is in the cache: {entry.place}")
+            _runner.say(f"{self.name} is in the cache: {entry.place}")
         return entry
 
     def _find(self) -> tuple[Entry | None, dict[str, object], str]:

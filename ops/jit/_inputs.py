@@ -1,7 +1,7 @@
-"""Compares, at a look-up, what a build depended on with what is there now.
+"""Compares, at a look-up, the recorded dependencies of a build with those that are there now.
 
 A manifest, which :mod:`ops.jit._record` makes, holds all that only a build can tell: the compilers,
-the files that they read, what the folders had that they searched. Whatever is in doubt counts as a
+the files that they read, and which names the folders had that they searched. A doubt counts as a
 change, hence as a rebuild.
 """
 
@@ -45,31 +45,20 @@ def _of_files(spec: Spec, manifest: Manifest) -> Iterator[str]:
     imported = bool(manifest.get("imported"))
     # Where nothing is compiled, the system's headers need not be there.
     foreign = imported or _compilers.cxx() is None
-    stat, join = os.stat, os.path.join
     for number, name, content, *recorded in manifest["inputs"]:
-        path = name if number < 0 else join(roots[number], name)
-        if recorded:
-            try:
-                now = stat(path)
-            except OSError:
-                if foreign:
-                    continue
-            else:
-                # Size, modification, change: nobody can set back the last of them.
-                if recorded == [now.st_size, now.st_mtime_ns, now.st_ctime_ns]:
-                    continue
+        path = name if number < 0 else os.path.join(roots[number], name)
+        if recorded and recorded == times(path):
+            continue
         # Another machine's system, or headers that this one need not have.
-        others = number < 0 and foreign
-        if others and ((imported and path.startswith(SYSTEM)) or not os.path.exists(path)):
+        of_system = imported and path.startswith(SYSTEM)
+        if number < 0 and foreign and (of_system or not os.path.exists(path)):
             continue
         if digest_of(path) != content:
             yield f"{name} has changed"
     parts, exact = frozenset(manifest["names"]), manifest["exact"]
     for number, name, is_shadow, found in manifest["searched"]:
-        if number < 0 and foreign:
-            continue
         folder = name if number < 0 else os.path.join(roots[number], name)
-        if listing(folder, is_shadow, parts, exact) != found:
+        if not (number < 0 and foreign) and listing(folder, is_shadow, parts, exact) != found:
             yield "a file has come or gone that may hide another"
             break
     if not imported and manifest["place"] not in (None, roots):
@@ -108,10 +97,7 @@ def of_machine(manifest: Manifest) -> Iterator[str]:
 
 
 def changed_since(spec: Spec, manifest: Manifest, since: float) -> str | None:
-    """Find an input that was edited after a time, while the compilers ran.
-
-    A clock ahead of ours, on a network file system, is no edit.
-    """
+    """Find an input that was edited after a time, while the compilers ran."""
     roots = [str(root) for root in spec.header_roots]
     paths = []
     for number, name, content, *_ in manifest["inputs"]:
@@ -121,14 +107,12 @@ def changed_since(spec: Spec, manifest: Manifest, since: float) -> str | None:
     for number, name, _, found in manifest["searched"]:
         folder = name if number < 0 else os.path.join(roots[number], name)
         paths += [path for one in found if os.path.isfile(path := os.path.join(folder, one))]
-    now = time.time()
+    # A clock ahead of ours, on a network file system, is no edit.
+    now = time.time_ns()
     for path in paths:
-        try:
-            status = os.stat(path)
-        except OSError:
-            return path
         # A file that is moved here keeps the time of its last edit.
-        if any(since < when <= now for when in (status.st_mtime, status.st_ctime)):
+        _, *when = times(path) or [0, now]
+        if any(since * 1e9 < one <= now for one in when):
             return path
     return None
 
@@ -144,6 +128,18 @@ def locate(spec: Spec, path: str) -> tuple[int, str]:
     return -1, path
 
 
+def times(path: str) -> list[int]:
+    """Return a file's size, and its times of modification and change; nothing if it is gone.
+
+    Nobody can set back the time of change.
+    """
+    try:
+        status = os.stat(path)
+    except OSError:
+        return []
+    return [status.st_size, status.st_mtime_ns, status.st_ctime_ns]
+
+
 def digest_of(path: str) -> str:
     """Return the digest of a file's content."""
     try:
@@ -156,13 +152,9 @@ def digest_of(path: str) -> str:
 def listing(
     folder: str, is_shadow: bool, parts: Collection[str], exact: Collection[str]
 ) -> list[str]:
-    """List what a folder has of names.
+    """List which of these names a folder has: ``parts`` of paths, at any depth, or ``exact`` paths.
 
-    Args:
-        folder: it need not exist.
-        is_shadow: search it, and what it has below, for ``parts``.
-        parts: of paths.
-        exact: paths below the folder.
+    Only a folder that is a shadow, in which a new file may hide another, is searched for parts.
     """
     found = _below(folder, parts) if is_shadow else []
     return [*found, *(name for name in exact if os.path.exists(os.path.join(folder, name)))]
@@ -176,9 +168,8 @@ def _below(folder: str, parts: Collection[str]) -> list[str]:
         return []
     found = []
     for name, is_folder in here:
-        found.append(name)
-        if is_folder:
-            found += [f"{name}/{one}" for one in _below(os.path.join(folder, name), parts)]
+        inner = _below(os.path.join(folder, name), parts) if is_folder else []
+        found += [name, *(f"{name}/{one}" for one in inner)]
     return found
 
 

@@ -1,9 +1,9 @@
-"""The request for an extension, which is all that is known of a library before it is built.
+"""The request for an extension: all that is known of a library before it is built.
 
-A look-up must not run a compiler, so what a library depends on comes in two parts. What is known
-without one makes the digest, here. What only a build can tell is in the entry's manifest, and
-:mod:`ops.jit._inputs` compares it. The request holds contents, and neither paths nor times of
-files, so that a cache, a checkout or an environment can move.
+A look-up must not run a compiler, so a library's dependencies come in two parts. Those known
+without a compiler make the digest, here. Those that only a build can tell are in the entry's
+manifest, and :mod:`ops.jit._inputs` compares them. The request holds contents, and neither paths
+nor times of files, so that a cache, a checkout or an environment can move.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from ops.jit import _flags
 from ops.jit._compile import _compilers
 from ops.jit._spec import Spec
 
-FORMAT = 7  # of the digest and the manifest: a change makes every entry a miss
+FORMAT = 8  # of the digest and the manifest: a change makes every entry a miss
 
-# Variables that change what compilers and linkers do without any flag. LD_LIBRARY_PATH, which
-# linkers read too, changes nothing in what they write.
+# Variables that change the output of compilers and linkers without any flag. LD_LIBRARY_PATH, which
+# linkers read too, does not.
 _ENVIRONMENT = (
     *(*_compilers.HEADER_VARIABLES, "GCC_EXEC_PREFIX", "COMPILER_PATH", "CCC_OVERRIDE_OPTIONS"),
     *("SDKROOT", "MACOSX_DEPLOYMENT_TARGET"),
@@ -40,11 +40,7 @@ _FLAGS = ("extra_cflags", "extra_cuda_cflags", "extra_ldflags")
 
 
 def request(spec: Spec) -> dict[str, Any]:
-    """Describe an extension and the environment it is requested in, readably and without paths.
-
-    Raises:
-        ArgumentError: a source cannot be read.
-    """
+    """Describe an extension and the environment it is requested in, readably and without paths."""
     flags = (*spec.extra_cflags, *spec.extra_cuda_cflags, *spec.extra_ldflags)
     return {
         "format": FORMAT,
@@ -58,7 +54,6 @@ def request(spec: Spec) -> dict[str, Any]:
         "cflags": spec.extra_cflags,
         "cuda_cflags": spec.extra_cuda_cflags,
         "ldflags": spec.extra_ldflags,
-        "expanded": [word for one in _FLAGS for word in _flags.expanded(getattr(spec, one))],
         "files": _files(spec),
         "cuda": spec.uses_cuda,
         "standalone": spec.is_standalone,
@@ -68,7 +63,11 @@ def request(spec: Spec) -> dict[str, Any]:
 
 def _here(*, cuda: bool, python: bool, native: bool) -> dict[str, Any]:
     """Describe this machine."""
-    native = native or _flags.is_native(tuple(_of_commands(cuda)))
+    features: list[str] = []
+    if native or _flags.is_native(tuple(_of_commands(cuda))):
+        from ops.jit._compile import _cpu  # few extensions need it
+
+        features = sorted(_cpu.features())
     names = (*_ENVIRONMENT, *(_CUDA_ENVIRONMENT if cuda else ()))
     return {
         "cxx_arguments": _compilers.words_in("CXX")[1:],
@@ -76,15 +75,9 @@ def _here(*, cuda: bool, python: bool, native: bool) -> dict[str, Any]:
         "cxx11_abi": torch.compiled_with_cxx11_abi(),
         "python": sysconfig.get_config_var("SOABI") if python else None,
         "platform": [sys.platform, platform.machine()],
-        "cpu": _cpu_features() if native else [],
+        "cpu": features,
         "environment": {name: os.environ[name] for name in names if name in os.environ},
     }
-
-
-def _cpu_features() -> list[str]:
-    from ops.jit._compile import _cpu  # few extensions need it
-
-    return sorted(_cpu.features())
 
 
 def _of_commands(cuda: bool) -> list[str]:
@@ -98,10 +91,8 @@ def _of_commands(cuda: bool) -> list[str]:
 
 def again(before: dict[str, Any]) -> dict[str, Any]:
     """Make an earlier request anew on this machine, with the same sources and flags."""
-    machine = _here(
-        cuda=bool(before["cuda"]), python=bool(before["python"]), native=bool(before["cpu"])
-    )
-    return {**before, "format": FORMAT, **machine}
+    cuda, python, native = (bool(before[name]) for name in ("cuda", "python", "cpu"))
+    return {**before, "format": FORMAT, **_here(cuda=cuda, python=python, native=native)}
 
 
 def digest(asked: dict[str, Any]) -> str:
@@ -122,13 +113,12 @@ def _content(path: Path, argument: str = "sources") -> str:
 
 def _files(spec: Spec) -> list[list[str]]:
     """Describe the files that flags name and that no tool reports."""
-    found = []
-    for argument in _FLAGS:
-        for path in _flags.files(getattr(spec, argument)):
-            found.append([path.name, _content(path, f"{argument}: files named in it")])
+    found = [
+        [path.name, _content(path, f"{argument}: files named in it")]
+        for argument in _FLAGS
+        for path in _flags.files(getattr(spec, argument))
+    ]
     for path in _flags.files(_of_commands(spec.uses_cuda)):
         if not os.access(path, os.X_OK):  # a program counts by who it is
-            found.append(
-                [path.name, _content(path, "the compilers' variables: files named in them")]
-            )
+            found.append([path.name, _content(path, "the compilers' variables: files in them")])
     return found

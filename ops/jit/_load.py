@@ -22,7 +22,7 @@ from ops.jit._cache import _entries
 from ops.jit._cache._entries import Entry
 from ops.jit._spec import Spec
 
-# Symbols that whatever registers with torch needs: by torch's macros, or those of the stable ABI.
+# Symbols of libraries that register with torch, by torch's macros or those of the stable ABI.
 _REGISTERS = (b"N5torch7LibraryC", b"torch_library_init_")
 
 
@@ -31,22 +31,14 @@ class EvictedMeanwhile(Exception):  # noqa: N818 - no error: the entry is looked
 
 
 class Loaded:
-    """A library that this process has loaded.
-
-    Attributes:
-        name: of the extension.
-        result: what the caller got.
-        library: to find ``jitops_retire`` in.
-        file: a descriptor by which the file can be read, whatever has become of its name.
-        registers: whether it registers operators with torch.
-        retired: whether these were withdrawn.
-    """
+    """A library that this process has loaded."""
 
     def __init__(self, name: str, result: ModuleType | Path, path: str, content: bytes) -> None:
-        self.name = name
-        self.result = result
+        self.name = name  # of the extension
+        self.result = result  # of load
         self.library = ctypes.CDLL(path)
         self.registers = registers(content)
+        # The file can be read by it even after its name is gone.
         self.file = os.open(path, os.O_RDONLY | os.O_CLOEXEC) if self.registers else -1
         self.retired = False
 
@@ -56,9 +48,8 @@ class Loaded:
         return os.pread(self.file, os.fstat(self.file).st_size, 0) if self.file >= 0 else b""
 
     def retire(self) -> None:
-        """Have the library take back what it has registered; its code stays in memory."""
-        retire: Any = self.library.jitops_retire
-        retire()
+        """Have the library take back its registrations; its code stays in memory."""
+        self.library.jitops_retire()
         self.retired = True
         os.close(self.file)
         self.file = -1
@@ -75,18 +66,11 @@ os.register_at_fork(after_in_child=lambda: globals().update(_loading=threading.R
 
 
 def load(spec: Spec, entry: Entry) -> ModuleType | Path:
-    """Load an entry, once; it replaces older versions of the extension.
-
-    Raises:
-        EvictedMeanwhile: it is being deleted.
-        ConfigError: the runtime of a sanitizer is not there.
-        OSError, ImportError: the dynamic linker refuses it.
-        BuildError: it would end the process, or cannot replace what is loaded.
-    """
+    """Load an entry, once; it replaces older versions of the extension."""
     with _loading:
         present = _loaded.get(entry.folder)
         if present and not present.retired:
-            if not _entries.is_in_use(entry.folder):  # it was replaced, and is asked for again
+            if _current.get(spec.name) != entry.folder:  # it was replaced, and is asked for again
                 _entries.mark_in_use(entry.folder)
             _take_over(spec.name, entry.folder)
             return present.result
@@ -128,7 +112,7 @@ def _load(spec: Spec, entry: Entry, retired: Loaded | None) -> ModuleType | Path
             result = _module(spec, path) if spec.is_python_module else _operators(entry, path)
         except (OSError, ImportError) as error:
             if withdrawn:
-                error.__notes__ = ["what was loaded before is withdrawn: start a new process"]
+                error.__notes__ = ["the older version is withdrawn: start a new process"]
             raise
         if withdrawn:
             _reload.renew(withdrawn)
@@ -148,21 +132,21 @@ def _copied(name: str, content: bytes) -> Iterator[str]:
     The dynamic linker knows a library by the spelling of its path. The kernel gives numbers of
     closed descriptors anew, but dots and slashes lead nowhere else, so they can count.
     """
-    if hasattr(os, "memfd_create"):
-        descriptor = os.memfd_create(name)
-        try:
-            with os.fdopen(os.dup(descriptor), "wb") as file:
-                file.write(content)
-            spelled = "".join(".//" if bit == "1" else "./" for bit in f"{next(_copies):b}")
-            yield f"/proc/self/fd/{spelled}{descriptor}"
-        finally:
-            os.close(descriptor)
-    else:
+    if not hasattr(os, "memfd_create"):
         import tempfile
 
         with tempfile.TemporaryDirectory(prefix="jitops-") as folder:
             Path(folder, name).write_bytes(content)
             yield str(Path(folder, name))
+        return
+    descriptor = os.memfd_create(name)
+    try:
+        with os.fdopen(os.dup(descriptor), "wb") as file:
+            file.write(content)
+        spelled = "".join(".//" if bit == "1" else "./" for bit in f"{next(_copies):b}")
+        yield f"/proc/self/fd/{spelled}{descriptor}"
+    finally:
+        os.close(descriptor)
 
 
 def _module(spec: Spec, path: str) -> ModuleType:
@@ -180,8 +164,8 @@ def _module(spec: Spec, path: str) -> ModuleType:
         if older is not None:
             known[spec.name] = older
         raise
-    # CPython has just made it what `import` of its name finds. An older version of it gives way;
-    # what merely has the same name (an extension called "random") does not.
+    # CPython has just put it into sys.modules. An older version of it gives way there; a module
+    # that merely has the same name (an extension called "random") does not.
     if before is not None and not any(before is loaded.result for loaded in _loaded.values()):
         sys.modules[spec.name] = before
     return module
@@ -189,14 +173,12 @@ def _module(spec: Spec, path: str) -> ModuleType:
 
 def _interpreter_state() -> dict[str, Any]:
     """Return the dictionary where pybind11 keeps modules by name, older versions included."""
-    # Prototypes of our own: those of ctypes.pythonapi are everybody's.
-    get = ctypes.PYFUNCTYPE(ctypes.c_void_p)(("PyInterpreterState_Get", ctypes.pythonapi))
-    get_dict = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p)(
-        ("PyInterpreterState_GetDict", ctypes.pythonapi)
-    )
+    # Prototypes of our own, because those of ctypes.pythonapi are everybody's.
+    pointer, api = ctypes.c_void_p, ctypes.pythonapi
+    get = ctypes.PYFUNCTYPE(pointer)(("PyInterpreterState_Get", api))
+    get_dict = ctypes.PYFUNCTYPE(pointer, pointer)(("PyInterpreterState_GetDict", api))
     state = get_dict(get())  # borrowed, so not a py_object
-    found: dict[str, Any] = ctypes.cast(state, ctypes.py_object).value if state else {}
-    return found
+    return ctypes.cast(state, ctypes.py_object).value if state else {}
 
 
 def _operators(entry: Entry, path: str) -> Path:

@@ -1,8 +1,8 @@
 """``torch/extension.h`` precompiled, which is most of the time of a build with default headers.
 
 Once such a build is done, a background process (:func:`main`) precompiles the header with the same
-flags, at the lowest priority. Builds that come after it take what it made; nothing ever waits for
-it. g++ only. The precompiled header is an entry of the cache like any other.
+flags, at the lowest priority. Later builds take the result; nothing ever waits for it. g++ only.
+The precompiled header is an entry of the cache like any other.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ import torch
 from ops import _config
 from ops._errors import BuildTimeoutError, JitopsError
 from ops.jit import _flags, _inputs, _key, _record
-from ops.jit._cache import _entries, _eviction, _lock, _publish
-from ops.jit._compile import _build, _compilers, _cpu, _progress
+from ops.jit._cache import _entries, _eviction, _publish
+from ops.jit._compile import _build, _compilers, _cpu, _runner
 from ops.jit._spec import Spec
 
 NAME = "torch_extension_h"
@@ -36,8 +36,8 @@ _HEADER = "torch/extension.h"
 _NEEDS_MEMORY = 4 << 30  # bytes: the compiler takes three of them
 _NEEDS_DISK = 4 << 30  # bytes: the file takes up to one
 _NEEDS_CACHE = 3 << 29  # bytes
-# Not "python -m": the current folder or PYTHONPATH may have an "ops" of its own, and this very one
-# is to run, with all else found where it is found here.
+# Not "python -m", because the current folder or PYTHONPATH may have an "ops" of its own. This very
+# one is to run, with the same sys.path.
 _PROCESS = """
 import sys
 sys.path[:] = sys.argv[2:]
@@ -57,26 +57,18 @@ _FINDS_HEADERS = (*_compilers.HEADER_VARIABLES, "GCC_EXEC_PREFIX", "COMPILER_PAT
 _FOR_LINKERS = ("LIBRARY_PATH", "LD_RUN_PATH", "LDEMULATION", "GNUTARGET", "SOURCE_DATE_EPOCH")
 
 
-# ---- use -----------------------------------------------------------------------------------------
-
-
 @contextlib.contextmanager
 def include_dir(spec: Spec, folder: Path) -> Iterator[list[Path]]:
-    """Yield the folders to search first, in which g++ finds the precompiled header if there is one.
-
-    Args:
-        spec: of the extension that is about to be built.
-        folder: where it is built.
-    """
+    """Yield the folders to search first for a build in ``folder``: there g++ finds the header."""
     asked = _request(spec) if _config.settings().pch else None
-    entry = _find(asked, _entries.find) if asked else None
+    entry = _find(asked) if asked else None
     if entry is None or not _entries.mark_in_use(entry.folder):
         yield []
         return
     first = folder / "precompiled"
     (first / "torch").mkdir(parents=True)
     (first / "torch" / _FILE).symlink_to(entry.library)
-    # For text that includes it once more: g++ would look for it where it found the precompiled one.
+    # For text that includes it once more, because g++ would look beside the precompiled one.
     (first / _HEADER).symlink_to(Path(torch.__file__).parent / "include" / _HEADER)
     try:
         yield [first]
@@ -85,11 +77,11 @@ def include_dir(spec: Spec, folder: Path) -> Iterator[list[Path]]:
 
 
 def _request(spec: Spec) -> dict[str, Any] | None:
-    """Return what a precompiled header for ``spec`` depends on; ``None`` where none can serve."""
+    """Return the request for a header that serves ``spec``; ``None`` where none can serve."""
     compiler = _compilers.cxx()
     if not spec.inline or spec.no_implicit_headers or spec.is_standalone or compiler is None:
         return None
-    # Whatever could put another header in the place of one that it holds.
+    # These could put another header in the place of one that it holds.
     if spec.extra_include_paths or any(os.environ.get(name) for name in _FINDS_HEADERS):
         return None
     flags = [*_flags.words(spec.extra_cflags), *_compilers.words_in("CXX")[1:]]
@@ -110,23 +102,19 @@ def _spec(asked: dict[str, Any]) -> Spec:
     return Spec(name=NAME, cpp_sources=("",), extra_cflags=flags, with_cuda=asked["cuda"])
 
 
-def _find(asked: dict[str, Any], find: Any) -> _entries.Entry | None:
+def _find(asked: dict[str, Any]) -> _entries.Entry | None:
     digest, spec = _key.digest(asked), _spec(asked)
 
     def accepts(manifest: _entries.Manifest) -> bool:
         return manifest.get("digest") == digest and _inputs.accepts(spec, manifest)
 
-    found: _entries.Entry | None = find(_entries.entry_name(NAME, digest), accepts)
-    return found
-
-
-# ---- scheduling ----------------------------------------------------------------------------------
+    return _entries.find(_entries.entry_name(NAME, digest), accepts)
 
 
 def schedule(spec: Spec, folder: Path, root: Path) -> None:
-    """Have the header precompiled for builds to come, as ``spec`` was just built in ``folder``.
+    """Have the header precompiled for later builds, as ``spec`` was just built in ``folder``.
 
-    Whatever goes wrong is said, and costs no build.
+    A failure is said, and costs no build.
     """
     try:
         asked = _request(spec)
@@ -139,23 +127,22 @@ def schedule(spec: Spec, folder: Path, root: Path) -> None:
             or _cpu.free_memory() < _NEEDS_MEMORY
             or shutil.disk_usage(root).free < _NEEDS_DISK
             or _config.settings().cache_max_size < _NEEDS_CACHE
-            or _find(asked, _entries.find_unverified)
             or _is_being_made(asked, root)
         ):
             return
-        _progress.say(
+        _runner.say(
             f"precompiling {_HEADER} in the background, for builds to come: a minute of one core, "
             f"half a gigabyte of the cache (JITOPS_PCH=0: never)"
         )
         _spawn(python, {"asked": asked, "command": _command(folder), "root": str(root)})
     except Exception as error:
-        _progress.say(f"{_HEADER} is not precompiled: {error}")
+        _runner.say(f"{_HEADER} is not precompiled: {error}")
 
 
 def _is_being_made(asked: dict[str, Any], root: Path) -> bool:
     path = _publish.lock_path(root, _entries.entry_name(NAME, _key.digest(asked)))
     try:
-        with _lock.exclusive(path, NAME, 0.0, lambda _: None):
+        with _publish.exclusive(path, NAME, 0.0, lambda _: None):
             return False
     except BuildTimeoutError:
         return True
@@ -173,22 +160,18 @@ def _command(folder: Path) -> list[str]:
 
 def _spawn(python: str, job: dict[str, Any]) -> None:
     """Start the process. It reads its job, however long, from a file without a name."""
-    # The shell ends at once: nobody has to wait for its child, and none is left a zombie. Left to
-    # itself, it would give the child no stdin.
+    # The shell ends at once, so that nobody has to wait for its child, and none is left a zombie.
+    # By itself it would give the child no stdin.
     script = 'exec 3<&0; "$@" <&3 3<&- >/dev/null 2>&1 &'
     path = [one for one in sys.path if os.path.isabs(one)]  # not the current folder
-    package = Path(__file__).resolve().parents[1] / "__init__.py"
+    package = str(Path(__file__).resolve().parents[1] / "__init__.py")
+    command = ["nice", "-n", "19", python, "-c", _PROCESS, package, *path]
     with tempfile.TemporaryFile("w+", encoding="utf-8") as told:
         json.dump(job, told)
         told.flush()
         told.seek(0)
-        subprocess.run(
-            ["/bin/sh", "-c", script, "sh", "nice", "-n", "19", python, "-c", _PROCESS,
-             str(package), *path],
-            stdin=told,
-            start_new_session=True,
-            check=False,
-        )  # fmt: skip
+        shell = ["/bin/sh", "-c", script, "sh", *command]
+        subprocess.run(shell, stdin=told, start_new_session=True, check=False)
 
 
 # ---- the background process ----------------------------------------------------------------------
@@ -202,8 +185,8 @@ def main() -> None:
     root, asked = Path(told["root"]), told["asked"]
     name = _entries.entry_name(NAME, _key.digest(asked))
     try:
-        with _lock.exclusive(_publish.lock_path(root, name), NAME, 0.1, lambda _: None):
-            if _find(asked, _entries.find_unverified):
+        with _publish.exclusive(_publish.lock_path(root, name), NAME, 0.1, lambda _: None):
+            if _find(asked):
                 return
             with _publish.staging(root, name) as folder:
                 entry = _make(asked, told["command"], root, folder)
@@ -218,29 +201,17 @@ def main() -> None:
 def _make(
     asked: dict[str, Any], command: list[str], root: Path, folder: Path
 ) -> _entries.Entry | None:
-    started, spec = time.time(), _spec(asked)
-    header, file = folder / "extension.h", folder / _FILE
-    header.write_text(f"#include <{_HEADER}>\n")
-    reports = ["-fno-canonical-system-headers", "-MD", "-MF", str(folder / "extension.o.d")]
-    subprocess.run(
-        [*command, *reports, "-x", "c++-header", str(header), "-o", str(file)],
-        check=True,
-        cwd=folder,
-    )
-    (folder / "extension.o").touch()  # what the report is of, as for a source
+    started, spec, file = time.time(), _spec(asked), folder / _FILE
+    (folder / "extension.h").write_text(f"#include <{_HEADER}>\n")
+    (folder / "extension.o").touch()  # the report is named after it, as for a source
+    reports = ["-fno-canonical-system-headers", "-MD", "-MF", "extension.o.d"]
+    words = [*command, *reports, "-x", "c++-header", "extension.h", "-o", _FILE]
+    subprocess.run(words, check=True, cwd=folder)
     with (folder / "search.txt").open("wb") as search:
         words = [*command, "-E", "-v", "-x", "c++", os.devnull]
         subprocess.run(words, stdout=search, stderr=subprocess.STDOUT, check=True, cwd=folder)
-    recorded = {**_record.of_machine(spec), **_record.of_files(spec, folder, folder, linked=False)}
+    recorded = _record.record(spec, folder, linked=False)
     if _inputs.changed_since(spec, recorded, started):
         return None
-    manifest = {
-        "name": NAME,
-        "digest": _key.digest(asked),
-        "request": asked,
-        "replaceable": True,
-        "seconds": round(time.time() - started, 3),
-        "built": time.time(),
-        **recorded,
-    }
-    return _publish.publish(root, folder, file, manifest)
+    manifest = {"name": NAME, "digest": _key.digest(asked), "request": asked, "replaceable": True}
+    return _publish.publish(root, folder, file, {**manifest, **recorded, "built": time.time()})

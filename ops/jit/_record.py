@@ -1,14 +1,15 @@
-"""Records, after a build, what it depends on: files by their content, folders by what could hide.
+"""Records the dependencies of a finished build: files by content, folders by hiding names.
 
-The tools report what they read and where they search. Nothing is inferred from flags. What no tool
-can report is refused. Headers of torch, Python, CUDA and the compiler itself are left out, because
-the versions of these, which are compared too, tell when they change.
+The tools report what they read and where they search. Nothing is inferred from flags. A file that
+no tool can report is refused. Headers of torch, Python, CUDA and the compiler itself are left out,
+because their versions, which are compared too, tell when they change.
 """
 
 from __future__ import annotations
 
 import os
 import re
+import sys
 import sysconfig
 import time
 from collections.abc import Iterable
@@ -19,10 +20,13 @@ import torch
 
 from ops._errors import BuildError
 from ops.jit import _flags, _inputs
-from ops.jit._compile import _compilers, _reports
-from ops.jit._compile._build import Built
-from ops.jit._spec import Spec
+from ops.jit._compile import _compilers
+from ops.jit._compile._build import LINK_REPORT
+from ops.jit._spec import RETIRE, Spec
 
+_WORD = re.compile(r"(?:\\[ \t#]|[^ \t])+")
+_SEARCHED = re.compile(r"^ (\S.*)$", re.MULTILINE)
+_MISSING = re.compile(r'^ignoring nonexistent directory "(.+)"$', re.MULTILINE)
 _LITERAL = rb"(?:\"([^\"\n]+)\"|<([^>\n]+)>)"
 _HAS_INCLUDE = re.compile(
     rb"\b__has_(?:include(?:_next)?|embed)\s*(?:\((?:\s|/\*.*?\*/)*(?:"
@@ -33,6 +37,7 @@ _HAS_INCLUDE = re.compile(
 _GUARD = re.compile(rb"#\s*if(?:n?def\s+|[^\n]*?\bdefined\s*\(?\s*)__has_\w+\s*\)?")
 _DEFINED = re.compile(rb"#\s*define\b[^\n]*?" + _LITERAL)
 # Assembly reads files that no tool reports.
+_ASSEMBLY = re.compile(rb"\basm\b|__asm|\.section|\.globl")
 _ASSEMBLY_READS = re.compile(rb"\.inc(?:bin|lude)\b[ \t]*(?:\\*\"([^\"\\\n]+)\\*\")?")
 _PLACE = re.compile(rb"__FILE__|__BASE_FILE__|__builtin_FILE\b|\bsource_location\b")
 _COMPILERS_OWN = re.compile(r"/(?:lib/gcc|lib/clang|lib/llvm|include/c\+\+|include/[\w-]+/c\+\+)")
@@ -41,18 +46,45 @@ _SMALL = 1 << 20  # bytes
 _FIRST = 1 << 24  # bytes of a text that are searched
 
 
-def record(spec: Spec, built: Built) -> _inputs.Manifest:
-    """Return what a finished build depends on beyond its request, for its manifest.
+def record(spec: Spec, folder: Path, linked: bool = True) -> _inputs.Manifest:
+    """Return the dependencies of the build in ``folder`` beyond its request, for its manifest."""
+    search = _search_list(spec, folder)
+    headers = _headers(spec, folder)
+    archives = _linked(spec, folder) if linked else []
+    words = _flags.words((*spec.extra_cflags, *spec.extra_cuda_cflags))
+    fixed = _fixed(spec, search, words)
+    own = [path for path in headers if not _is_below(path, fixed)]
+    texts = _texts(spec, own, words)
+    asked = _asked(spec, texts, set(headers) - set(own))
+    # Where a new file may hide one that was read.
+    roots = [str(root) for root in spec.header_roots]
+    folders, libraries = _flags.library_names(spec.extra_ldflags)
+    folders += [one for one in os.environ.get("LIBRARY_PATH", "").split(":") if os.path.isabs(one)]
+    beside = [os.path.dirname(path) for path in own if not path.startswith(_inputs.SYSTEM)]
+    places = dict.fromkeys([*roots, *search, *beside, *folders, *map(os.path.dirname, archives)])
+    places = {one: None for one in places if not _is_below(one, fixed)}
+    shadows = [one for one in places if not f"{one}/".startswith(_inputs.SYSTEM)]
+    names = {*asked, *libraries, *_names(headers, [*search, *roots])}
+    parts = _parts(names, shadows)
+    # In the system's own folders, which have too many files, and beyond "..", which no listing has.
+    exact = sorted({*asked, *libraries, *(name for name in names if ".." in name)})
+    tracked = dict.fromkeys([*own, *archives, *_read_by_assembly(spec, texts, [*search, *roots])])
+    return {
+        **_machine(spec),
+        "inputs": sorted(_state(spec, path) for path in tracked),
+        "names": parts,
+        "exact": exact,
+        "searched": [
+            [*_inputs.locate(spec, one), one in shadows,
+             _inputs.listing(one, one in shadows, parts, exact)]
+            for one in places
+        ],
+        "place": roots if any(map(_PLACE.search, texts)) else None,
+    }  # fmt: skip
 
-    Raises:
-        BuildError: it depends on something that cannot be tracked.
-    """
-    return {**of_machine(spec), **of_files(spec, built.library.parent, built.place)}
 
-
-def of_machine(spec: Spec) -> _inputs.Manifest:
+def _machine(spec: Spec) -> _inputs.Manifest:
     """Describe the compilers of a build, and where its result can run."""
-    tools = _compilers.tools(spec.uses_cuda).items()
     architectures: tuple[str, ...] = ()
     if spec.uses_cuda:
         from ops.jit._compile import _gpu_archs
@@ -61,41 +93,12 @@ def of_machine(spec: Spec) -> _inputs.Manifest:
     return {
         "compilers": {
             name: {"version": _compilers.version(tool), "identity": _compilers.identity(tool)}
-            for name, tool in tools
+            for name, tool in _compilers.tools(spec.uses_cuda).items()
             if tool is not None
         },
         "libc": _inputs.libc(),
         "architectures": architectures,
     }
-
-
-def of_files(spec: Spec, folder: Path, place: Path, linked: bool = True) -> _inputs.Manifest:
-    """Describe the files that a build has read, and those that could hide them.
-
-    Args:
-        spec: of the extension.
-        folder: of the build; holds the tools' reports.
-        place: another path of the folder, by which the tools know it.
-        linked: whether anything was linked.
-    """
-    search = _reports.searched(spec, folder)
-    headers = _reports.headers(spec, folder, place)
-    archives = _reports.linked(spec, folder, place) if linked else []
-    words = _flags.words((*spec.extra_cflags, *spec.extra_cuda_cflags))
-    fixed = _fixed(spec, search, words)
-    own = [path for path in headers if not _is_below(path, fixed)]
-    texts = _texts(spec, own, words)
-    tracked = [*own, *archives, *_read_by_assembly(spec, texts, search)]
-    return {
-        "inputs": sorted(_state(spec, path) for path in dict.fromkeys(tracked)),
-        **_searched(spec, search, headers, own, archives, texts, fixed),
-        "place": spec_place(spec) if any(map(_PLACE.search, texts)) else None,
-    }
-
-
-def spec_place(spec: Spec) -> list[str]:
-    """List the folders that ``__FILE__`` may name."""
-    return [str(root) for root in spec.header_roots]
 
 
 def _fixed(spec: Spec, search: list[str], words: Iterable[str]) -> list[str]:
@@ -105,17 +108,16 @@ def _fixed(spec: Spec, search: list[str], words: Iterable[str]) -> list[str]:
     if home and str(home) not in ("/", "/usr", "/usr/local"):
         places.append(str(home))
     variables = (os.environ.get(name, "") for name in _compilers.HEADER_VARIABLES)
-    given = " ".join((*words, *_compilers.words_in("CXX"), *variables, *spec_place(spec)))
+    roots = map(str, spec.header_roots)
+    given = " ".join((*words, *_compilers.words_in("CXX"), *variables, *roots))
     places += [one for one in search if _COMPILERS_OWN.search(one) and one not in given]
     return list(dict.fromkeys([*places, *map(os.path.realpath, places)]))
 
 
 def _is_below(path: str, folders: Iterable[str]) -> bool:
     tops = tuple(f"{folder}/" for folder in folders)
-    if f"{path}/".startswith(tops):
-        return True
     parent, name = os.path.split(path)
-    return f"{os.path.realpath(parent)}/{name}/".startswith(tops)
+    return f"{path}/".startswith(tops) or f"{os.path.realpath(parent)}/{name}/".startswith(tops)
 
 
 def _state(spec: Spec, path: str) -> list[Any]:
@@ -124,22 +126,110 @@ def _state(spec: Spec, path: str) -> list[Any]:
     Small files of the extension itself are read at each look-up. An edit of a recent file may leave
     the same times.
     """
-    described: list[Any] = [*_inputs.locate(spec, path), _inputs.digest_of(path)]
-    try:
-        status = os.stat(path)
-    except OSError:
-        return described
-    own = described[0] >= 0 and status.st_size < _SMALL
-    recent = time.time_ns() - max(status.st_mtime_ns, status.st_ctime_ns) < _RECENT
-    times = [status.st_size, status.st_mtime_ns, status.st_ctime_ns]
-    return described if own or recent else [*described, *times]
+    number, name = _inputs.locate(spec, path)
+    times = _inputs.times(path)
+    own = number >= 0 and (not times or times[0] < _SMALL)
+    recent = time.time_ns() - max(times[1:], default=0) < _RECENT
+    return [number, name, _inputs.digest_of(path), *([] if own or recent else times)]
+
+
+# ---- the tools' reports --------------------------------------------------------------------------
+
+
+def _search_list(spec: Spec, folder: Path) -> list[str]:
+    """List the folders in which the compilers of a build search for headers."""
+    found: list[str] = []
+    for path in sorted(folder.glob("search*.txt")):
+        text = os.fsdecode(path.read_bytes())
+        end = text.find("End of search list")
+        if end < 0:
+            raise BuildError(
+                f"{spec.name}: the compiler does not say where it searches for headers (-E -v), so "
+                f"that nobody could tell when a new one hides another: {text[-300:]}"
+            )
+        found += _MISSING.findall(text[:end])
+        found += _SEARCHED.findall(text[text.find("search starts here") : end])
+    return [name for name in dict.fromkeys(found) if os.path.isabs(name)]
+
+
+def _headers(spec: Spec, folder: Path) -> list[str]:
+    """List the headers that the compilers of the build in ``folder`` opened."""
+    found: list[str] = []
+    # Nothing can be included in these.
+    unreported = [f"{RETIRE}.o", *(f"{one.stem}.o" for one in spec.sources if one.suffix == ".s")]
+    for built in folder.glob("*.o"):
+        report = folder / f"{built.name}.d"
+        if built.name in unreported:
+            continue
+        if not report.is_file():
+            raise BuildError(
+                f"{spec.name}: the compiler did not say which headers it read for {built.name}: "
+                f"flags must not have the list written elsewhere (-MF)"
+            )
+        by_nvcc = built.name.endswith(".cuda.o")
+        for line in os.fsdecode(report.read_bytes()).replace("\\\n", " ").split("\n"):
+            for word in _WORD.findall(re.split(r":(?:[ \t]|$)", line, maxsplit=1)[-1]):
+                path = word.replace("\\ ", " ") if by_nvcc else _unescaped(word)
+                # nvcc lists the names in #line too, which are no files.
+                if not by_nvcc or os.path.isabs(path) or os.path.isfile(folder / path):
+                    found.append(path)
+    return _tracked(spec, found, folder)
+
+
+def _linked(spec: Spec, folder: Path) -> list[str]:
+    """List the files that the linker opened and that become part of the result."""
+    report = folder / LINK_REPORT
+    if sys.platform == "darwin":  # whose linker reports nothing
+        places, names = _flags.library_names(spec.extra_ldflags)
+        archives = (os.path.join(one, name) for one in places for name in names)
+        return [path for path in archives if os.path.isfile(path)]
+    if not report.is_file():
+        raise BuildError(
+            f"{spec.name}: the linker did not say which files it read: flags must not have the "
+            f"list written elsewhere (--dependency-file)"
+        )
+    rule = os.fsdecode(report.read_bytes()).partition("\n\n")[0].split("\n")[1:]
+    words = [line.strip().removesuffix("\\").rstrip() for line in rule]
+    # GNU ld escapes nothing, lld does.
+    names = [word if os.path.exists(folder / word) else _unescaped(word) for word in words]
+    return [path for path in _tracked(spec, names, folder) if not _is_shared(path)]
+
+
+def _unescaped(word: str) -> str:
+    word = re.sub(r"(\\*)\\([ \t])", lambda m: m[1][len(m[1]) // 2 :] + m[2], word)
+    return word.replace("\\#", "#").replace("$$", "$")
+
+
+def _tracked(spec: Spec, paths: Iterable[str], folder: Path) -> list[str]:
+    """Drop sources and the build's own files; refuse names that lead nowhere."""
+    sources = {os.path.realpath(path) for path in spec.sources}
+    inner = f"{os.path.realpath(folder)}/"
+    found: dict[str, None] = {}
+    for path in filter(None, paths):
+        whole = os.path.join(folder, path)
+        if not os.path.isfile(whole):
+            raise BuildError(
+                f"{spec.name}: a file that the build read cannot be tracked, because the compiler "
+                f"or linker reports it as {path!r}: name it by an absolute path of ordinary "
+                f"characters"
+            )
+        parent = os.path.realpath(os.path.dirname(whole))
+        if not f"{parent}/".startswith(inner) and os.path.realpath(whole) not in sources:
+            found[whole] = None
+    return list(found)
+
+
+def _is_shared(path: str) -> bool:
+    with open(path, "rb") as file:
+        head = file.read(18)
+    return head[:4] == b"\x7fELF" and int.from_bytes(head[16:18], "little") == 3
 
 
 # ---- texts ---------------------------------------------------------------------------------------
 
 
 def _texts(spec: Spec, headers: list[str], words: Iterable[str]) -> list[bytes]:
-    """Return the texts of the extension, what flags define included, with lines joined."""
+    """Return the texts of the extension and of macros in its flags, with lines joined."""
     texts = [text.encode() for text in (*spec.cpp_sources, *spec.cuda_sources)]
     texts += [_read(path) for path in (*map(str, spec.sources), *headers)]
     defined = (f"#define {word.removeprefix('-D')}" for word in words)
@@ -155,51 +245,26 @@ def _read(path: str) -> bytes:
         return b""  # it has just gone, which its digest tells
 
 
-def _read_by_assembly(spec: Spec, texts: list[bytes], search: list[str]) -> list[str]:
+def _read_by_assembly(spec: Spec, texts: list[bytes], folders: list[str]) -> list[str]:
     found: list[str] = []
-    folders = [*search, *spec_place(spec)]
-    assembly = any(re.search(rb"\basm\b|__asm|\.section|\.globl", text) for text in texts)
-    for text in texts if assembly else ():
-        for literal in _ASSEMBLY_READS.findall(text):
-            name = os.fsdecode(literal)
-            there = [path for f in folders if os.path.isfile(path := os.path.join(f, name))]
-            if not there:
-                raise BuildError(
-                    f"{spec.name}: .incbin and .include of the assembler must name their file by a "
-                    f'literal, absolute path, as in .incbin "/data/table.bin", because nobody '
-                    f"could tell when another one changes, got {name or 'a computed name'!r}"
-                )
-            found += there
+    assembly = any(map(_ASSEMBLY.search, texts))
+    for literal in (one for text in texts for one in _ASSEMBLY_READS.findall(text) if assembly):
+        name = os.fsdecode(literal)
+        there = [path for f in folders if os.path.isfile(path := os.path.join(f, name))]
+        if not there:
+            raise BuildError(
+                f"{spec.name}: .incbin and .include of the assembler must name their file by a "
+                f'literal, absolute path, as in .incbin "/data/table.bin", because nobody '
+                f"could tell when another one changes, got {name or 'a computed name'!r}"
+            )
+        found += there
     return found
 
 
-def _asked(text: bytes) -> tuple[set[str], bool]:
-    """Return the headers that a text asks for (``__has_include``), and whether it computes one."""
-    if b"__has_" not in text:
-        return set(), False
-    found = [os.fsdecode(a or b) for a, b in _HAS_INCLUDE.findall(_GUARD.sub(b"", text))]
-    return set(found) - {""}, "" in found
-
-
-# ---- what could hide a header --------------------------------------------------------------------
-
-
-def _searched(
-    spec: Spec,
-    search: list[str],
-    headers: list[str],
-    own: list[str],
-    linked: list[str],
-    texts: list[bytes],
-    fixed: list[str],
-) -> dict[str, Any]:
-    """Describe what the folders searched have of the names that were, or could be, found there."""
-    asked: set[str] = set()
-    computed = False
-    for text in texts:
-        names, computes = _asked(text)
-        asked, computed = asked | names, computed or computes
-    if computed:
+def _asked(spec: Spec, texts: list[bytes], others: Iterable[str]) -> set[str]:
+    """List the headers that texts, or other headers, ask for by ``__has_include``."""
+    asked = {name for text in texts for name in _asked_in(text)}
+    if "" in asked:  # a name that a macro computes
         defined = {os.fsdecode(a or b) for text in texts for a, b in _DEFINED.findall(text)}
         if not defined:
             raise BuildError(
@@ -207,28 +272,17 @@ def _searched(
                 f"name of one, because nobody could tell when another header comes"
             )
         asked |= defined
-    for path in set(headers) - set(own):
-        asked |= _asked(_read(path))[0]
-    folders, libraries = _flags.library_names(spec.extra_ldflags)
-    folders += [one for one in os.environ.get("LIBRARY_PATH", "").split(":") if os.path.isabs(one)]
-    roots = spec_place(spec)
-    beside = [os.path.dirname(path) for path in own if not path.startswith(_inputs.SYSTEM)]
-    places = dict.fromkeys([*roots, *search, *beside, *folders, *map(os.path.dirname, linked)])
-    places = {one: None for one in places if not _is_below(one, fixed)}
-    shadows = [one for one in places if not f"{one}/".startswith(_inputs.SYSTEM)]
-    names = {*asked, *libraries, *_names(headers, [*search, *roots])}
-    parts = _pruned(names, shadows)
-    # In the system's own folders, which have too many files, and beyond "..", which no listing has.
-    exact = sorted({*asked, *libraries, *(name for name in names if ".." in name)})
-    return {
-        "names": parts,
-        "exact": exact,
-        "searched": [
-            [*_inputs.locate(spec, one), one in shadows,
-             _inputs.listing(one, one in shadows, parts, exact)]
-            for one in places
-        ],
-    }  # fmt: skip
+    asked.update(name for path in others for name in _asked_in(_read(path)))
+    return asked - {""}
+
+
+def _asked_in(text: bytes) -> list[str]:
+    if b"__has_" not in text:
+        return []
+    return [os.fsdecode(a or b) for a, b in _HAS_INCLUDE.findall(_GUARD.sub(b"", text))]
+
+
+# ---- names of files that could hide another ------------------------------------------------------
 
 
 def _names(headers: list[str], search: list[str]) -> set[str]:
@@ -241,7 +295,7 @@ def _names(headers: list[str], search: list[str]) -> set[str]:
     return found
 
 
-def _pruned(names: Iterable[str], shadows: list[str]) -> list[str]:
+def _parts(names: Iterable[str], shadows: list[str]) -> list[str]:
     """Return the parts of names that can tell whether a new file hides another.
 
     Below a folder that none of the shadows has, nothing can be hidden before the folder comes.

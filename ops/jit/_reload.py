@@ -1,14 +1,13 @@
 """A newer version of a library in the place of an older one whose operators torch knows.
 
 torch ends the process if operators are registered twice. So every library of operators that is
-built here can withdraw what it has registered (``jitops_retire``), while its code stays in memory
-for whoever still runs it. And because a static initialiser can end the process too (a schema that
-does not parse, say), the newer version is first loaded in a new Python.
+built here can withdraw its registrations (``jitops_retire``), while its code stays in memory for
+whoever still runs it. And because a static initialiser can end the process too (a schema that does
+not parse, say), the newer version is first loaded in a new Python.
 """
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import subprocess
@@ -27,7 +26,7 @@ if TYPE_CHECKING:
     from ops.jit._load import Loaded
 
 _LONGEST = 60.0  # seconds that a trial may take
-_MOST = 2000  # characters of what it prints that are passed on
+_MOST = 2000  # characters of the output of a trial that are passed on
 _STEP = "\njitops: "  # before each step that the new Python says it takes
 
 _TRIAL = """
@@ -64,32 +63,15 @@ finally:
 def prepare(
     spec: Spec, path: str, content: bytes, registers: bool, loaded: Sequence[Loaded]
 ) -> list[str]:
-    """Withdraw the operators of older versions of a library that are in its way.
-
-    Args:
-        spec: of the extension.
-        path: of the library that is about to be loaded.
-        content: of that library.
-        registers: whether that library registers operators.
-        loaded: all libraries of this process.
-
-    Returns:
-        The qualified names of the operators that were withdrawn: :func:`renew` needs them once the
-        library is loaded.
-
-    Raises:
-        BuildError: what is loaded would end the process, or cannot be withdrawn.
-        ImportError: the library does not load.
-    """
+    """Withdraw the operators of older versions of a library that are in its way."""
     present = [one for one in loaded if one.registers and not one.retired]
     older = [one for one in present if one.name == spec.name and _conflicts(one, content)]
     others = [one for one in present if one not in older]
-    for one in older:
-        if not hasattr(one.library, "jitops_retire"):
-            raise BuildError(
-                f"{spec.name} has changed, and what is loaded of it cannot be withdrawn: start a "
-                f"new process"
-            )
+    if not all(hasattr(one.library, "jitops_retire") for one in older):
+        raise BuildError(
+            f"{spec.name} has changed, and its older version cannot be withdrawn: start a new "
+            f"process"
+        )
     clash = next(filter(None, (_clash(one, content) for one in others)), None)
     replaced = any(one.name == spec.name for one in loaded) and registers
     if older or clash or replaced:
@@ -115,16 +97,12 @@ def _namespaces(content: bytes) -> set[str]:
 def _clash(other: Loaded, content: bytes) -> str | None:
     """Name an operator, or a namespace, that two extensions seem to define."""
     theirs = other.content
-    for name in _namespaces(theirs):
-        text = name.encode()
-        if text + b"\0" not in content:
-            continue
-        whole = b"TORCH_LIBRARY_init_" + text
+    for name in _namespaces(theirs) & _namespaces(content):
+        whole = b"TORCH_LIBRARY_init_" + name.encode()
         if whole in theirs and whole in content:
             return f"the namespace {name!r} of the extension {other.name!r}"
         for qualified in torch._C._dispatch_get_all_op_names():
-            operator = qualified.partition("::")[2].partition(".")[0].encode()
-            schema = b"\0%b(" % operator
+            schema = b"\0%b(" % qualified.partition("::")[2].partition(".")[0].encode()
             if qualified.startswith(f"{name}::") and schema in theirs and schema in content:
                 return f"the operator {qualified} of the extension {other.name!r}"
     return None
@@ -136,12 +114,7 @@ def _clash(other: Loaded, content: bytes) -> str | None:
 def _try(
     spec: Spec, path: str, older: list[Loaded], others: list[Loaded], clash: str | None
 ) -> None:
-    """Load a library in a new Python, beside all that this one has loaded.
-
-    Raises:
-        BuildError: it ends that process, or does not come back.
-        ImportError: it does not load.
-    """
+    """Load a library in a new Python, beside all that this one has loaded."""
     python = _compilers.python()
     if python is None:
         return  # an application that has Python built in: there is nothing to try it with
@@ -156,18 +129,14 @@ def _try(
         library=path.replace("/proc/self/fd/", mine, 1),
     )
     with tempfile.TemporaryFile() as said:
+        nothing, command = subprocess.DEVNULL, [python, "-c", text]
         try:
             done = subprocess.run(
-                [python, "-c", text],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=said,
-                timeout=_LONGEST,
-                check=False,
+                command, stdin=nothing, stdout=nothing, stderr=said, timeout=_LONGEST, check=False
             )
-            how = _described(done.returncode)
+            how = f"would end the process: {_described(done.returncode)} in"
         except subprocess.TimeoutExpired:
-            how = None
+            how = f"would not end within {_LONGEST:g} s of"
         except OSError:
             return  # no memory, or no more processes, for a second one
         said.seek(0)
@@ -184,39 +153,36 @@ def _try(
 def _described(status: int) -> str:
     if status >= 0:
         return f"exit status {status}"
-    with contextlib.suppress(ValueError):  # a signal without a name
-        return f"signal {-status} ({signal.Signals(-status).name})"
-    return f"signal {-status}"
+    names = {one.value: one.name for one in signal.Signals}
+    return f"signal {-status} ({names.get(-status, 'unnamed')})"
 
 
-def _fatal(spec: Spec, step: str, how: str | None, words: str, clash: str | None) -> str:
+def _fatal(spec: Spec, step: str, how: str, words: str, clash: str | None) -> str:
     start = max(words.rfind("terminate called"), words.rfind("terminating "))
     told = " ".join((words[start:][:_MOST] if start >= 0 else words[-_MOST:]).split())
-    if how is None:
-        said = f"loading it would not end: {step} had not ended after {_LONGEST:g} s"
-    else:
-        said = f"loading it would end the process: {how} in {step}: {told or 'nothing said'}"
+    fix = "mend that; the older version, if there is one, is still in force"
     if clash:
         cause = f"it registers {clash}, which this process has loaded"
         fix = "give it other names, or load only one of the two in a process"
     elif step.startswith("the older"):
         cause = "code of the version that it replaces, which runs when that is withdrawn, fails"
-        fix = "start a new process: in this one, what was loaded before stays in force"
+        fix = "start a new process: in this one, the older version stays in force"
     elif start >= 0:
         cause = "an exception leaves one of its static initialisers, such as of a schema that " \
                 "torch refuses"  # fmt: skip
-        fix = "mend what it says; what was loaded before is still in force"
     else:
         cause = "code that runs when it is loaded, such as a static initialiser, does not come back"
-        fix = "mend that code; what was loaded before is still in force"
-    return f"{spec.name} was built but does not load:\n  {said}\n  cause: {cause}\n  fix:   {fix}"
+    return (
+        f"{spec.name} was built but does not load:\n  loading it {how} {step}: "
+        f"{told or 'nothing said'}\n  cause: {cause}\n  fix:   {fix}"
+    )
 
 
 # ---- withdrawal ----------------------------------------------------------------------------------
 
 
 def _withdraw(loaded: Loaded) -> list[str]:
-    """Take back what a library has registered with torch; return the names of its operators."""
+    """Take back a library's registrations with torch; return the names of its operators."""
     namespaces = _namespaces(loaded.content) - {"aten"}
     every = torch._C._dispatch_get_all_op_names()
     names = [name for name in every if name.partition("::")[0] in namespaces]
@@ -233,30 +199,26 @@ def renew(names: Iterable[str]) -> None:
     through a dispatch mode, does not own it, and follows it at the next call.
     """
     for namespace, name in {tuple(name.partition(".")[0].split("::")) for name in names}:
-        known = vars(getattr(torch.ops, namespace))
-        packet = known.pop(name, None)
+        operators = getattr(torch.ops, namespace)
+        packet = vars(operators).pop(name, None)
         if packet is None:
             continue  # nobody has looked it up
-        newer = getattr(getattr(torch.ops, namespace), name, None)
-        known[name] = packet
+        newer = getattr(operators, name, None)
+        vars(operators)[name] = packet
         if newer is None:
             continue  # the newer version has no such operator
-        overloads = {
-            key: value
-            for key, value in vars(packet).items()
-            if isinstance(value, torch._ops.OpOverload)
-        }
+        kind = torch._ops.OpOverload
+        overloads = {key: one for key, one in vars(packet).items() if isinstance(one, kind)}
         for key, overload in overloads.items():
             if hasattr(newer, key):
-                renewed = vars(getattr(newer, key))
-                # What Python has registered on the overload stays.
-                renewed |= {"_overloadpacket": packet, "py_kernels": overload.py_kernels}
-                vars(overload).update(renewed)
+                # The registrations in Python on the overload stay.
+                its = {"_overloadpacket": packet, "py_kernels": overload.py_kernels}
+                vars(overload).update({**vars(getattr(newer, key)), **its})
         vars(packet).update({**vars(newer), **overloads})
 
 
-# Operators that somebody may still hold must not go: an implementation on a key that nobody uses
-# keeps them, and what replaces them fills them again.
+# Operators that somebody may still hold must not go. An implementation on a key that nobody uses
+# keeps them, and the newer version fills them again.
 _keepers: dict[str, torch.library.Library] = {}
 _kept: set[tuple[str, str]] = set()
 _UNUSED_KEY = "PrivateUse3"
@@ -265,10 +227,9 @@ _UNUSED_KEY = "PrivateUse3"
 def _keep(namespace: str, operator: str) -> None:
     if (namespace, operator) in _kept:
         return
-    keeper = _keepers.get(namespace)
-    if keeper is None:
-        keeper = _keepers[namespace] = torch.library.Library(namespace, "FRAGMENT")
-    keeper.impl(operator, _withdrawn, _UNUSED_KEY)
+    if namespace not in _keepers:
+        _keepers[namespace] = torch.library.Library(namespace, "FRAGMENT")
+    _keepers[namespace].impl(operator, _withdrawn, _UNUSED_KEY)
     _kept.add((namespace, operator))
 
 

@@ -13,7 +13,7 @@ from ops._errors import ArgumentError, ArgumentTypeError
 from ops.jit import _flags
 
 CUDA_SUFFIXES = (".cu", ".cuh")
-COMMANDS = "compile_commands.json"  # what editors read, kept beside the library
+COMMANDS = "compile_commands.json"  # for editors, kept beside the library
 HERE = "@ENTRY@"  # stands in it for the entry's folder, so that a cache can move
 # torch passes all else to the C++ compiler, which knows sources by these endings.
 SUFFIXES = (
@@ -21,9 +21,6 @@ SUFFIXES = (
     *CUDA_SUFFIXES,
 )
 RETIRE = "jitops_retire"  # the stem of a source that the loader adds, and its function's name
-# What torch writes to ninja's file unquoted, in paths of folders and of sources.
-_ODD_IN_FOLDERS = frozenset("$\n\r\0")
-_ODD_IN_SOURCES = _ODD_IN_FOLDERS | frozenset(":|")
 
 
 @dataclass(frozen=True)
@@ -50,58 +47,32 @@ class Spec:
     no_implicit_headers: bool = False
 
     def __post_init__(self) -> None:
-        if not isinstance(self.name, str):
-            raise ArgumentTypeError(f"name must be a string, got {type(self.name).__name__}")
         _check_name(self.name, self.is_python_module, self.is_standalone)
         if bool(self.sources) == bool(self.cpp_sources or self.cuda_sources):
             raise ArgumentError(
                 f"extension {self.name!r} must have either source files or source text"
             )
-        objects = [(path.stem, path.suffix in CUDA_SUFFIXES) for path in self.sources]
-        for path, built in zip(self.sources, objects, strict=True):
-            if not os.path.isfile(path):  # unlike Path.is_file, never raises
-                raise ArgumentError(f"sources must be files, got {str(path)!r}")
-            if path.suffix not in SUFFIXES:
-                raise ArgumentError(f"sources must end in {', '.join(SUFFIXES)}, got {str(path)!r}")
-            if objects.count(built) > 1:
-                raise ArgumentError(f"sources must have distinct names, got {path.stem!r} twice")
-            if path.name.startswith("-") or " " in path.name:
-                raise ArgumentError(
-                    f"sources must have names without blanks, and without '-' in front, since "
-                    f"their objects are linked by the same names, got {path.name!r}: rename it, or "
-                    f"name a link to it"
-                )
-            if path.stem == RETIRE and not built[1]:
-                raise ArgumentError(
-                    f"sources must not be called {RETIRE}, as is a file that the loader adds to "
-                    f"them: rename {str(path)!r}"
-                )
-        for argument, characters in (
-            ("sources", _ODD_IN_SOURCES),
-            ("extra_include_paths", _ODD_IN_FOLDERS),
-        ):
-            for path in getattr(self, argument):
-                if odd := sorted(characters & set(str(path))):
+        _check_sources(self.sources)
+        for argument, odd in (("sources", "$\n\r\0:|"), ("extra_include_paths", "$\n\r\0")):
+            for path in map(str, getattr(self, argument)):
+                if found := sorted(set(odd) & set(path)):
                     raise ArgumentError(
-                        f"{argument} must be paths without {' '.join(odd)!r}, which ninja cannot "
-                        f"pass on, got {str(path)!r}: rename it, or name a link to it"
+                        f"{argument} must be paths without {' '.join(found)!r}, which ninja cannot "
+                        f"pass on, got {path!r}: rename it, or name a link to it"
                     )
         for argument in ("extra_cflags", "extra_cuda_cflags", "extra_ldflags"):
             if live := _flags.refused(getattr(self, argument)):
                 raise ArgumentError(
-                    f"{argument} must hold no {live!r} for the shell, which would run a program "
-                    f"or read the environment where the cache cannot see it: put there what it "
-                    f"stands for, or quote it if it is meant as it is (such as "
-                    f"\"'-Wl,-rpath,$$ORIGIN'\")"
+                    f"{argument} must hold no {live!r} for the shell, because its result may "
+                    f"change unseen: write the result, or quote it (\"'-Wl,-rpath,$$ORIGIN'\")"
                 )
-        for field in ("is_python_module", "is_standalone", *_SWITCHES):
+        for field in _SWITCHES:
             value = getattr(self, field)
             if not isinstance(value, bool) and not (field == "with_cuda" and value is None):
                 raise ArgumentTypeError(f"{field} must be True or False, got {value!r}")
         if self.is_standalone and (self.is_python_module or self.inline):
             raise ArgumentError(
-                "is_standalone must come with is_python_module=False and source files: it makes "
-                "a program"
+                "is_standalone must come with is_python_module=False and source files"
             )
 
     @property
@@ -116,13 +87,6 @@ class Spec:
             return self.with_cuda
         return bool(self.cuda_sources) or any(p.suffix in CUDA_SUFFIXES for p in self.sources)
 
-    @property
-    def unit_count(self) -> int:
-        """How many files the compilers will be run on."""
-        if self.inline:
-            return 1 + bool(self.cuda_sources)  # load_inline always writes a main.cpp
-        return len(self.sources)
-
     def label(self, suffix: str, index: int) -> str:
         """Return the file name by which compilers know a text."""
         return f"{self.name}[{index}].{suffix}"
@@ -135,69 +99,82 @@ class Spec:
     @property
     def header_roots(self) -> tuple[Path, ...]:
         """The extension's own folders, which may move: headers in them are recorded relatively."""
-        return tuple(
-            dict.fromkeys((*self.extra_include_paths, *(path.parent for path in self.sources)))
-        )
+        sources = (path.parent for path in self.sources)
+        return tuple(dict.fromkeys((*self.extra_include_paths, *sources)))
 
 
-_SWITCHES = ("with_cuda", "with_pytorch_error_handling", "no_implicit_headers")
-
-
-# What an entry and its build hold beside the library or program.
+_SWITCHES = (
+    *("is_python_module", "is_standalone", "with_cuda"),
+    *("with_pytorch_error_handling", "no_implicit_headers"),
+)
+# The names of the files that an entry and its build hold beside a program.
 _TAKEN = (
-    *("used", "main.cpp", "cuda.cu", "build.ninja", "manifest.json", "compile_commands.json"),
-    *("compdb.json", "cxx", "link.d", "precompiled", "search.txt", "search_cuda.txt"),
+    *("used", "main.cpp", "cuda.cu", "build.ninja", "manifest.json", COMMANDS, "compdb.json"),
+    *("cxx", "link.d", "precompiled", "search.txt", "search_cuda.txt"),
 )
 
 
 def _check_name(name: str, is_python_module: object, is_standalone: object) -> None:
     """Check a name, which is part of file names, and by which Python finds a module's function."""
-    if is_python_module:
-        part = r"[A-Za-z_][A-Za-z0-9_]*"
-        if not re.fullmatch(rf"{part}(\.{part})*", name) or len(name) > 200:
-            raise ArgumentError(
-                f"name must be a C identifier, or several with dots between, of at most 200 "
-                f"characters, got {name!r}"
-            )
-    elif not re.fullmatch(r"\w[\w.+-]*", name) or len(os.fsencode(name)) > 200:
+    if not isinstance(name, str):
+        raise ArgumentTypeError(f"name must be a string, got {type(name).__name__}")
+    part = r"[A-Za-z_][A-Za-z0-9_]*"
+    if is_python_module and not re.fullmatch(rf"{part}(\.{part})*", name):
+        raise ArgumentError(
+            f"name must be a C identifier, or several with dots between, got {name!r}"
+        )
+    if not re.fullmatch(r"\w[\w.+-]*", name) or len(os.fsencode(name)) > 200:
         raise ArgumentError(
             f"name must be of letters, digits and _ . + -, the first a letter, digit or _, and of "
             f"at most 200 bytes, got {name!r}"
         )
-    elif is_standalone and name in _TAKEN:
+    if is_standalone and name in _TAKEN:
         raise ArgumentError(f"name must not be that of a file of the build, got {name!r}")
+
+
+def _check_sources(sources: tuple[Path, ...]) -> None:
+    objects = [(path.stem, path.suffix in CUDA_SUFFIXES) for path in sources]
+    for path, built in zip(sources, objects, strict=True):
+        if not os.path.isfile(path):  # unlike Path.is_file, never raises
+            raise ArgumentError(f"sources must be files, got {str(path)!r}")
+        if path.suffix not in SUFFIXES:
+            raise ArgumentError(f"sources must end in {', '.join(SUFFIXES)}, got {str(path)!r}")
+        if objects.count(built) > 1:
+            raise ArgumentError(f"sources must have distinct names, got {path.stem!r} twice")
+        if path.name.startswith("-") or " " in path.name:
+            raise ArgumentError(
+                f"sources must have names without blanks, and without '-' in front, got "
+                f"{path.name!r}: rename it, or name a link to it"
+            )
+        if path.stem == RETIRE and not built[1]:
+            raise ArgumentError(f"sources must not be called {RETIRE}, got {str(path)!r}")
+
+
+# ---- arguments -----------------------------------------------------------------------------------
 
 
 def texts(argument: str, value: str | Sequence[str] | None) -> tuple[str, ...]:
     """Take source text: one string, several, or none."""
-    if value is None:
-        return ()
-    if isinstance(value, str):
-        value = [value]
-    return _strings(argument, value)
+    return _strings(argument, [value] if isinstance(value, str) else value)
 
 
 def flags(argument: str, value: Sequence[str] | None) -> tuple[str, ...]:
     """Take a list of flags; refuse a string, because torch would take it letter by letter."""
     if isinstance(value, str):
         raise ArgumentTypeError(f"{argument} must be a list of strings, got the string {value!r}")
-    return _strings(argument, () if value is None else value)
+    return _strings(argument, value)
 
 
 def paths(argument: str, value: Any) -> tuple[Path, ...]:
     """Take paths, and make them absolute."""
-    if value is None:
-        return ()
-    if isinstance(value, (str, os.PathLike)):
-        value = [value]
-    value = _sequence(argument, value)
-    return tuple(path(argument, item, "paths") for item in value)
+    value = [value] if isinstance(value, (str, os.PathLike)) else value
+    return tuple(path(argument, item, "paths") for item in _sequence(argument, value))
 
 
-def path(argument: str, value: Any, what: str = "a path") -> Path:
+def path(argument: str, value: Any, kind: str = "a path") -> Path:
     """Take a path, and make it absolute."""
     if not isinstance(value, (str, os.PathLike)) or not isinstance(os.fspath(value), str):
-        raise ArgumentTypeError(f"{argument} must be {what}, got {type(value).__name__}")
+        raise ArgumentTypeError(f"{argument} must be {kind}, got {type(value).__name__}")
     if argument == "extra_include_paths":
         value = os.fspath(value).strip()  # as torch does
     try:
@@ -208,9 +185,7 @@ def path(argument: str, value: Any, what: str = "a path") -> Path:
         ) from None
 
 
-def bindings(
-    value: str | Sequence[str] | Mapping[str, str] | None,
-) -> tuple[tuple[str, str], ...] | None:
+def bindings(value: Any) -> tuple[tuple[str, str], ...] | None:
     """Take the functions to bind with pybind11, each with its docstring."""
     if value is None:
         return None
@@ -219,7 +194,7 @@ def bindings(
             f"functions must be a name, a list of names, or names with docstrings, got {value!r}"
         )
     if isinstance(value, Mapping):
-        _strings("functions", [*value.keys(), *value.values()])
+        _strings("functions", [*value, *value.values()])
         found = tuple(value.items())
     else:
         found = tuple((name, name) for name in texts("functions", value))
@@ -229,24 +204,19 @@ def bindings(
     return found
 
 
-def _strings(argument: str, value: Sequence[str]) -> tuple[str, ...]:
+def _strings(argument: str, value: Sequence[str] | None) -> tuple[str, ...]:
     for item in _sequence(argument, value):
         if not isinstance(item, str):
-            raise ArgumentTypeError(
-                f"{argument} must hold strings only, got {type(item).__name__} in it"
-            )
-        if "\0" in item:
-            raise ArgumentError(f"{argument} must hold text without NUL characters, got {item!r}")
-        try:
-            item.encode()
-        except UnicodeEncodeError:
+            found = type(item).__name__
+            raise ArgumentTypeError(f"{argument} must hold strings only, got {found} in it")
+        if "\0" in item or item.encode(errors="replace").decode() != item:
             raise ArgumentError(
-                f"{argument} must hold text that UTF-8 can encode, got {item!r}"
-            ) from None
-    return tuple(value)
+                f"{argument} must hold text without NUL that UTF-8 can encode, got {item!r}"
+            )
+    return tuple(value or ())
 
 
-def _sequence(argument: str, value: Sequence[Any]) -> Sequence[Any]:
-    if not isinstance(value, Sequence):
+def _sequence(argument: str, value: Any) -> Sequence[Any]:
+    if value is not None and not isinstance(value, Sequence):
         raise ArgumentTypeError(f"{argument} must be a list, got {type(value).__name__}")
-    return value
+    return value or ()

@@ -37,19 +37,14 @@ def load(
     the same meaning, except as said here. Neither they nor the environment are changed.
 
     Args:
-        name: a C identifier; the module's name, and ``TORCH_EXTENSION_NAME`` in the sources.
-            A library that is no module may have any name of letters, digits and ``_.+-``.
-        sources: ``.cpp`` and ``.cu`` files. One that has changed since is built anew, and takes the
-            place of what was loaded. Any ending that torch passes to a compiler is taken.
-        extra_cflags, extra_cuda_cflags, extra_ldflags: flags, as the shell would split them.
-        extra_sycl_cflags, with_sycl: SYCL cannot be built.
-        extra_include_paths: folders of headers; a header below them that changes means a rebuild.
+        name: a C identifier, ``TORCH_EXTENSION_NAME`` in the sources. A library that is no module
+            may have any name of letters, digits and ``_.+-``.
+        sources: files; one that has changed is built anew, and replaces the code that was loaded.
+        extra_sycl_cflags, with_sycl: must be empty, because SYCL cannot be built.
         build_directory: gets copies of the library, ``compile_commands.json``, and the sources of
             text (``main.cpp``, ``cuda.cu``). Files of those names are written over only if this
             loader, or torch's, wrote them. The library that is loaded is the cache's.
-        verbose: print each step, and what the compilers print.
         with_cuda: whether to compile and link with CUDA; ``None``: if there are CUDA sources.
-        is_python_module: ``False`` for a library that registers operators with torch.
         is_standalone: build a program, and load nothing.
         keep_intermediates: of no effect, as in torch without ROCm.
 
@@ -103,13 +98,9 @@ def load_inline(
     with the same meaning, except as said here and at :func:`load`.
 
     Args:
-        cpp_sources: C++ text. Error messages count its lines as given.
-        cuda_sources: CUDA text.
-        sycl_sources: SYCL cannot be built.
-        functions: names of functions to bind with pybind11, or names with docstrings.
-        with_pytorch_error_handling: whether torch turns their errors into Python's.
-        use_pch: of no effect: ``torch/extension.h`` is precompiled unless ``JITOPS_PCH=0``, in our
-            cache, never among torch's own headers.
+        cpp_sources, cuda_sources: text. Error messages count its lines as given.
+        sycl_sources: must be empty, because SYCL cannot be built.
+        use_pch: of no effect, because ``JITOPS_PCH`` decides about precompiled headers.
         no_implicit_headers: do not include ``torch/extension.h``, which takes long to compile; text
             on the stable ABI (``torch/csrc/stable``) needs one second.
     """

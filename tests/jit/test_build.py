@@ -6,7 +6,6 @@ import os
 from pathlib import Path
 
 import pytest
-import torch
 
 import ops
 from ops.jit import _load, load, load_inline
@@ -149,16 +148,6 @@ def test_python_modules(cache, monkeypatch):
     assert len(entries(cache)) == 2
 
 
-def test_pybind11_functions_with_default_headers(cache):
-    """What torch's own load_inline is used for most: half a minute, once."""
-    text = "torch::Tensor twice(torch::Tensor x) { return x + x; }"
-    sources = [text]
-    module = load_inline("doubling", sources, functions=["twice"])
-    assert module.twice(torch.ones(2)).tolist() == [2.0, 2.0]
-    assert module.twice.__doc__
-    assert sources == [text]  # torch's inserts a line into the caller's list
-
-
 def test_a_locale_that_cannot_write_the_text(cache):
     ascii_only = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
     code = f"""
@@ -272,7 +261,7 @@ def test_compilers_with_arguments(cache, source, monkeypatch):
     [
         (["a.cpp", "a.cc"], "sources must have distinct names, got 'a' twice"),
         (["x.txt"], r"sources must end in \.cpp"),
-        (["jitops_retire.cpp"], "sources must not be called jitops_retire, as is a file that the"),
+        (["jitops_retire.cpp"], "sources must not be called jitops_retire, got"),
         (["b$.cpp"], r"sources must be paths without '\$', which ninja cannot pass on, got '.*b\$"),
         (["b|.cpp"], r"sources must be paths without '\|', which ninja cannot pass on, got '.*b\|"),
         (

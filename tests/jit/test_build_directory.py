@@ -128,22 +128,42 @@ def test_what_the_loader_wrote_it_writes_over_until_somebody_edits_it(cache, tmp
 
 @pytest.mark.parametrize("more", ["", "// mine"])
 @pytest.mark.parametrize("handling", [True, False])
-@pytest.mark.parametrize("functions", [None, ["answer"], {"answer": "What it is."}])
+@pytest.mark.parametrize("functions", [["answer"], {"answer": "What it is."}])
 def test_a_folder_of_torchs_own_loader(cache, tmp_path, monkeypatch, functions, handling, more):
     """It can be taken over, unless somebody has written to its files since."""
-    monkeypatch.setattr(torchs, "_jit_compile", lambda *arguments, **named: None)
+    monkeypatch.setattr(torchs, "_run_ninja_build", lambda *arguments, **named: None)
+    monkeypatch.setattr(torchs, "_import_module_from_library", lambda *arguments: None)
+    monkeypatch.setattr(torchs, "_join_cuda_home", lambda *names: "nvcc")
+    monkeypatch.setattr(torchs, "_get_cuda_arch_flags", lambda flags=None: [])
     monkeypatch.setattr(ops.jit._torch_api.Extension, "load_entry", lambda self, verbose: 1 / 0)
-    given = {"functions": functions, "build_directory": tmp_path}
+    given = {"functions": functions, "build_directory": str(tmp_path)}
     given |= {"with_pytorch_error_handling": handling}
     torchs.load_inline("answer", [ANSWER, "int x;"], ["int y;", "int z;"], **given)
+    (tmp_path / ".ninja_log").write_text("# ninja log v5\n")
+    later = (tmp_path / ".ninja_log").stat().st_mtime + 10
     for name in ("main.cpp", "cuda.cu"):
         written = (tmp_path / name).read_text() + more
-        (tmp_path / name).write_text(written)
+        if more:
+            (tmp_path / name).write_text(written)
+            os.utime(tmp_path / name, (later, later))
         expected = pytest.raises(ops.ArgumentError, match=f"no {name} but one that the loader")
         with expected if more else pytest.raises(ZeroDivisionError):
             load_inline("answer", [ANSWER, "int x;"], ["int y;", "int z;"], **given)
         assert (tmp_path / name).read_text() == written
         (tmp_path / name).unlink()
+
+
+def test_the_library_that_torchs_own_loader_built_there_is_replaced(cache, tmp_path):
+    """And one that somebody else has put there stays."""
+    torchs.load_inline("answer", ANSWER, build_directory=str(tmp_path), **PLAIN)
+    (tmp_path / "main.cpp").unlink()  # of text without bindings: it could be the user's
+    load_inline("answer", ANSWER, build_directory=tmp_path, **PLAIN)
+    (tmp_path / "answer.so").unlink()
+    (tmp_path / "answer.so").write_text(MINE)
+    (tmp_path / ".ninja_log").unlink()
+    with pytest.raises(ops.ArgumentError, match="no answer.so but one that the loader wrote"):
+        load_inline("answer", ANSWER, build_directory=tmp_path, **PLAIN)
+    assert (tmp_path / "answer.so").read_text() == MINE
 
 
 def test_a_program_that_somebody_edited_or_exchanged_stays(cache, tmp_path):
@@ -164,7 +184,7 @@ def test_a_program_that_somebody_edited_or_exchanged_stays(cache, tmp_path):
     assert program.read_bytes() != built
 
 
-@pytest.mark.parametrize("name", ["main.cpp", "compile_commands.json", "answer.so"])
+@pytest.mark.parametrize("name", ["main.cpp", "answer.so"])
 def test_a_special_file_is_an_error_and_not_waited_for(cache, tmp_path, name):
     os.mkfifo(tmp_path / name)
     said = []
@@ -180,7 +200,7 @@ def test_a_special_file_is_an_error_and_not_waited_for(cache, tmp_path, name):
     thread.join(30)
     assert len(said) == 1
     assert f"build_directory must have no {name} but one that the loader wrote, got" in said[0]
-    assert f"{tmp_path / name}, a special file: move or delete it" in said[0]
+    assert f"{tmp_path / name}, which is no plain file: move or delete it" in said[0]
     assert entries(cache) == []
 
 
@@ -189,10 +209,21 @@ def test_a_link_is_somebody_elses(cache, tmp_path, target):
     (tmp_path / "elsewhere").write_text(MINE)
     (tmp_path / "folder").mkdir()
     (tmp_path / "main.cpp").symlink_to(tmp_path / target)
-    with pytest.raises(ops.ArgumentError, match=r"main.cpp, a symbolic link: move or delete it"):
+    with pytest.raises(ops.ArgumentError, match=r"main.cpp, which is no plain file: move"):
         load_inline("answer", ANSWER, build_directory=tmp_path, **PLAIN)
     assert (tmp_path / "main.cpp").is_symlink()
     assert (tmp_path / "elsewhere").read_text() == MINE
+
+
+def test_files_that_are_right_are_left_alone(cache, tmp_path):
+    def files():
+        return {path.name: path.stat().st_ino for path in (tmp_path / "build").iterdir()}
+
+    load_inline("answer", ANSWER, build_directory=tmp_path / "build", **PLAIN)
+    before = files()
+    load_inline("answer", ANSWER, build_directory=tmp_path / "build", **PLAIN)
+    assert files() == before
+    assert set(before) == {".jitops", "answer.so", "compile_commands.json", "main.cpp"}
 
 
 def test_nobody_can_foresee_a_draft(cache, tmp_path):

@@ -14,7 +14,7 @@ import pytest
 import ops
 from ops._cli import main as cli
 from ops.jit import load, load_inline
-from ops.jit._cache import _bundle, _entries, _eviction
+from ops.jit._cache import _bundle, _eviction
 from tests.harness.forks import run
 from tests.jit.support import ANSWER, answer, entries
 from tests.jit.test_drop_in import OPERATORS, STABLE
@@ -42,7 +42,7 @@ def bundle(cache, tmp_path):
     """A bundle of one extension, whose cache is no longer there."""
     load_inline("answer", ANSWER, **PLAIN)
     path = tmp_path / "bundle.zip"
-    assert _bundle.export(path, [item.entry for item in _eviction.items(cache)])
+    _bundle.export(path, [item.entry for item in _eviction.items(cache)])
     shutil.move(cache, tmp_path / "elsewhere")
     cache.mkdir()
     return path
@@ -90,7 +90,7 @@ def test_exported_from_what_is_used_in_place(bundle, cache, settings, tmp_path):
     entry = ops.jit.text("answer", ANSWER, **PLAIN).build_entry()
     again = tmp_path / "again.zip"
     _bundle.export(again, [entry])
-    assert _bundle.read(again).files == _bundle.read(bundle).files
+    assert _bundle.read(again)[1] == _bundle.read(bundle)[1]
 
 
 def test_imported(bundle, cache, tmp_path):
@@ -177,59 +177,51 @@ def test_damage_is_found_and_never_loaded(bundle, cache, tmp_path, damage):
 
 
 MANIFESTS = {
-    "nothing": ("", "Expecting value"),
-    "not JSON": ("{", "Expecting property name"),
-    "not UTF-8": (b"\xff\xfe\xfa", "decode"),
-    "a list": ("[1]", "it must be an object, got list"),
-    "no library": ('{"name": "answer", "digest": "0"}', "library must be an object, got None"),
-    "no digest": ({"digest": 5}, "digest must be a string, got 5"),
-    "another library": ({"library": {"file": "../x.so"}}, "its library '../x.so' is not in the"),
-    "too deep": ("[" * 100_000, "recursion"),
+    "nothing": "",
+    "not JSON": "{",
+    "not UTF-8": b"\xff\xfe\xfa",
+    "a list": "[1]",
+    "no library": '{"name": "answer", "digest": "0"}',
+    "no digest": {"digest": 5},
+    "another library": {"library": {"file": "../x.so"}},
+    "of another library": {"library": {"file": "answer.so", "size": 3, "sha256": "0"}},
+    "too deep": "[" * 100_000,
 }
 
 
-@pytest.mark.parametrize(("said", "text"), MANIFESTS.values(), ids=MANIFESTS)
-def test_a_manifest_that_is_none(bundle, cache, settings, capsys, said, text):
-    """With the right checksum, which says nothing of what is in it."""
+@pytest.mark.parametrize("said", MANIFESTS.values(), ids=MANIFESTS)
+def test_a_manifest_that_is_none(bundle, cache, settings, capsys, said):
+    """With the right checksum, which says nothing of its content."""
     archive = zipfile.ZipFile(bundle)
     files = {name: archive.read(name) for name in archive.namelist()}
     name = next(name for name in files if name.endswith("manifest.json"))
     if isinstance(said, dict):
         said = json.dumps({**json.loads(files[name]), **said})
-    files[name] = said if isinstance(said, bytes) else said.encode()
-    index = json.loads(files["bundle.json"])
-    index["files"][name] = {"size": len(files[name]), "sha256": _entries.sha256(files[name])}
-    files["bundle.json"] = json.dumps(index)
+    files[name] = said
     with zipfile.ZipFile(bundle, "w") as archive:
         for name, content in files.items():
             archive.writestr(name, content)
-    (wrong,) = _bundle.verify(bundle)
-    assert "manifest.json is no manifest: " in wrong
-    assert text in wrong
+    count, (wrong,) = _bundle.verify(bundle)
+    assert count == 1
+    assert re.search("answer-.* is damaged: it", wrong)
     assert cli.main(["bundle", "verify", str(bundle)]) == 1
-    assert "4 of 5 files are whole" in capsys.readouterr().out
+    assert "0 of 1 entries are whole" in capsys.readouterr().out
     assert cli.main(["bundle", "import", str(bundle)]) == 1
     assert capsys.readouterr().err.startswith("jitops: ")
     assert entries(cache) == []
     settings(BUNDLE=str(bundle), CACHE_DIR=str(cache))
-    with pytest.raises(ops.BundleError, match="is no manifest"):
+    with pytest.raises(ops.BundleError, match="is damaged"):
         load_inline("answer", ANSWER, **PLAIN)
 
 
-def test_a_manifest_of_another_library(bundle):
-    """Each file is what the index says, but not what the manifest says."""
-    archive = zipfile.ZipFile(bundle)
-    files = {name: archive.read(name) for name in archive.namelist()}
-    name = next(name for name in files if name.endswith(".so"))
-    files[name] += b"x"
-    index = json.loads(files["bundle.json"])
-    index["files"][name] = {"size": len(files[name]), "sha256": _entries.sha256(files[name])}
-    files["bundle.json"] = json.dumps(index)
-    with zipfile.ZipFile(bundle, "w") as archive:
-        for name, content in files.items():
-            archive.writestr(name, content)
-    (wrong,) = _bundle.verify(bundle)
-    assert "it tells another size or checksum of 'answer.so'" in wrong
+def test_an_archive_whose_bytes_have_changed(bundle):
+    content = bytearray(bundle.read_bytes())
+    with zipfile.ZipFile(bundle) as archive:
+        info = next(one for one in archive.infolist() if one.filename.endswith("main.cpp"))
+    content[info.header_offset + 30 + len(info.filename) + info.compress_size // 2] ^= 1
+    bundle.write_bytes(content)
+    _, (wrong,) = _bundle.verify(bundle)
+    assert "is damaged" in wrong
 
 
 @pytest.mark.parametrize(
@@ -238,13 +230,13 @@ def test_a_manifest_of_another_library(bundle):
         (b"not a zip", "is not a bundle"),
         ({}, "is not a bundle"),
         ({"bundle.json": "{}"}, "is not a bundle"),
-        ({"bundle.json": json.dumps({"format": 9, "files": {}})}, "of format 9, not 1"),
+        ({"bundle.json": json.dumps({"format": 9, "files": {}})}, "of format 9, not 2"),
         (
-            {"bundle.json": json.dumps({"format": 1, "files": {"../../x": {}}})},
+            {"bundle.json": json.dumps({"format": 2}), "../../x": ""},
             "a file in an impossible place",
         ),
         (
-            {"bundle.json": json.dumps({"format": 1, "files": {"a/b/c/d": {}}})},
+            {"bundle.json": json.dumps({"format": 2}), "a/b/c/d": ""},
             "a file in an impossible place",
         ),
     ],
@@ -278,7 +270,7 @@ def test_a_bundle_of_somebody_else_is_refused(bundle, cache, settings, monkeypat
         load_inline("answer", ANSWER, **PLAIN)
 
 
-@pytest.mark.parametrize("what", ["bundle.json", "*/*/answer.so", "*/*/manifest.json", "*", "*/*"])
+@pytest.mark.parametrize("what", ["*/*/answer.so", "*/*/manifest.json", "*", "*/*"])
 def test_an_unpacked_bundle_is_refused_if_others_can_write_what_is_used(
     bundle, cache, settings, tmp_path, what
 ):

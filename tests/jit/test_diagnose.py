@@ -221,12 +221,12 @@ EXPECTED = {
     "too_much_shared_memory": (
         None,
         None,
-        "ptxas error   : Entry function 'k(float*) (_Z1kPf)' uses too much shared",
+        "ptxas error   : Entry function '_Z1kPf' uses too much shared",
     ),
     "undefined_device_function": (
         None,
         None,
-        "ptxas fatal   : Unresolved extern function 'other(float) (_Z5otherf)'",
+        "ptxas fatal   : Unresolved extern function '_Z5otherf'",
     ),
     "unknown_instruction": (
         "source_error",
@@ -328,13 +328,13 @@ EXPECTED = {
     "wrong_abi": (
         "wrong_abi",
         None,
-        "... std::string const&) (_ZN3c106detail14torchCheckFailEPKcS2_jRKSs)",
+        "... undefined symbol: _ZN3c106detail14torchCheckFailEPKcS2_jRKSs",
     ),
     "wrong_abi_link": ("wrong_abi", None, "abi.cpp:(.text+0x59): undefined reference to"),
     "other_torch": (
         "other_torch",
         None,
-        "... undefined symbol: c10::Warning::warn(int) (_ZN3c107Warning4warnEi)",
+        "... undefined symbol: _ZN3c107Warning4warnEi",
     ),
     "other_python": ("undefined_reference", None, "... undefined symbol: PyDict_GetItemStringRef"),
     "cuda_newer_than_torchs": (
@@ -350,7 +350,7 @@ EXPECTED = {
     "undefined_symbol": (
         "undefined_reference",
         None,
-        "... undefined symbol: missing(int, float*) (_Z7missingiPf)",
+        "... undefined symbol: _Z7missingiPf",
     ),
     "undefined_reference": (
         "undefined_reference",
@@ -606,12 +606,6 @@ def test_a_machine_that_fails_is_told_first():
     """g++ goes on to complain of what it could not write."""
     output = text_of("disk_full").replace("compilation", "a.cpp:1:1: error: x\ncompilation")
     assert read("a.cpp:1:1: error: y\n" + output).name == "disk_full"
-
-
-def test_symbols_are_spelled_out():
-    error = read("/x.so: undefined symbol: _Z7missingiPf").error
-    assert error == "/x.so: undefined symbol: missing(int, float*) (_Z7missingiPf)"
-    assert "_Znonsense" in read("/x.so: undefined symbol: _Znonsense").error
 
 
 @pytest.mark.parametrize(

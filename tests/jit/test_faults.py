@@ -21,6 +21,7 @@ from ops.jit._compile import _cpu
 from tests.harness import helpers
 from tests.harness.forks import run, start
 from tests.jit.support import ANSWER, COMPILER, answer, entries, extension, leftovers
+from tests.jit.test_drop_in import STABLE
 from tests.jit.test_stale import alone, wrapper
 
 pytestmark = pytest.mark.cpp
@@ -68,6 +69,31 @@ def test_an_environment_at_an_odd_place(cache, tmp_path, name):
     code = "import torch\nprint(torch.__file__)\n" + textwrap.dedent(BUILD)
     out, _ = helpers.run(code, JITOPS_CACHE_DIR=cache, PYTHONPATH=path)
     assert out == f"{packages}/torch/__init__.py\n42\n"
+
+
+def test_site_packages_made_of_symlinks(cache, tmp_path):
+    """As uv makes them: torch's headers are still torch's, and a hit looks at none of them."""
+    packages = tmp_path / "site-packages"
+    packages.mkdir()
+    torchs = os.path.join(sysconfig.get_path("purelib"), "torch")
+    subprocess.run(["cp", "-rs", torchs, packages], check=True)
+    source = f"#include <torch/csrc/stable/library.h>\n{ANSWER}"
+    code = f"""
+        import os, torch
+        from ops.jit import text
+        built = text("answer", {source!r}, **{STABLE!r})
+        built.build()
+        real, seen = os.stat, []
+        def stat(path, *arguments, **named):
+            seen.append(os.fspath(path) if not isinstance(path, int) else "")
+            return real(path, *arguments, **named)
+        os.stat = stat
+        assert built.find()
+        print(torch.__file__, sum("/torch/include/" in path for path in seen))
+    """
+    path = f"{packages}{os.pathsep}{helpers.PACKAGE}"
+    out, _ = helpers.run(code, JITOPS_CACHE_DIR=cache, PYTHONPATH=path)
+    assert out.split() == [f"{packages}/torch/__init__.py", "0"]
 
 
 @pytest.mark.mounts
@@ -149,7 +175,7 @@ def test_a_file_system_that_cannot_rename_folders(cache, tmp_path, source, monke
 
     monkeypatch.setattr(os, "rename", rename)
     monkeypatch.setattr(_location, "private_root", lambda: tmp_path / "private")
-    with pytest.warns(ops.CacheWarning, match="on a file system that cannot rename folders"):
+    with pytest.warns(ops.CacheWarning, match="cannot be written .Operation not supported"):
         assert extension(source).load().is_relative_to(tmp_path / "private")
 
 
@@ -186,6 +212,15 @@ def test_a_thread_after_the_main_thread(cache):
     )
     out, _ = helpers.run(code, JITOPS_CACHE_DIR=cache)
     assert out == "42\n"
+
+
+def test_no_poll(cache, tmp_path):
+    """eventlet takes it away."""
+    compiler = wrapper(tmp_path / "c++", f'exec {COMPILER} "$@"')  # so that it is asked who it is
+    code = textwrap.dedent(BUILD)
+    code = f"import select, subprocess\ndel select.poll, select.epoll\n{code}{code}"
+    out, _ = run(code, JITOPS_CACHE_DIR=cache, CXX=compiler)
+    assert out == "42\n42\n"
 
 
 def gone(pid):

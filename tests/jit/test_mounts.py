@@ -128,7 +128,7 @@ def test_a_cache_that_becomes_noexec_is_built_elsewhere(tmp_path):
 
 AS_NOBODY = """
     import os, sys
-    import ops.jit, ops.jit._build_once, ops.jit._explain_miss, ops.jit._compile._diagnostics
+    import ops.jit, ops.jit._build_once, ops.jit._admin, ops.jit._compile._diagnostics
     from ops.jit._compile import _torch_build
     import torch.utils.cpp_extension, tempfile, warnings  # read before they may not be
     os.setgroups([])

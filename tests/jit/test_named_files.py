@@ -217,8 +217,9 @@ def test_a_script_that_the_linker_finds_by_itself_is_refused(cache, source, tmp_
     assert built.find() is None
 
 
-def test_a_library_that_comes_before_the_one_that_was_linked(cache, source, tmp_path):
-    """To an earlier folder of -L, and as a shared one where an archive was found."""
+@pytest.mark.parametrize("flags", ["-L'{0}' -L{1} -lvv", "-Wl,--library-path={0},-L,{1},-l,vv"])
+def test_a_library_that_comes_before_the_one_that_was_linked(cache, source, tmp_path, flags):
+    """To an earlier folder of -L, whose name may have a blank."""
     source.write_text('extern "C" int given();\nextern "C" int answer() { return given(); }\n')
 
     def archive(folder, number):
@@ -229,11 +230,12 @@ def test_a_library_that_comes_before_the_one_that_was_linked(cache, source, tmp_
         subprocess.run(["ar", "rc", folder / "libvv.a", tmp_path / "part.o"], check=True)
         return folder
 
-    (tmp_path / "early").mkdir()
+    early = tmp_path / ("ear ly" if "'" in flags else "early")
+    early.mkdir()
     archive(tmp_path / "late", 1)
-    built = plain(source, extra_ldflags=(f"-L{tmp_path}/early", f"-L{tmp_path}/late", "-lvv"))
+    built = plain(source, extra_ldflags=(flags.format(early, tmp_path / "late"),))
     assert answer(built.load()) == 1
     assert built.find()
-    archive(tmp_path / "early", 2)
+    archive(early, 2)
     assert built.find() is None
     assert answer(built.load()) == 2

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from ops.jit import _key, _pch, text
-from ops.jit._cache import _entries, _eviction, _location, _lock, _publish
+from ops.jit._cache import _entries, _eviction, _location, _publish
 from ops.jit._compile import _compilers
 from tests.harness.helpers import PACKAGE, run
 from tests.jit.support import leftovers
@@ -244,6 +244,6 @@ def test_it_is_scheduled_once(cache):
     asked = _pch._request(text("x", "int x;").spec)
     assert not _pch._is_being_made(asked, root)
     path = _publish.lock_path(root, _entries.entry_name(_pch.NAME, _key.digest(asked)))
-    with _lock.exclusive(path, "it", 1.0, lambda _: None):
+    with _publish.exclusive(path, "it", 1.0, lambda _: None):
         assert _pch._is_being_made(asked, root)
     assert not _pch._is_being_made(asked, root)

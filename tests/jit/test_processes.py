@@ -89,8 +89,8 @@ def test_stale_locks_do_not_hang(cache, source, monkeypatch, tmp_path):
 HOLD = """
     import sys, time
     from pathlib import Path
-    from ops.jit._cache import _lock
-    with _lock.exclusive(Path({path!r}), "answer", 1, print):
+    from ops.jit._cache import _publish
+    with _publish.exclusive(Path({path!r}), "answer", 1, print):
         print("held", flush=True)
         time.sleep(60)
 """

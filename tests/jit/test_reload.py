@@ -38,7 +38,9 @@ def test_operators_whose_newer_version_has_an_undefined_symbol(cache):
     operators(namespace, 1)
     held = getattr(torch.ops, namespace).add.default
     for _ in range(2):
-        with pytest.raises(OSError, match=r"does not load:\n.*undefined symbol: nowhere") as raised:
+        with pytest.raises(
+            OSError, match=r"does not load:\n.*undefined symbol: \w*nowhere"
+        ) as raised:
             newer(namespace, UNDEFINED)
         assert isinstance(raised.value, ops.BuildError)
         assert getattr(torch.ops, namespace).add(10) == held(10) == 11
@@ -51,7 +53,7 @@ def test_what_is_withdrawn_and_cannot_be_replaced_is_said(cache, monkeypatch):
     """Where the newer version could not be tried: in an application that has Python built in."""
     monkeypatch.setattr(sys, "executable", "/opt/application")
     operators("reload_untried", 1)
-    with pytest.raises(ops.BuildError, match="was loaded before is withdrawn: start a new process"):
+    with pytest.raises(ops.BuildError, match="older version is withdrawn: start a new process"):
         newer("reload_untried", UNDEFINED)
 
 
@@ -152,7 +154,7 @@ def test_a_newer_version_whose_initialisers_do_not_end(cache):
     finally:
         process.kill()
     assert process.returncode == 0, err
-    assert "loading it would not end: its initialisers had not ended after 8 s" in out
+    assert "loading it would not end within 8 s of its initialisers" in out
     assert out.endswith("\n11\n")
 
 

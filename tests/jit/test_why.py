@@ -7,7 +7,7 @@ import os
 
 import pytest
 
-from ops.jit import _explain_miss
+from ops.jit import _admin
 from tests.jit.support import COMPILER, extension
 
 pytestmark = pytest.mark.cpp
@@ -20,7 +20,7 @@ def built(cache, source):
 
 
 def reasons(source, **changes):
-    return _explain_miss.reasons(extension(source, **changes).spec)
+    return _admin.reasons(extension(source, **changes).spec)
 
 
 def test_a_hit_has_no_reason(built):
@@ -29,10 +29,7 @@ def test_a_hit_has_no_reason(built):
 
 def test_nothing_of_that_name(cache, source):
     assert reasons(source) is None
-    assert (
-        _explain_miss.sentence(extension(source).spec)
-        == "there is nothing of that name in the cache"
-    )
+    assert _admin.sentence(extension(source).spec) == "there is nothing of that name in the cache"
 
 
 def edit_source(source, monkeypatch):

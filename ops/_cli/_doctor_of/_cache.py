@@ -40,8 +40,8 @@ def cache() -> Iterator[Finding]:
     bundle = _config.settings().bundle
     if bundle is not None:
         try:
-            found = f"{bundle}, {len(_admin.read_bundle(bundle).files)} files"
-            yield Finding("bundle", found)
+            count = len(_admin.items(_admin.bundle_root(bundle)))
+            yield Finding("bundle", f"{bundle}, {count} entries")
         except JitopsError as error:
             yield Finding("bundle", str(error), BAD, "export it again", COMPILED)
     yield from _torchs_locks()

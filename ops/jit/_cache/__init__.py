@@ -1,1 +1,1 @@
-"""The cache: where it is, what is in it, who may write to it. Knows nothing of C++."""
+"""The cache: its place, its entries, and who may write to it. Knows nothing of C++."""

@@ -9,9 +9,9 @@
     <root>/bundles/                      bundles in use, unpacked
 
 An entry appears by one rename and never changes, so a reader needs no lock. A reader verifies the
-library's digest, so that a truncated, corrupted or exchanged file is a miss and never loaded. The
-one file that grows is ``used``: a byte for each load, where the loader may write. Its size counts
-them, its time is that of the last, and a lock on it says that a live process uses the entry.
+library's digest, so that a damaged or exchanged file is a miss and never loaded. Only the file
+``used`` grows, by a byte for each load, where the loader may write. A lock on it says that a live
+process uses the entry.
 """
 
 from __future__ import annotations
@@ -73,19 +73,11 @@ def entry_name(name: str, digest: str) -> str:
 
 def find(name: str, accepts: Callable[[Manifest], bool]) -> Entry | None:
     """Find an entry of this name whose manifest is accepted, and verify its library."""
-    return next(filter(verify, _matching(name, accepts)), None)
-
-
-def find_unverified(name: str, accepts: Callable[[Manifest], bool]) -> Entry | None:
-    """Find an entry as :func:`find` does, its library only of the right size."""
-    return next(filter(_has_size, _matching(name, accepts)), None)
-
-
-def _matching(name: str, accepts: Callable[[Manifest], bool]) -> Iterator[Entry]:
     for root in _location.readable_roots():
         for entry in matching(root, name, accepts):
-            if _location.distrust(entry.folder) is None:
-                yield entry
+            if _location.distrust(entry.folder) is None and verify(entry):
+                return entry
+    return None
 
 
 def matching(root: Path, name: str, accepts: Callable[[Manifest], bool]) -> Iterator[Entry]:
@@ -120,13 +112,6 @@ def verify(entry: Entry) -> bool:
         return False
 
 
-def _has_size(entry: Entry) -> bool:
-    try:
-        return bool(entry.library.stat().st_size == entry.manifest["library"]["size"])
-    except (OSError, KeyError, TypeError, ValueError):
-        return False
-
-
 def sha256(content: bytes) -> str:
     """Return the hexadecimal digest."""
     return hashlib.sha256(content).hexdigest()
@@ -152,9 +137,6 @@ def mark_in_use(folder: Path) -> bool:
     """Say that this process uses the entry in ``folder``, from now until it is released.
 
     Best effort: on a read-only cache the load goes on without the lock.
-
-    Returns:
-        ``False`` if somebody is just deleting the entry.
     """
     for flags in (os.O_RDWR | os.O_APPEND, os.O_RDONLY):
         try:
@@ -176,13 +158,8 @@ def mark_in_use(folder: Path) -> bool:
     return True
 
 
-def is_in_use(folder: Path) -> bool:
-    """Whether this process says that it uses the entry in ``folder``."""
-    return folder in _in_use
-
-
 def release(folder: Path) -> None:
-    """Take back what :func:`mark_in_use` said: the entry may be deleted."""
+    """Undo :func:`mark_in_use`, so that the entry may be deleted."""
     descriptor = _in_use.pop(folder, None)
     if descriptor is not None:
         os.close(descriptor)

@@ -1,15 +1,16 @@
-"""The size, the age and the use of entries; and the removal of those that are too much."""
+"""The size, the age and the use of entries; and the removal of the least used."""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from ops.jit._cache import _entries, _location, _lock, _publish
+from ops.jit._cache import _entries, _location, _publish
 
 _UNSEEN_FOR = 30 * 24 * 3600.0  # seconds that another host may use an entry without a lock
 _TRACES_LAST = 7 * 24 * 3600.0  # seconds, for logs and locks of extensions that are not there
@@ -17,7 +18,7 @@ _TRACES_LAST = 7 * 24 * 3600.0  # seconds, for logs and locks of extensions that
 
 @dataclass(frozen=True)
 class Item:
-    """An entry, and what its folder tells of its use."""
+    """An entry, with its size and its use."""
 
     entry: _entries.Entry
     size: int
@@ -63,10 +64,10 @@ def _item(folder: Path) -> Item | None:
 
 
 def evict(root: Path, limit: int, newest: Path | None = None) -> list[Item]:
-    """Delete what was not used for longest until the cache is at most ``limit`` bytes.
+    """Delete the entries not used for longest until the cache is at most ``limit`` bytes.
 
     An entry that a live process uses stays, and so does ``newest``. Precompiled headers are evicted
-    first, and adding one never evicts anything else: rather than that it goes itself.
+    first. A new one never evicts anything else, but goes itself.
     """
     present = items(root)
     total = sum(item.size for item in present)
@@ -98,7 +99,7 @@ def remove(root: Path, item: Item) -> bool:
 
 
 def clean(root: Path, is_unwanted: Callable[[Item], bool]) -> list[Item]:
-    """Delete unwanted entries that are not in use, and the traces of what is not there."""
+    """Delete unwanted entries that are not in use, and the traces of entries that are gone."""
     removed = [item for item in items(root) if is_unwanted(item) and remove(root, item)]
     _publish.sweep(root)
     sweep_traces(root, older_than=0.0)
@@ -112,19 +113,14 @@ def sweep_traces(root: Path, older_than: float = _TRACES_LAST) -> None:
         with contextlib.suppress(OSError):
             for path in (root / part).iterdir():
                 name = path.name.removesuffix(".log").removesuffix(".lock")
-                if not (root / name).is_dir() and now - path.stat().st_mtime > older_than:
-                    _remove_trace(path)
-
-
-def _remove_trace(path: Path) -> None:
-    if path.is_dir():  # with the script that repeats a failed command
-        for inner in path.iterdir():
-            inner.unlink()
-        path.rmdir()
-        return
-    with _locked(path) as mine:
-        if mine is not False:
-            path.unlink()
+                if (root / name).is_dir() or now - path.stat().st_mtime <= older_than:
+                    continue
+                if path.is_dir():  # with the script that repeats a failed command
+                    shutil.rmtree(path)
+                    continue
+                with _locked(path) as mine:
+                    if mine is not False:
+                        path.unlink()
 
 
 @contextlib.contextmanager
@@ -136,6 +132,6 @@ def _locked(path: Path) -> Iterator[bool | None]:
         yield None if isinstance(error, FileNotFoundError) else False
         return
     try:
-        yield _lock.try_lock(descriptor)
+        yield _publish.try_lock(descriptor)
     finally:
         os.close(descriptor)

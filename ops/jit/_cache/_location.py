@@ -6,7 +6,6 @@ Nothing is loaded from a folder that somebody else could have written to.
 from __future__ import annotations
 
 import contextlib
-import errno
 import functools
 import hashlib
 import os
@@ -15,7 +14,6 @@ import re
 import stat
 import sys
 import tempfile
-import time
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -46,16 +44,13 @@ def configured_root() -> Path:
 
 
 def private_root() -> Path:
-    """Return where to go when the configured folder cannot be used: a temporary one of this user.
+    """Return a temporary folder of this user, for where the configured one cannot be used.
 
-    It is another one for each configured folder: whoever names a fresh cache means one.
+    It is another one for each configured folder, because whoever names a fresh cache means one.
     """
-    configured = configured_root()
-    temporary = _temporary()
-    if configured == temporary:
-        return temporary
+    configured, temporary = configured_root(), _temporary()
     of = hashlib.sha256(os.fsencode(configured)).hexdigest()[:8]
-    return temporary.with_name(f"{temporary.name}-{of}")
+    return temporary if configured == temporary else Path(f"{temporary}-{of}")
 
 
 def _temporary() -> Path:
@@ -74,20 +69,18 @@ def distrust(path: Path) -> str | None:
     by_group = _config.settings().trust_group and status.st_gid in (os.getegid(), *os.getgroups())
     if status.st_uid not in (os.getuid(), 0) and not by_group and not _is_unmapped(status, path):
         return f"{path} belongs to user {status.st_uid}, not to you or root"
-    if status.st_mode & (stat.S_IWOTH if by_group else stat.S_IWGRP | stat.S_IWOTH):
-        hint = ""
-        if status.st_mode & stat.S_IWGRP and not status.st_mode & stat.S_IWOTH:
-            hint = "; JITOPS_TRUST_GROUP=1 trusts its group"
-        mode = f"mode {stat.S_IMODE(status.st_mode):04o}"
-        return f"{path} can be written by others ({mode}{hint})"
+    others = status.st_mode & (stat.S_IWOTH if by_group else stat.S_IWGRP | stat.S_IWOTH)
+    if others:
+        hint = "; JITOPS_TRUST_GROUP=1 trusts its group" if others == stat.S_IWGRP else ""
+        return f"{path} can be written by others (mode {stat.S_IMODE(status.st_mode):04o}{hint})"
     return None
 
 
 def _is_unmapped(status: os.stat_result, path: Path) -> bool:
     """Whether a file belongs to a user whom this container does not know, and nobody can write it.
 
-    So are root's files where root is not mapped. A file system that is mounted read-only is as
-    good as its mounter, and whoever starts a container decides all that is in it.
+    So do root's files where root is not mapped. Whoever mounts a file system read-only into a
+    container decides about all that is in the container.
     """
     try:
         overflow = int(Path("/proc/sys/fs/overflowuid").read_text())
@@ -114,7 +107,7 @@ def readable_roots() -> Iterator[Path]:
 
 def refusals() -> list[str]:
     """List why caches that are there are not looked into."""
-    there = [root for root in (configured_root(), private_root()) if _is_folder(root)]
+    there = filter(_is_folder, (configured_root(), private_root()))
     return [reason for root in there if (reason := _refused(root))]
 
 
@@ -129,19 +122,14 @@ def _is_folder(path: Path) -> bool:
 
 
 def writable_root() -> Path:
-    """Return the folder to build in, created if need be.
-
-    Raises:
-        CacheError: neither the configured nor the private folder can be used.
-    """
+    """Return the folder to build in, created if need be."""
     reasons: list[str] = []
     for root in (configured_root(), private_root()):
         reason = unusable(root)
         if reason is None:
             if reasons:
-                warnings.warn(
-                    f"using {root} as the cache, since {reasons[0]}", CacheWarning, stacklevel=2
-                )
+                said = f"using {root} as the cache, since {reasons[0]}"
+                warnings.warn(said, CacheWarning, stacklevel=2)
             return root
         reasons.append(reason)
     raise CacheError(
@@ -151,16 +139,22 @@ def writable_root() -> Path:
 
 def unusable(root: Path) -> str | None:
     """Return why nothing can be built in ``root``, which is created if need be."""
+    if not re.fullmatch(rb"[\w @%+=,~./\x80-\xff-]+", os.fsencode(root)):
+        return f"{root} has characters in its path that build tools cannot pass on"
     try:
-        # One by one: mkdir(parents=True) would leave what lies between to the umask.
+        # One by one, because mkdir(parents=True) would leave the modes of parents to the umask.
         for folder in (*reversed(root.parents), root, *(root / part for part in PARTS)):
             if not folder.is_dir():
                 make_folder(folder)
-        with tempfile.TemporaryFile(dir=root / "staging"):
-            pass
+        probe = tempfile.mkdtemp(prefix=".probe.", dir=root / "staging")
+        try:
+            os.rename(probe, f"{probe}.renamed")  # some file systems cannot rename folders
+            probe = f"{probe}.renamed"
+        finally:
+            os.rmdir(probe)
     except OSError as error:
         return f"{root} cannot be written ({error.strerror})"
-    return distrust(root) or _noexec(root) or _without_renames(root / "staging")
+    return distrust(root) or _noexec(root)
 
 
 def make_folder(path: Path) -> None:
@@ -174,24 +168,6 @@ def make_folder(path: Path) -> None:
 def _noexec(root: Path) -> str | None:
     if os.statvfs(root).f_flag & getattr(os, "ST_NOEXEC", 0):
         return f"{root} is on a file system mounted noexec, from which no library can be loaded"
-    return None
-
-
-def _without_renames(folder: Path) -> str | None:
-    probe = folder / f".probe.{os.getpid()}.{time.monotonic_ns()}"
-    renamed = probe.with_suffix(".renamed")
-    try:
-        probe.mkdir()
-        probe.rename(renamed)
-    except OSError as error:
-        if error.errno in (errno.EOPNOTSUPP, errno.ENOSYS, errno.EXDEV, errno.EINVAL, errno.EPERM):
-            return (
-                f"{folder.parent} is on a file system that cannot rename folders ({error.strerror})"
-            )
-    finally:
-        for path in (probe, renamed):
-            with contextlib.suppress(OSError):
-                path.rmdir()
     return None
 
 
@@ -215,18 +191,14 @@ def file_system(path: Path) -> str:
     except OSError:
         return "unknown file system"
     place = os.fsencode(path.resolve()) + b"/"
-    around = [
-        (len(folder), kind.decode(errors="replace"))
-        for _, name, kind, *_ in mounts
-        if place.startswith((folder := _unescaped(name)).rstrip(b"/") + b"/")
-    ]
+    around = []
+    for _, name, kind, *_ in mounts:  # with "\\040" for a blank
+        folder = re.sub(rb"\\([0-7]{3})", lambda found: bytes([int(found[1], 8)]), name)
+        if place.startswith(folder.rstrip(b"/") + b"/"):
+            around.append((len(folder), kind.decode(errors="replace")))
     return max(around, default=(0, "unknown file system"))[1]
 
 
-def _unescaped(name: bytes) -> bytes:
-    return re.sub(rb"\\([0-7]{3})", lambda found: bytes([int(found[1], 8)]), name)
-
-
 def is_shared(path: Path) -> bool:
-    """Whether other hosts may use what is there, unseen from here."""
+    """Whether other hosts may use a file system, unseen from here."""
     return file_system(path).startswith(_SHARED)

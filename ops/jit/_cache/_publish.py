@@ -1,22 +1,33 @@
-"""Entries that appear and go: built in a private folder, renamed into place, deleted."""
+"""One builder per key: its lock, its private folder, and the rename that makes the entry.
+
+The kernel takes a lock back when its holder dies. The lock spares work and is not needed for
+safety. Two builders at once would each work in a folder of their own and publish by one rename.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
+import platform
 import secrets
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from ops._errors import CacheError
+from ops._errors import BuildTimeoutError, CacheError
 from ops.jit._cache import _entries, _location
 from ops.jit._cache._entries import Entry, Manifest
 
 ALIVE = ".alive"  # in a staging folder, locked by its builder for as long as that lives
+_PATIENCE = 2.0  # seconds of waiting before a word is said about it
+_PAUSE = 0.05  # seconds between two attempts
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL, errno.EIO)
 _ABANDONED_AFTER = 24 * 3600.0  # seconds, where no lock tells whether the builder lives
 
 
@@ -28,6 +39,128 @@ def lock_path(root: Path, name: str) -> Path:
 def log_path(root: Path, name: str) -> Path:
     """Return where the log of this name's last failed build is kept."""
     return root / "logs" / f"{name}.log"
+
+
+# ---- the lock ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Lock:
+    """A lock that is held; its file tells those that wait who holds it, and why a build failed."""
+
+    descriptor: int
+    is_exclusive: bool  # False where the file system has no locks
+    told: dict[str, Any]  # by the holder before
+
+    def failure(self, since: float) -> dict[str, Any] | None:
+        """Return the failure that the holder before has told, if that was after a time."""
+        failed = self.told.get("failed") and self.told.get("since", 0.0) >= since
+        return self.told if failed else None
+
+    def fail(self, message: str, log: str | None) -> None:
+        """Tell those that wait for this lock that the build failed."""
+        _write(self.descriptor, failed=message, log=log)
+
+
+@contextlib.contextmanager
+def exclusive(
+    path: Path, name: str, timeout: float, on_wait: Callable[[str], None]
+) -> Iterator[Lock]:
+    """Hold the lock at ``path`` while building ``name``.
+
+    ``on_wait`` gets a line that says who is waited for, once the wait is noticeable.
+    """
+    started, told = time.monotonic(), False
+    descriptor = _open(path)
+    try:
+        while (held := try_lock(descriptor)) is False or not _is_at(descriptor, path):
+            if held:  # the file was deleted meanwhile, and others lock its successor
+                os.close(descriptor)
+                descriptor = _open(path)
+                continue
+            waited = time.monotonic() - started
+            if waited >= timeout:
+                raise BuildTimeoutError(
+                    f"{name}: {_owner(descriptor)} has been building it for more than "
+                    f"{timeout:g} s. If that process hangs, end it (the lock goes with it) and "
+                    f"run this again; if it is only slow, raise JITOPS_BUILD_TIMEOUT"
+                )
+            if waited >= _PATIENCE and not told:
+                told = True
+                on_wait(f"waiting for {_owner(descriptor)}, which is building {name}")
+            time.sleep(min(_PAUSE, timeout))
+        lock = Lock(descriptor, bool(held), _read(descriptor))
+        _write(descriptor, pid=os.getpid(), host=platform.node())
+        yield lock
+        os.ftruncate(descriptor, 0)
+    finally:
+        os.close(descriptor)
+
+
+def last_failure(path: Path) -> dict[str, Any] | None:
+    """Return the failure that the last holder of a lock has told."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        return Lock(descriptor, False, _read(descriptor)).failure(0.0)
+    finally:
+        os.close(descriptor)
+
+
+def try_lock(descriptor: int) -> bool | None:
+    """Try to lock a file; ``None`` where the file system has no locks."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+        return None
+    return True
+
+
+def _open(path: Path) -> int:
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    if path.parent.stat().st_mode & 0o020:  # a group that is trusted shares it
+        with contextlib.suppress(OSError):  # somebody else's
+            os.fchmod(descriptor, 0o664)
+    return descriptor
+
+
+def _is_at(descriptor: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), os.stat(path))
+    except OSError:
+        return False
+
+
+def _write(descriptor: int, **told: Any) -> None:
+    content = json.dumps({**told, "since": time.time()}).encode()
+    with contextlib.suppress(OSError):  # a full disk is no reason to fail
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, content, 0)
+
+
+def _read(descriptor: int) -> dict[str, Any]:
+    try:
+        told = json.loads(os.pread(descriptor, 1 << 20, 0))
+    except (OSError, ValueError):
+        return {}
+    return told if isinstance(told, dict) else {}
+
+
+def _owner(descriptor: int) -> str:
+    told = _read(descriptor)
+    if "pid" not in told:
+        return "another process"  # it holds the lock but has not signed yet, or has just left
+    seconds = max(0, round(time.time() - told["since"]))
+    return f"process {told['pid']} on {told.get('host')} (for {seconds} s so far)"
+
+
+# ---- the private folder --------------------------------------------------------------------------
 
 
 @contextlib.contextmanager
@@ -52,7 +185,7 @@ def staging(root: Path, name: str) -> Iterator[Path]:
 
 
 def clear(folder: Path, keep: Sequence[str] = ()) -> None:
-    """Delete what is in a staging folder, but for its lock and the files to keep."""
+    """Empty a staging folder, but for its lock and the files to keep."""
     for path in folder.iterdir():
         if path.name not in (ALIVE, *keep):
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
@@ -62,13 +195,6 @@ def publish(
     root: Path, folder: Path, library: Path, manifest: Manifest, keep: Sequence[str] = ()
 ) -> Entry:
     """Make the library built in ``folder`` an entry: flushed to disk, then renamed into place.
-
-    Args:
-        root: of the cache.
-        folder: a staging folder.
-        library: in the folder.
-        manifest: holds at least ``name`` and ``digest``.
-        keep: names of other files to keep.
 
     Where another builder has published the same in the meantime, theirs stays and ours is dropped.
     """
@@ -121,32 +247,26 @@ def _flush(path: Path) -> None:
 
 
 def sweep(root: Path) -> None:
-    """Delete what dead builders left."""
+    """Delete the folders of dead builders."""
     for folder in (root / "staging").iterdir():
         if _is_abandoned(folder):
             shutil.rmtree(folder, ignore_errors=True)
 
 
 def _is_abandoned(folder: Path) -> bool:
-    try:
+    """Whether its builder is dead; where no lock tells, whether it is a day old."""
+    with contextlib.suppress(OSError):
         descriptor = os.open(folder / ALIVE, os.O_RDWR | os.O_CLOEXEC)
-    except OSError:
-        return _is_old(folder)
-    try:
-        if os.read(descriptor, 200).decode(errors="replace") != _location.this_host():
-            return _is_old(folder)  # its lock may not be seen from here
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:
-        return _is_old(folder)
-    else:
-        return not folder.name.startswith(".") or _is_old(folder)
-    finally:
-        os.close(descriptor)
-
-
-def _is_old(folder: Path) -> bool:
+        try:
+            # The lock of another host may not be seen from here.
+            if os.read(descriptor, 200).decode(errors="replace") == _location.this_host():
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if not folder.name.startswith("."):
+                    return True
+        except BlockingIOError:
+            return False
+        finally:
+            os.close(descriptor)
     try:
         return time.time() - folder.stat().st_mtime > _ABANDONED_AFTER
     except OSError:

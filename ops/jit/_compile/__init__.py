@@ -1,1 +1,1 @@
-"""Compilers and what they say: finding, running and explaining them. Knows nothing of the cache."""
+"""Compilers: finding and running them, and explaining their output. Knows nothing of the cache."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import re
 from dataclasses import dataclass
 
@@ -13,7 +12,9 @@ _CUDA = r"(?:cuda|cublas|cufft|cusparse|curand|cusolver|cudnn|nvrtc|nvJitLink|th
 _SYMBOL = (
     r"undefined (?:symbol: |reference to )[`'‘]?(?:(?:vtable|VTT|typeinfo|typeinfo name) for )?"
 )
-_TORCHS = _SYMBOL + r"(?:(?:[\w:<>*&]+ ){0,2}(?:c10|at|torch)::|_ZN[VK]*(?:3c10|2at|5torch))"
+_TORCHS = (
+    _SYMBOL + r"(?:(?:[\w:<>*&]+ ){0,2}(?:c10|at|torch)::|_Z(?:T[ISTV])?N[VK]*(?:3c10|2at|5torch))"
+)
 # A string as C++ compilers name it, in the ABI that torch is not built with.
 _OTHER_STRING = (
     r"(?:.*\bstd::(?:string|basic_string<)|\w*RKSs)"
@@ -24,32 +25,18 @@ _OTHER_STRING = (
 
 @dataclass(frozen=True)
 class Cause:
-    """A known kind of failure.
+    """A known kind of failure."""
 
-    Attributes:
-         name: short, and never changed: programs may keep it.
-         pattern: matches the line of the output that tells.
-         cause: what is wrong.
-         fix: what to do.
-         decisive: it counts wherever it shows, also behind errors that follow from it.
-         of_machine: the machine failed, at no line in particular.
-    """
-
-    name: str
+    name: str  # short, and never changed, because programs may keep it
     pattern: str
     cause: str
     fix: str
-    decisive: bool = False
-    of_machine: bool = False
+    decisive: bool = False  # it counts wherever it shows, also behind errors that follow from it
+    of_machine: bool = False  # the machine failed, at no line in particular
 
     def matches(self, line: str) -> bool:
         """Whether a line of the output tells of it."""
-        return _compiled(self.pattern).search(line) is not None
-
-
-@functools.cache
-def _compiled(pattern: str) -> re.Pattern[str]:
-    return re.compile(pattern)
+        return re.search(self.pattern, line) is not None
 
 
 # The first that matches a line counts.

@@ -15,7 +15,6 @@ import shutil
 import subprocess
 import sys
 import sysconfig
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,11 +53,6 @@ class Tool:
     command: tuple[str, ...]
     path: Path
 
-    def stamp(self) -> str:
-        """Describe the file: its size and its time of modification."""
-        status = self.path.stat()
-        return f"{status.st_size}:{status.st_mtime_ns}"
-
     @property
     def is_nvcc(self) -> bool:
         """Whether the command runs nvcc, as far as its words tell."""
@@ -69,18 +63,14 @@ class Tool:
 
 
 def words_in(variable: str) -> list[str]:
-    """Split the command, or the flags, in an environment variable, as a shell would.
-
-    Raises:
-        ToolchainError: the text cannot be split.
-    """
+    """Split the command, or the flags, in an environment variable, as a shell would."""
     text = os.environ.get(variable, "")
     try:
         return shlex.split(text)
     except ValueError as error:
         raise ToolchainError(
-            f"${variable} must be words with balanced quotes, as for a shell, got {text!r}, which "
-            f"is no command: {error}"
+            f"${variable} must be words with balanced quotes, got {text!r}, which is no command: "
+            f"{error}"
         ) from None
 
 
@@ -130,12 +120,12 @@ def tools(with_cuda: bool) -> dict[str, Tool | None]:
 
 def ninja() -> Path | None:
     """Find a ninja that runs: this Python environment's own, else the first on PATH."""
-    # Not by importing the package: the current folder may have another one of that name.
-    folders = (sysconfig.get_path("scripts"), os.path.dirname(sys.executable or ""))
-    found = [Path(folder, "ninja") for folder in folders if folder]
-    found.append(Path(sysconfig.get_path("purelib"), "ninja", "data", "bin", "ninja"))
-    found += [Path(folder, "ninja") for folder in os.environ.get("PATH", "").split(os.pathsep)]
-    return next((path for path in found if path.is_absolute() and _runs(path)), None)
+    # Not by importing the package, because the current folder may have another one of that name.
+    folders = [sysconfig.get_path("scripts"), os.path.dirname(sys.executable or "")]
+    folders.append(os.path.join(sysconfig.get_path("purelib"), "ninja", "data", "bin"))
+    folders += os.environ.get("PATH", "").split(os.pathsep)
+    found = (Path(folder, "ninja") for folder in folders if os.path.isabs(folder))
+    return next(filter(_runs, found), None)
 
 
 @functools.cache
@@ -176,16 +166,21 @@ def environ() -> dict[str, str]:
 
 
 def identity(tool: Tool) -> str:
-    """Identify a compiler: by its file, or by its own words where the file only leads to it.
-
-    Raises:
-        ToolchainError: it does not run.
-    """
+    """Identify a compiler: by its file, or by its own words where the file only leads to it."""
     if _is_plain(tool.path):
-        return tool.stamp()
-    text = _asked(tool)
-    stamps = [f"{path.stat().st_size}:{path.stat().st_mtime_ns}" for path in _programs(text)]
+        return _stamp(tool.path)
+    more = ["--dryrun", "-x", "cu", "-c"] if tool.is_nvcc else ["-###", "-shared", "-x", "c++"]
+    # The commands that it would run, with all that a wrapper adds.
+    text = _output([*tool.command, *more, os.devnull, "-o", "out"])
+    text = _TEMPORARY.sub("temporary", f"{version(tool)}\n{text}")
+    names = dict.fromkeys(re.findall(r"^(?:#\$)? \"?(/[^\s\"]+)", text, re.MULTILINE))
+    stamps = [_stamp(Path(name)) for name in names if os.path.isfile(name)]
     return hashlib.sha256("\n".join([text, *stamps]).encode()).hexdigest()[:32]
+
+
+def _stamp(path: Path) -> str:
+    status = path.stat()
+    return f"{status.st_size}:{status.st_mtime_ns}"
 
 
 def _is_plain(path: Path) -> bool:
@@ -199,46 +194,30 @@ def _is_plain(path: Path) -> bool:
         return False  # may be run but not read
 
 
-def _asked(tool: Tool) -> str:
-    """Have a compiler print the commands that it would run, with all that a wrapper adds."""
-    more = ["--dryrun", "-x", "cu", "-c"] if tool.is_nvcc else ["-###", "-shared", "-x", "c++"]
-    said = _output([*tool.command, *more, os.devnull, "-o", "out"])
-    return _TEMPORARY.sub("temporary", f"{_version(tool, '')}\n{said}")
-
-
-def _programs(text: str) -> Iterator[Path]:
-    for name in dict.fromkeys(re.findall(r"^(?:#\$)? \"?(/[^\s\"]+)", text, re.MULTILINE)):
-        if os.path.isfile(name):
-            yield Path(name)
-
-
 def version(tool: Tool) -> str:
-    """Return the line in which a compiler says its version.
-
-    Raises:
-        ToolchainError: it does not run.
-    """
-    return _version(tool, tool.stamp() if _is_plain(tool.path) else "")
-
-
-def _version(tool: Tool, stamp: str) -> str:
-    text = _output([*tool.command, "--version" if tool.is_nvcc else "-v"], stamp)
+    """Return the line in which a compiler says its version."""
+    command = (*tool.command, "--version" if tool.is_nvcc else "-v")
+    if _is_plain(tool.path):
+        text = _remembered(command, _stamp(tool.path))
+    else:
+        text = _output(command)
     versions = [line for line in text.splitlines() if re.search(r"version|release", line)]
     return (versions or [text])[-1].strip()
 
 
-def _output(command: list[str], stamp: str = "") -> str:
-    return _run(tuple(command), stamp) if stamp else _run.__wrapped__(tuple(command), "")
-
-
 @functools.cache
-def _run(command: tuple[str, ...], stamp: str) -> str:
+def _remembered(command: tuple[str, ...], stamp: str) -> str:
+    return _output(command)
+
+
+def _output(command: tuple[str, ...] | list[str]) -> str:
     try:
         answer = subprocess.run(
             command,
             stdin=subprocess.DEVNULL,
             env={**environ(), "LC_ALL": "C"},
-            capture_output=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
             encoding="utf-8",
             errors="replace",
             timeout=_LONGEST,
@@ -246,20 +225,16 @@ def _run(command: tuple[str, ...], stamp: str) -> str:
         )
     except (OSError, ValueError, subprocess.SubprocessError) as error:
         raise ToolchainError(f"{shlex.join(command)} does not run: {error}") from error
-    return answer.stdout + answer.stderr
+    return answer.stdout
 
 
 # ---- checking ------------------------------------------------------------------------------------
 
 
 def check(with_cuda: bool) -> None:
-    """Check that all tools of a build are here and fit torch.
-
-    Raises:
-        ToolchainError: says what is missing and how to get it.
-    """
+    """Check that all tools of a build are here and fit torch."""
     if with_cuda:
-        check_cuda()  # first: where torch has no CUDA, another compiler would not help
+        check_cuda()  # first, because another compiler does not help a torch without CUDA
     compiler = cxx()
     if compiler is None:
         raise ToolchainError(missing_cxx() or NO_COMPILER)
@@ -270,35 +245,24 @@ def check(with_cuda: bool) -> None:
 
 
 def check_torch() -> None:
-    """Check that torch's files are those of the torch that this process has imported.
-
-    Raises:
-        ToolchainError: another torch was installed since, so that its headers do not fit.
-    """
-    path = Path(torch.__file__).parent / "version.py"
+    """Check that torch's files are those of the torch that this process has imported."""
+    folder = Path(torch.__file__).parent
     try:
-        text = path.read_text()
+        text = (folder / "version.py").read_text()
     except OSError:
         return  # a torch without one: nothing can be compared
-    for name, ours in (("__version__", torch.__version__), ("git_version", _git_version())):
+    imported = {"__version__": torch.__version__, "git_version": torch.version.git_version}
+    for name, ours in imported.items():
         on_disk = re.search(rf"^{name}\b[^=\n]*= *'([^'\n]*)'", text, re.MULTILINE)
         if on_disk and on_disk[1] != str(ours):
             raise ToolchainError(
-                f"torch was replaced while this process runs: {path.parent} holds {on_disk[1]}, "
+                f"torch was replaced while this process runs: {folder} holds {on_disk[1]}, "
                 f"and this process has imported {ours}. Start a new process"
             )
 
 
-def _git_version() -> str:
-    return str(torch.version.git_version)
-
-
 def torch_cuda() -> str:
-    """Return the CUDA version that torch is built for.
-
-    Raises:
-        ToolchainError: torch is built without CUDA.
-    """
+    """Return the CUDA version that torch is built for."""
     if torch.version.cuda is None:
         raise ToolchainError(f"this torch ({torch.__version__}) is built without CUDA")
     return torch.version.cuda
@@ -310,11 +274,7 @@ def has_gpu() -> bool:
 
 
 def check_cuda() -> None:
-    """Check that nvcc is here and fits torch.
-
-    Raises:
-        ToolchainError: says what is missing and how to get it.
-    """
+    """Check that nvcc is here and fits torch."""
     torchs_version = torch_cuda()
     for variable in NVCC_VARIABLES:
         words_in(variable)
@@ -329,6 +289,5 @@ def check_cuda() -> None:
         raise ToolchainError(
             f"nvcc is {'newer' if ours > torchs else 'older'} than torch: {compiler.path} is CUDA "
             f"{release[1]}.{release[2]}, torch {torch.__version__} is CUDA {torchs_version}. "
-            f"Install the CUDA {torchs} toolkit and point CUDA_HOME at it, or a torch for CUDA "
-            f"{ours}"
+            f"Point CUDA_HOME at a CUDA {torchs} toolkit, or install a torch for CUDA {ours}"
         )

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import platform
 from pathlib import Path
 
-_X86_LEVELS = (
-    ("x86-64-v4", {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"}),
-    ("x86-64-v3", {"avx2", "bmi1", "bmi2", "f16c", "fma", "movbe", "abm"}),
-)
-# A cgroup's limit, and what its processes use: of version 2, and of version 1.
+_LEVEL_V3 = {"avx2", "bmi1", "bmi2", "f16c", "fma", "movbe", "abm"}
+_LEVEL_V4 = {*_LEVEL_V3, "avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"}
+# A cgroup's limit, and how much its processes use: of version 2, and of version 1.
 _CGROUPS = (
     ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
     (
@@ -21,12 +20,12 @@ _CGROUPS = (
 )
 
 
-@functools.lru_cache(maxsize=1)
+@functools.cache
 def features() -> frozenset[str]:
     """List the instruction-set extensions of this CPU, as Linux names them; empty elsewhere."""
     try:
         with open("/proc/cpuinfo", encoding="ascii", errors="replace") as lines:
-            for line in lines:  # the first core's: reading all of them takes long on large machines
+            for line in lines:  # the first core's, because a large machine has many
                 if line.startswith(("flags", "Features")):
                     return frozenset(line.partition(":")[2].split())
     except FileNotFoundError:
@@ -34,22 +33,18 @@ def features() -> frozenset[str]:
     return frozenset()
 
 
-@functools.lru_cache(maxsize=1)
+@functools.cache
 def level() -> str | None:
     """Return the x86-64 micro-architecture level, for ``-march``: portable, unlike ``native``."""
-    if platform.machine() not in ("x86_64", "AMD64"):
+    if platform.machine() not in ("x86_64", "AMD64") or not features() >= _LEVEL_V3:
         return None
-    level_v3 = _X86_LEVELS[1][1]
-    for name, needs in _X86_LEVELS:
-        if features() >= needs | level_v3:
-            return name
-    return None
+    return "x86-64-v4" if features() >= _LEVEL_V4 else "x86-64-v3"
 
 
 def memory_limit() -> int:
     """Return how many bytes this process may use: the machine's, or fewer in a cgroup."""
     limit = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return min([limit, *(most for path, _ in _CGROUPS if (most := _number(path)) is not None)])
+    return min([limit, *filter(None, (_number(path) for path, _ in _CGROUPS))])
 
 
 def free_memory() -> int:
@@ -59,21 +54,16 @@ def free_memory() -> int:
         most, now = _number(limit), _number(used)
         if most is not None and now is not None:
             left.append(most - now)
-    try:
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                left.append(int(line.split()[1]) << 10)
-    except (OSError, ValueError):
-        pass  # not Linux: the limit is all that is known
+    with contextlib.suppress(OSError, ValueError):  # elsewhere than on Linux only the limit counts
+        available = Path("/proc/meminfo").read_text().partition("MemAvailable:")[2].split()
+        left += [int(number) << 10 for number in available[:1]]
     return min(left)
 
 
 def _number(path: str) -> int | None:
-    try:
-        text = Path(path).read_text().strip()
-    except OSError:
-        return None
-    return int(text) if text.isdigit() else None
+    with contextlib.suppress(OSError, ValueError):  # there is no such file, or it says "max"
+        return int(Path(path).read_text())
+    return None
 
 
 def jobs() -> int:

@@ -35,11 +35,7 @@ _NAMED = {
 
 
 def architectures_of(spec: Spec) -> tuple[str, ...]:
-    """Choose the architectures for an extension: none where its flags name their own.
-
-    Raises:
-        ToolchainError: there is nothing to choose from.
-    """
+    """Choose the architectures for an extension: none where its flags name their own."""
     if not spec.uses_cuda or any("arch" in flag for flag in spec.extra_cuda_cflags):
         return ()
     return architectures()
@@ -49,24 +45,19 @@ def architectures() -> tuple[str, ...]:
     """List the architectures to compile for, as in ``("8.0", "9.0+PTX")``, in numeric order.
 
     ``TORCH_CUDA_ARCH_LIST`` decides; without it, the GPUs of this machine do.
-
-    Raises:
-        ToolchainError: neither names one, or torch itself has no CUDA.
     """
     _compilers.torch_cuda()
     text = os.environ.get("TORCH_CUDA_ARCH_LIST", "")
     for name, numbers in _NAMED.items():
         text = text.replace(name, numbers)
     named = text.replace(";", " ").split()
-    if named and named != ["native"]:
-        for item in named:
-            if not re.fullmatch(r"\d+\.\d[af]?(\+PTX)?", item):
-                raise ToolchainError(
-                    "TORCH_CUDA_ARCH_LIST must hold numbers like 8.0, 9.0a or 9.0+PTX, or names "
-                    f"like Hopper, got {item!r}"
-                )
-        return tuple(sorted(set(named), key=_arch_order))
-    found = set(of_this_machine())
+    found = set(of_this_machine() if named in ([], ["native"]) else named)
+    for item in found:
+        if not re.fullmatch(r"\d+\.\d[af]?(\+PTX)?", item):
+            raise ToolchainError(
+                "TORCH_CUDA_ARCH_LIST must hold numbers like 8.0, 9.0a or 9.0+PTX, or names "
+                f"like Hopper, got {item!r}"
+            )
     if not found:
         raise ToolchainError(
             "no CUDA architecture to compile for: no GPU is visible here, "
@@ -84,8 +75,8 @@ def _arch_order(architecture: str) -> tuple[int, int, str]:
 def serves(built_for: Iterable[str], needed: str) -> bool:
     """Whether code for these architectures runs on ``needed``: its own, or PTX it can compile.
 
-    Code runs on a later minor version of its major one, PTX on anything later; what is specific to
-    an architecture (``9.0a``) runs on that one alone.
+    Code runs on a later minor version of its major one, PTX on anything later, and code of a
+    specific architecture (``9.0a``) on that one alone.
     """
     major, minor, _ = _arch_order(needed)
     for architecture in built_for:
@@ -112,31 +103,27 @@ def gencode_flags(architectures: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(flags)
 
 
-@functools.lru_cache(maxsize=1)
+@functools.cache
 def of_this_machine() -> tuple[str, ...]:
     """List the architecture of each GPU that the driver sees."""
-    # NVML, not torch.cuda.get_device_capability: that would initialise CUDA, and a process that
-    # has initialised CUDA can no longer fork.
+    # NVML, because torch.cuda.get_device_capability would initialise CUDA, and a process that has
+    # initialised CUDA can no longer fork.
     try:
         nvml = ctypes.CDLL("libnvidia-ml.so.1")
     except OSError:
         return ()
     if nvml.nvmlInit_v2() != 0:
         return ()
+    found = []
     try:
-        count = ctypes.c_uint()
+        count, device = ctypes.c_uint(), ctypes.c_void_p()
+        major, minor = ctypes.c_int(), ctypes.c_int()
+        numbers = ctypes.byref(major), ctypes.byref(minor)
         nvml.nvmlDeviceGetCount_v2(ctypes.byref(count))
-        found = []
         for index in range(count.value):
-            device, major, minor = ctypes.c_void_p(), ctypes.c_int(), ctypes.c_int()
-            if (
-                nvml.nvmlDeviceGetHandleByIndex_v2(index, ctypes.byref(device)) == 0
-                and nvml.nvmlDeviceGetCudaComputeCapability(
-                    device, ctypes.byref(major), ctypes.byref(minor)
-                )
-                == 0
-            ):
+            failed = nvml.nvmlDeviceGetHandleByIndex_v2(index, ctypes.byref(device))
+            if not failed and not nvml.nvmlDeviceGetCudaComputeCapability(device, *numbers):
                 found.append(f"{major.value}.{minor.value}")
-        return tuple(found)
     finally:
         nvml.nvmlShutdown()
+    return tuple(found)

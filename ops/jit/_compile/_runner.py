@@ -1,4 +1,4 @@
-"""Runs ninja, whose compilers end when this process does, whatever ends it."""
+"""Runs ninja, whose compilers end when this process does."""
 
 from __future__ import annotations
 
@@ -6,9 +6,12 @@ import contextlib
 import os
 import re
 import signal
+import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+
+from ops import _config
 
 _TO_END = 5.0  # seconds that ninja has to end its compilers
 
@@ -35,22 +38,10 @@ class NinjaError(Exception):
     """A build failed; the text is all that ninja and the compilers printed."""
 
 
-def run(
-    folder: Path,
-    command: list[str],
-    environ: dict[str, str],
-    on_line: Callable[[str], None],
-) -> None:
-    """Run ninja in ``folder`` to its end, and write ``compdb.json`` there.
+def run(folder: Path, command: list[str], environ: dict[str, str], echo: bool) -> None:
+    """Run ninja in ``folder``, where build.ninja lies, and write ``compdb.json`` there.
 
-    Args:
-        folder: holds build.ninja.
-        command: ninja and its arguments.
-        environ: its environment variables.
-        on_line: is called with each line of its output.
-
-    Raises:
-        NinjaError: it failed.
+    ``echo`` passes the output on to stdout. Raises NinjaError if the build fails.
     """
     reads, closes = os.pipe()  # first, so that no other pipe gets the number of standard input
     output, written = os.pipe()
@@ -76,11 +67,9 @@ def run(
     said = b""
     try:
         while block := os.read(output, 1 << 16):
-            lines = (said[said.rfind(b"\n") + 1 :] + block).split(b"\n")
             said += block
-            for line in lines[:-1]:
-                if line and not line.startswith(b"ninja ended with status "):
-                    on_line(line.decode(errors="replace"))
+            if echo:
+                _write(sys.stdout, _STATUS.sub("", block.decode(errors="replace")))
     except BaseException:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(child, signal.SIGTERM)
@@ -102,7 +91,7 @@ def _close(*descriptors: int) -> None:
 
 
 def _drain(output: int, child: int) -> None:
-    """Wait for the end of what was told to end."""
+    """Wait for the end of processes that were told to end; after some seconds, kill them."""
     os.set_blocking(output, False)
     until = time.monotonic() + _TO_END
     while time.monotonic() < until:
@@ -113,3 +102,16 @@ def _drain(output: int, child: int) -> None:
             time.sleep(0.01)
     with contextlib.suppress(ProcessLookupError):
         os.killpg(child, signal.SIGKILL)
+
+
+def say(text: str) -> None:
+    """Print a line to stderr, unless ``JITOPS_PROGRESS=0``."""
+    if _config.settings().progress:
+        _write(sys.stderr, f"jitops: {text}\n")
+
+
+def _write(stream: Any, text: str) -> None:
+    # It may be closed, full, a broken pipe or no stream at all. That is no reason to fail.
+    with contextlib.suppress(AttributeError, OSError, ValueError):
+        stream.write(text)
+        stream.flush()

@@ -1,8 +1,8 @@
 """torch's own ``load`` and ``load_inline``, which write the ninja file and have us run it.
 
-They run in a copy of ``torch.utils.cpp_extension`` that only one build uses. So the copy can be
-given an environment of its own, and no build changes torch's module, which other threads may use,
-or on which somebody may have set ``load`` to ours.
+They run in a copy of ``torch.utils.cpp_extension`` that only one build uses, and that sees an
+environment of its own. So no build changes torch's module, which other threads may use, or in which
+somebody may have replaced ``load`` by ours.
 """
 
 from __future__ import annotations
@@ -21,15 +21,6 @@ from typing import Any
 import torch
 
 from ops._errors import ToolchainError
-
-# What is replaced in the copy: torch's module must have it.
-_REPLACED = (
-    "_run_ninja_build",
-    "_import_module_from_library",
-    "verify_ninja_availability",
-    "get_compiler_abi_compatibility_and_version",
-)
-
 
 # A fork would keep the import locks of another thread for ever: it waits for the imports.
 _importing = threading.RLock()
@@ -55,16 +46,7 @@ class _Os(types.ModuleType):
 
 
 def module(environ: Mapping[str, str], cuda_home: Path | None, run: Callable[[str], None]) -> Any:
-    """Make a copy of ``torch.utils.cpp_extension`` for one build.
-
-    Args:
-        environ: the environment variables that it sees.
-        cuda_home: the CUDA toolkit, if there is one.
-        run: runs ninja in the folder that it is given.
-
-    Raises:
-        ToolchainError: torch's module is not as expected.
-    """
+    """Make a copy of ``torch.utils.cpp_extension`` for one build."""
     path = Path(torch.__file__).parent / "utils" / "cpp_extension.py"
     spec = importlib.util.spec_from_file_location("torch.utils.cpp_extension", path)
     if spec is None or spec.loader is None:
@@ -78,25 +60,26 @@ def module(environ: Mapping[str, str], cuda_home: Path | None, run: Callable[[st
             spec.loader.exec_module(copy)
     finally:
         logger.removeFilter(_is_news)
-    missing = [name for name in _REPLACED if not hasattr(copy, name)]
-    if missing:
+    replaced = {
+        "_run_ninja_build": lambda folder, *_, **__: run(folder),
+        "_import_module_from_library": lambda *_, **__: None,
+        "verify_ninja_availability": lambda: None,
+        "get_compiler_abi_compatibility_and_version": lambda compiler: (True, None),
+    }
+    if missing := [name for name in replaced if not hasattr(copy, name)]:
         raise ToolchainError(
             f"torch {torch.__version__} builds extensions in a way that this version of jitops "
             f"does not know: it has no {', '.join(missing)}"
         )
-    copy.os = _Os(environ)
-    copy.open = functools.partial(open, encoding="utf-8", errors="surrogateescape")
+    opened = functools.partial(open, encoding="utf-8", errors="surrogateescape")
+    vars(copy).update(replaced, os=_Os(environ), open=opened)
     if cuda_home is not None:
         copy.CUDA_HOME = str(cuda_home)
-    copy._run_ninja_build = lambda folder, *_, **__: run(folder)
-    copy._import_module_from_library = lambda *_, **__: None
-    copy.verify_ninja_availability = lambda: None
-    copy.get_compiler_abi_compatibility_and_version = lambda compiler: (True, None)
     return copy
 
 
 class _Setuptools(types.ModuleType):
-    """Stands for setuptools: a quarter of a second to import, and only ``setup.py`` needs it."""
+    """Stands for setuptools, which takes long to import and which only ``setup.py`` needs."""
 
     def __getattr__(self, name: str) -> Any:
         return type(name, (), {})
