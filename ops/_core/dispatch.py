@@ -27,12 +27,12 @@ Source = Extension | Callable[[], Extension]
 
 
 class Op:
-    """The back ends of an op: the pure-torch path, and those compiled ones that it has.
+    """The back ends of an op: the pure-torch path, and its compiled ones.
 
     Args:
-        name: of the op, for messages and :func:`ops.explain`.
+        name: the name of the op, for messages and :func:`ops.explain`.
         cpp: the :class:`ops.jit.Extension` that serves CPU tensors, or a function that makes it.
-        cuda: the one that serves CUDA tensors, likewise.
+        cuda: the same for CUDA tensors.
 
     An op asks :meth:`backend_for` at each call, and runs what it is told.
 
@@ -69,7 +69,7 @@ class Op:
             ``torch``, ``cpp`` or ``cuda``.
 
         Raises:
-            BackendUnavailableError: the one asked for cannot run.
+            BackendUnavailableError: the requested back end cannot run.
         """
         asked, device = selection.request.backend, tensor.device.type
         if torch.compiler.is_compiling():
@@ -78,7 +78,7 @@ class Op:
         return chosen or _settle(self.name, asked, device)
 
     def prepare(self) -> None:
-        """At import: build or load what the settings select already."""
+        """Build or load the back end that the settings select, when the op is imported."""
         settings = _config.settings()
         if settings.force_cpu:
             return
@@ -90,14 +90,14 @@ class Op:
             _settle(self.name, None, "cpu")
 
     def extension(self, backend: str) -> Extension | None:
-        """What a compiled back end is built from; ``None`` if the op has no such back end."""
+        """The extension of a compiled back end; ``None`` if the op has no such back end."""
         source = self._sources[backend]
         return source() if callable(source) else source
 
     def load(self, backend: str) -> ModuleType | Path:
-        """Build a compiled back end if need be, and load it, once.
+        """Build a compiled back end if necessary, and load it once.
 
-        Returns and raises what :meth:`ops.jit.Extension.load` does; besides:
+        Returns and raises the same as :meth:`ops.jit.Extension.load`. In addition:
 
         Raises:
             BackendUnavailableError: the op has no such back end.
@@ -119,10 +119,10 @@ class Op:
         self._loaded[backend] = extension.load()
 
     def reload(self) -> None:
-        """Look at the sources again: an edited one is built, and takes the place of what is loaded.
+        """Build edited sources, and replace the loaded library.
 
-        Raises what :meth:`load` does. A back end that could not be built is tried once more when it
-        is next asked for; if it still cannot, what was loaded before goes on serving.
+        Raises the same as :meth:`load`. If a back end cannot be built, the next call that needs it
+        tries once more. If that fails too, the older library stays in use.
         """
         self._chosen.clear()
         for backend in {**self._older, **self._loaded}:
@@ -132,10 +132,10 @@ class Op:
             del self._older[backend]
 
     def choose(self, asked: str | None, device: str) -> Choice:
-        """The first candidate, before anything is looked up, built or loaded.
+        """The first candidate, before any look-up, build or load.
 
         Raises:
-            BackendUnavailableError: the one asked for does not serve tensors on ``device``.
+            BackendUnavailableError: the requested back end does not serve tensors on ``device``.
         """
         settings = _config.settings()
         if settings.force_cpu:
@@ -161,10 +161,10 @@ class Op:
     def without(
         self, backend: str, asked: str | None, problem: str, cause: Exception | None = None
     ) -> Choice:
-        """When ``backend`` cannot run: the pure-torch path, where falling back is allowed.
+        """The pure-torch path in place of ``backend``, which cannot run.
 
         Raises:
-            BackendUnavailableError: it is not.
+            BackendUnavailableError: the settings allow no fall-back.
         """
         settings = _config.settings()
         wanted = asked or settings.backend
