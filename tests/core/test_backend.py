@@ -119,7 +119,9 @@ def test_broken_cuda_toolchain(monkeypatch, settings, tmp_path, broken, says, as
 
 @pytest.mark.cpp
 def test_compiled_runs_cpp_on_the_cpu(tmp_path):
-    out, err = run(LOSS, JITOPS_BACKEND="compiled", JITOPS_CACHE_DIR=tmp_path, CUDA_VISIBLE_DEVICES="")
+    out, err = run(
+        LOSS, JITOPS_BACKEND="compiled", JITOPS_CACHE_DIR=tmp_path, CUDA_VISIBLE_DEVICES=""
+    )
     assert out.split() == [COMPILED]
     assert err == ""
 
@@ -243,7 +245,8 @@ def test_wrong_device_is_an_error(name):
 def test_unknown_backend():
     with (
         pytest.raises(
-            ops.ConfigError, match=r"backend must be one of auto, torch, cpp, cuda, compiled, got 'gpu'"
+            ops.ConfigError,
+            match=r"backend must be one of auto, torch, cpp, cuda, compiled, got 'gpu'",
         ),
         ops.use_backend("gpu"),
     ):

@@ -37,7 +37,11 @@ def test_force_cpu_forbids_use_backend(settings, name):
 @pytest.mark.parametrize(
     ("name", "value", "text"),
     [
-        ("BACKEND", "gpu", "JITOPS_BACKEND must be one of auto, torch, cpp, cuda, compiled, got 'gpu'"),
+        (
+            "BACKEND",
+            "gpu",
+            "BACKEND must be one of auto, torch, cpp, cuda, compiled, got 'gpu'",
+        ),
         ("FORCE_CPU", "maybe", "JITOPS_FORCE_CPU must be 1 or 0 .*, got 'maybe'"),
         ("STRICT", "2", "JITOPS_STRICT must be 1 or 0 .*, got '2'"),
         ("CACHE_DIR", "here", "JITOPS_CACHE_DIR must be an absolute path .*, got 'here'"),
