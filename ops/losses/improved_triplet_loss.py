@@ -109,7 +109,7 @@ def _definition(
     eps: float,
     reduction: int,
 ) -> Tensor:
-    """The pure-torch path."""
+    """The formula in tensor code, which autograd differentiates."""
     dtype = anchor.dtype
     anchor, positive, negative = map(checks.widened, (anchor, positive, negative))
     d_pos = (anchor - positive).add_(eps).square().sum(-1)
