@@ -14,6 +14,7 @@ from benchmarks.common import COMPILED, Kernel, child, compiled, devices, in_tur
 T1, T2, BETA = -1.0, 0.01, 0.002
 SHAPES = ((32, 128), (256, 256), (4096, 512), (32768, 512))
 DTYPES = (torch.float32, torch.bfloat16)
+ALL_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 # Of the kernels alone: few launches count most, then bandwidth; odd columns; few and wide rows.
 KERNEL_SHAPES = ((256, 256), (4096, 512), (32768, 512), (32768, 511), (8, 1 << 20))
 
@@ -31,7 +32,11 @@ class Tutorial(nn.Module):
 
 def run() -> dict:
     return {
-        COMPILED[device]: {"speed": _speed(device), "memory": _memory(device)}
+        COMPILED[device]: {
+            "speed": _speed(device),
+            "pure_torch": _pure_torch(device),
+            "memory": _memory(device),
+        }
         for device in devices()
     }
 
@@ -50,12 +55,16 @@ def kernels(device: str, dtype: torch.dtype) -> Iterator[Kernel]:
         yield Kernel("loss, backward", (rows, cols), backward, arguments, 6 * one)
 
 
+def _inputs(shape: tuple[int, int], device: str, dtype: torch.dtype) -> list[torch.Tensor]:
+    return [torch.randn(shape).to(device, dtype).requires_grad_() for _ in range(3)]
+
+
 def _speed(device: str) -> list[dict]:
     backend = COMPILED[device]
     figures = []
     for dtype in DTYPES:
         for shape in SHAPES:
-            inputs = [torch.randn(shape).to(device, dtype).requires_grad_() for _ in range(3)]
+            inputs = _inputs(shape, device, dtype)
             torch._dynamo.reset()
             criteria = {
                 "eager": Tutorial(),
@@ -93,6 +102,37 @@ def _speed(device: str) -> list[dict]:
     return figures
 
 
+def _pure_torch(device: str) -> list[dict]:
+    """The pure-torch path against the tutorial's code, which is tensor code too."""
+    figures = []
+    for dtype in ALL_DTYPES:
+        for shape in SHAPES:
+            inputs = _inputs(shape, device, dtype)
+            tutorial, ours = Tutorial(), ops.ImprovedTripletLoss(T1, T2, BETA)
+            calls = {
+                "eager": lambda: torch.autograd.grad(tutorial(*inputs), inputs),  # noqa: B023
+                "torch": lambda: torch.autograd.grad(ours(*inputs), inputs),  # noqa: B023
+            }
+            seconds = in_turns(calls, {"torch": "torch"}, device)
+            us = {name: 1e6 * value for name, value in seconds.items()}
+            name = str(dtype).removeprefix("torch.")
+            figures.append({"shape": shape, "dtype": name, "us": us})
+    table(
+        f"Improved triplet loss, forward + backward, pure torch on {device}: microseconds",
+        ["shape", "dtype", "eager", "torch", "eager / torch"],
+        [
+            [
+                row["shape"],
+                row["dtype"],
+                *(f"{us:.0f}" for us in row["us"].values()),
+                f"**{row['us']['eager'] / row['us']['torch']:.2f}x**",
+            ]
+            for row in figures
+        ],
+    )
+    return figures
+
+
 # In a process of its own: the peak over what stands there before inputs and gradients exist.
 MEMORY = """
     import ops
@@ -123,8 +163,9 @@ MEMORY = """
 
 def _memory(device: str) -> list[dict]:
     backend, figures = COMPILED[device], []
-    for dtype in DTYPES:
-        for which in ("eager", "compile", "torch", backend):
+    for dtype in ALL_DTYPES:
+        others = ("compile", backend) if dtype in DTYPES else ()
+        for which in ("eager", "torch", *others):
             code = MEMORY.format(device=device, dtype=dtype, which=which)
             asked = which if which in ("torch", backend) else "auto"
             told = child(code, JITOPS_BACKEND=asked)

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor
 
-# Elements of a block, for each thread of a CPU: 256 kB in float32, a part of a level-2 cache. Other
-# devices take long blocks, since each costs them several launches.
-_OF_A_THREAD = 1 << 16
-_ELSEWHERE = 1 << 24
+# Elements of a block for each thread of a CPU. In float32 they take 256 kB, a part of a level-2
+# cache. Other devices take long blocks, because every block launches the same kernels again.
+ELEMENTS_OF_A_THREAD = 1 << 16
+ELEMENTS_ELSEWHERE = 1 << 24
 
 
 def rows_of(*tensors: Tensor) -> list[Tensor]:
@@ -23,11 +25,16 @@ def rows_of(*tensors: Tensor) -> list[Tensor]:
     return [tensor.reshape(rows, shape[-1]) for tensor in tensors]
 
 
-def blocks(*matrices: Tensor) -> Iterable[tuple[Tensor, ...]]:
-    """The same rows of all matrices, block by block; the first matrix decides how many rows."""
-    rows, cols = matrices[0].shape
-    elements = torch.get_num_threads() * _OF_A_THREAD if matrices[0].is_cpu else _ELSEWHERE
+def blocks(first: Tensor, *others: Tensor | None) -> Iterable[tuple[Any, ...]]:
+    """The same rows of all matrices, block by block; ``None`` stays ``None``.
+
+    The columns of the first matrix decide how many rows a block has.
+    """
+    rows, cols = first.shape
+    one = ELEMENTS_OF_A_THREAD
+    elements = one * torch.get_num_threads() if first.is_cpu else ELEMENTS_ELSEWHERE
     step = max(1, elements // max(1, cols))
     if rows <= step:
-        return [matrices]
-    return zip(*(matrix.split(step) for matrix in matrices), strict=True)
+        return [(first, *others)]
+    parts = (itertools.repeat(None) if x is None else x.split(step) for x in others)
+    return zip(first.split(step), *parts)  # noqa: B905 - repeat(None) has no end

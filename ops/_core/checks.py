@@ -203,7 +203,9 @@ def check_number(name: str, value: Any) -> float:
 
 def rounded(value: float, dtype: torch.dtype) -> float:
     """``value``, or infinity beyond the range of ``dtype``, where torch.clamp would raise."""
-    return value if abs(value) <= torch.finfo(dtype).max else math.copysign(math.inf, value)
+    if abs(value) <= 65504.0 or abs(value) <= torch.finfo(dtype).max:  # the first is faster
+        return value
+    return math.copysign(math.inf, value)
 
 
 def check_reduction(reduction: str) -> int:

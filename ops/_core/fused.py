@@ -91,7 +91,7 @@ class FusedOp:
         if shapes is not None:
             autograd.define(f"{name}_forward{signature.forward_schema}", shapes)
             autograd.define(
-                f"{name}_backward{signature.backward_schema}", signature.gradient_shapes
+                f"{name}_backward{signature.backward_schema}", signature.gradient_shapes()
             )
             kernels = [getattr(torch.ops.jitops, f"{name}_{one}").default for one in PASSES]
             self.Function, self._compiled = _function(f"{title}Function", signature, *kernels)
@@ -186,16 +186,21 @@ class _Signature:
         self.schema = f"({listed}) -> {_tensors(len(results))}"
         self.forward_schema = f"({listed}) -> {_tensors(self.outputs)}"
         self.backward_schema = f"({', '.join(takes)}) -> Tensor[]"
-        self._like = [len(grads) + list(backward).index(name) for name in differentiable]
+        self._backward_takes = [*(f"grad_{name}" for name in grads), *backward]
+        self._differentiable = differentiable
 
-    def gradient_shapes(self, *arguments: Any) -> list[Tensor]:
-        """The results of the backward kernel from its arguments, with no content."""
-        needed = zip(self._like, arguments[-len(self._like) :], strict=True)
-        return [
-            torch.empty_like(arguments[place], memory_format=torch.contiguous_format)
-            for place, need in needed
-            if need
-        ]
+    def gradient_shapes(self) -> Callable[..., list[Tensor]]:
+        """What makes the results of the backward kernel from its arguments, with no content."""
+        places = [self._backward_takes.index(name) for name in self._differentiable]
+
+        def shapes(*arguments: Any) -> list[Tensor]:
+            return [
+                torch.empty_like(arguments[place], memory_format=torch.contiguous_format)
+                for place, need in zip(places, arguments[-len(places) :], strict=True)
+                if need
+            ]
+
+        return shapes
 
 
 def _tensors(count: int) -> str:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 import ops
-from tests.harness.op_under_test import Far, Mutation, OpUnderTest, blank, close, leaves
+from ops._core import blocks
+from tests.harness.op_under_test import DTYPES, Far, Mutation, OpUnderTest, blank, close, leaves
 from tests.harness.row_battery import RowBattery
 
 
@@ -156,6 +161,19 @@ OP = OpUnderTest(
 )
 
 
+class _InFloat32(TorchDispatchMode):
+    """Notes how many elements the largest float32 tensor has that any function returns."""
+
+    largest = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        results = func(*args, **(kwargs or {}))
+        for one in tree_leaves(results):
+            if isinstance(one, torch.Tensor) and one.dtype is torch.float32:
+                self.largest = max(self.largest, one.numel())
+        return results
+
+
 class TestImprovedTripletLoss(RowBattery):
     op = OP
 
@@ -195,6 +213,25 @@ class TestImprovedTripletLoss(RowBattery):
             gradients.append([t.grad for t in tensors])
         for one, other in zip(*gradients, strict=True):
             assert torch.equal(one, other)
+
+    @pytest.mark.parametrize("dtype", DTYPES, ids=str)
+    def test_blocks_of_rows(self, backend, device, dtype, monkeypatch):
+        """Several blocks, the last one shorter, and no block for an input without a gradient."""
+        monkeypatch.setattr(blocks, "ELEMENTS_OF_A_THREAD", 64)
+        monkeypatch.setattr(blocks, "ELEMENTS_ELSEWHERE", 64)
+        for shape, keywords in itertools.product(((67, 5), (3, 41, 7)), self.op.variants):
+            for needed in itertools.product((True, False), repeat=3):
+                self.agree(inputs(shape, dtype, device), keywords, needed)
+
+    def test_half_precision_is_widened_by_blocks(self, backend, device, monkeypatch):
+        """Differences are taken in float32; all at once, they would double the memory."""
+        monkeypatch.setattr(blocks, "ELEMENTS_OF_A_THREAD", 512)
+        monkeypatch.setattr(blocks, "ELEMENTS_ELSEWHERE", 512)
+        rows, cols = 1024, 64
+        x = leaves(inputs((rows, cols), torch.bfloat16, device))
+        with _InFloat32() as seen:
+            torch.autograd.grad(ops.improved_triplet_loss(*x, -1.0, 0.01, 0.5), x)
+        assert seen.largest <= max(2 * rows, 512 * torch.get_num_threads()) < rows * cols
 
     # d+ - d- and d+, and the gradient that reaches p through a factor of 2 * (p - a) = 2.
     @pytest.mark.parametrize(

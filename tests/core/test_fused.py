@@ -1,0 +1,94 @@
+"""An op without compiled kernels: a FusedOp whose kernels are tensor code."""
+
+from __future__ import annotations
+
+import warnings
+
+import pytest
+import torch
+from torch import Tensor
+
+import ops
+from ops._core.fused import FusedOp
+
+
+def _cube(x: Tensor, y: Tensor, scale: float) -> Tensor:
+    return scale * (x**3 + y)
+
+
+def _forward(x, y, scale):
+    square = x * x
+    return scale * (square * x + y), square
+
+
+def _backward(grad, square, scale, needs_x, needs_y):
+    gradients = (3 * scale * grad * square, needs_x), (scale * grad, needs_y)
+    return [gradient for gradient, need in gradients if need]
+
+
+cube = FusedOp(
+    "cube_of_a_test",
+    _cube,
+    results=["cube"],
+    saved=["square"],
+    backward=["square", "scale"],
+    tensor_code=(_forward, _backward),
+)
+
+
+def leaf(*values):
+    return torch.tensor(values, dtype=torch.float64, requires_grad=True)
+
+
+def test_it_runs_its_kernels_for_any_request():
+    x, y = leaf(1.0, 2.0), leaf(3.0, 4.0)
+    for request in ("auto", "torch", "cpp", "cuda", "compiled"):
+        with ops.use_backend(request), warnings.catch_warnings():
+            warnings.simplefilter("error")
+            result = cube(x, y, 2.0)
+        assert type(result.grad_fn).__name__ == "CubeOfATestFunctionBackward"
+        assert result.tolist() == [8.0, 24.0]
+        assert [t.tolist() for t in torch.autograd.grad(result.sum(), (x, y))] == [[6, 24], [2, 2]]
+    assert "cube_of_a_test" not in [one.op for one in ops.explain()]
+
+
+def test_subsets_and_second_order():
+    x, y = leaf(1.0, 2.0), leaf(3.0, 4.0)
+    assert torch.autograd.grad(cube(x, y.detach(), 2.0).sum(), x)[0].tolist() == [6, 24]
+    assert torch.autograd.grad(cube(x.detach(), y, 2.0).sum(), y)[0].tolist() == [2, 2]
+    assert torch.autograd.gradcheck(cube, (x, y, 2.0), check_batched_grad=True)
+    assert torch.autograd.gradgradcheck(cube, (x, y, 2.0))
+
+
+def test_transforms_and_graphs_see_the_definition():
+    x, y = leaf(1.0, 2.0).detach(), leaf(3.0, 4.0).detach()
+    assert torch.func.vmap(cube, (0, 0, None))(x, y, 2.0).tolist() == [8, 24]
+    assert torch.func.jvp(lambda x: cube(x, y, 2.0), (x,), (x,))[1].tolist() == [6, 48]
+    graphs = []
+
+    def keep(graph, _):
+        graphs.append(graph)
+        return graph
+
+    torch._dynamo.reset()
+    compiled = torch.compile(lambda x, y: cube(x, y, 2.0), fullgraph=True, backend=keep)
+    assert compiled(x, y).tolist() == [8, 24]
+    assert "** 3" in graphs[0].code
+
+
+class Subclass(Tensor):
+    """As DTensor is one."""
+
+
+def test_a_tensor_of_another_class_gets_the_definition():
+    x, y = leaf(1.0, 2.0), leaf(3.0, 4.0)
+    for arguments in ((x.as_subclass(Subclass), y), (x, y.as_subclass(Subclass))):
+        result = cube(*arguments, 2.0)
+        assert type(result) is Subclass
+        assert type(result.grad_fn).__name__ != "CubeOfATestFunctionBackward"
+        assert result.tolist() == [8.0, 24.0]
+
+
+def test_an_op_without_kernels_is_refused():
+    with pytest.raises(ValueError, match="nothing has neither compiled kernels nor kernels of"):
+        FusedOp("nothing", _cube, results=["cube"], backward=[])
