@@ -130,12 +130,13 @@ def _forward(
     reduction: int,
 ) -> tuple[Tensor, Tensor]:
     """The loss, and for each row whether the gradient flows through either clamp."""
-    distances = []
-    for x, p, n in blocks(*rows_of(anchor, positive, negative)):
+    inputs = rows_of(anchor, positive, negative)
+    dtype = torch.float64 if anchor.dtype is torch.float64 else torch.float32
+    d_pos, d_neg = anchor.new_empty((2, len(inputs[0])), dtype=dtype).unbind()
+    for x, p, n, of_p, of_n in blocks(*inputs, d_pos, d_neg):
         a, rest = _shifted(x, eps)
-        distances.append([_square_sum(_difference(y, a, rest)) for y in (p, n)])
-    d_pos, d_neg = (x[0] if len(x) == 1 else torch.cat(x) for x in zip(*distances, strict=True))
-    dtype = d_pos.dtype
+        _square_sum(_difference(p, a, rest), of_p)
+        _square_sum(_difference(n, a, rest), of_n)
     margin = d_pos - d_neg
     first = margin.clamp_min(checks.rounded(t1, dtype))
     second = d_pos.clamp_min(checks.rounded(t2, dtype))
@@ -206,8 +207,8 @@ def _difference(x: Tensor, anchor: Tensor, eps: float, out: Tensor | None = None
     return d.sub_(eps) if eps else d
 
 
-def _square_sum(d: Tensor) -> Tensor:
-    return d.mul_(d).sum(-1)
+def _square_sum(d: Tensor, out: Tensor) -> None:
+    torch.sum(d.mul_(d), -1, out=out)
 
 
 _fused = FusedOp(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import sys
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from torch.utils._pytree import tree_leaves
 
 import ops
 from ops._core import blocks
+from tests.harness.helpers import run
 from tests.harness.op_under_test import DTYPES, Far, Mutation, OpUnderTest, blank, close, leaves
 from tests.harness.row_battery import RowBattery
 
@@ -304,6 +306,34 @@ class TestImprovedTripletLoss(RowBattery):
             loss(a, p, n).backward()
             optimiser.step()
         assert loss(a, p, n).item() < -0.9 < before
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_peak_memory_in_pure_torch(dtype):
+    """Of inputs and gradients: neither intermediate tensors nor holes in the heap.
+
+    The rest is code that torch loads at first use, and a block.
+    """
+    out, _ = run(
+        f"""
+        import re, torch, ops
+        def step(rows):
+            x = [torch.ones(rows, 512, dtype={dtype}, requires_grad=True) for _ in range(3)]
+            torch.autograd.grad(ops.improved_triplet_loss(*x, -1.0, 0.01, 0.5), x)
+        def peak():
+            return int(re.search("VmHWM:\\s*(\\d+)", open("/proc/self/status").read())[1])
+        step(8)
+        open("/proc/self/clear_refs", "w").write("5")  # the peak starts anew from here
+        before = peak()
+        for _ in range(3):
+            step(32768)
+        print(1024 * (peak() - before))
+        """,
+        JITOPS_BACKEND="torch",
+        OMP_NUM_THREADS="1",
+    )
+    assert int(out) < 6 * 32768 * 512 * dtype.itemsize + 16e6
 
 
 X = torch.randn(2, 3)
