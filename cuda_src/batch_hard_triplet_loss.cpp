@@ -18,6 +18,16 @@ constexpr int64_t kBlockRows = 128;  // anchors that share a packed tile of cand
 constexpr int64_t kBlockElements = 32768;
 constexpr int64_t kSumElements = 1024;  // summed in acc_t<T>; these sums are added in float64
 
+template <typename T>
+const T* anchor_row(const Params& params, int64_t i) {
+  return static_cast<const T*>(params.anchors) + i * params.anchor_stride;
+}
+
+template <typename T>
+const T* candidate_row(const Params& params, int64_t j) {
+  return static_cast<const T*>(params.candidates) + j * params.candidate_stride;
+}
+
 // Labels as small numbers, the same for equal labels of anchors and candidates.
 template <typename L>
 void number_labels(const Params& params, std::vector<L>* anchors, std::vector<L>* candidates) {
@@ -78,23 +88,17 @@ void mine_block(const Params& params, const std::vector<cpu::LabelOf<acc_t<T>>>&
   using A = acc_t<T>;
   using L = cpu::LabelOf<A>;
   constexpr int64_t kLanes = cpu::kPairLanes<A>;
-  const int64_t rows = end - begin, cols = params.cols;
-  std::vector<A> anchors(rows * cols), packed(kLanes * cols), tile(rows * kLanes);
+  const int64_t rows = end - begin;
+  cpu::PairTiles<T> tiles(anchor_row<T>(params, begin), params.anchor_stride, rows, params.cols);
   std::vector<Hardest<A>> hardest(rows);
-  for (int64_t i = 0; i < rows; ++i) {
-    const T* row = static_cast<const T*>(params.anchors) + (begin + i) * params.anchor_stride;
-    for (int64_t k = 0; k < cols; ++k) anchors[i * cols + k] = cpu::load(row[k]);
-  }
   L labels[kLanes];
   for (int64_t first = 0; first < params.others; first += kLanes) {
     const int64_t count = std::min(kLanes, params.others - first);
-    const T* candidates = static_cast<const T*>(params.candidates) + first * params.candidate_stride;
-    cpu::pack_rows(candidates, params.candidate_stride, count, cols, packed.data());
+    tiles.compute(candidate_row<T>(params, first), params.candidate_stride, count);
     std::copy_n(of_candidates.data() + first, count, labels);
-    cpu::pair_tiles(anchors.data(), rows, cols, packed.data(), tile.data());
     for (int64_t i = 0; i < rows; ++i) {
       const L label = of_anchors[begin + i];
-      const A* squared = tile.data() + i * kLanes;
+      const A* squared = tiles.row(i);
       Hardest<A>& best = hardest[i];
       if (count == kLanes) {
         A most, least, check;
@@ -128,16 +132,6 @@ JITOPS_KERNEL double squared_distance(const T* a, const T* b, int64_t cols) {
     total += static_cast<double>(sum);
   }
   return total;
-}
-
-template <typename T>
-const T* anchor_row(const Params& params, int64_t i) {
-  return static_cast<const T*>(params.anchors) + i * params.anchor_stride;
-}
-
-template <typename T>
-const T* candidate_row(const Params& params, int64_t j) {
-  return static_cast<const T*>(params.candidates) + j * params.candidate_stride;
 }
 
 template <typename T>
@@ -367,7 +361,7 @@ std::vector<Tensor> backward(const Tensor& grad_loss, const Tensor& embeddings,
 }  // namespace
 }  // namespace jitops::batch_hard_triplet_loss
 
-// ---- registration (schemas and shapes: ops/losses/batch_hard_triplet_loss.py) --------------------
+// ---- registration (schemas and shapes: ops/losses/batch_hard_triplet_loss.py) -------------------
 
 STABLE_TORCH_LIBRARY_IMPL(jitops, JITOPS_DISPATCH_KEY, m) {
   m.impl("batch_hard_triplet_loss_forward",

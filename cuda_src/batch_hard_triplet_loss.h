@@ -40,13 +40,14 @@ struct Params {
   void* loss;    // forward: (rows,) for kNone, else one element
   void* partials;  // CUDA scratch: see `scratch_bytes`
 
-  // Backward: gradients of anchors and candidates, dense, of acc_t<T>. If `same`, the first is null.
+  // Backward: gradients of anchors and candidates, dense, of acc_t<T>. Null if not needed. If
+  // `same`, the first is null and the second is the gradient of both.
   const void* grad_loss;  // (rows,) for kNone, else one element
   void* grad_anchors;
   void* grad_candidates;
 };
 
-// ---- the formula of an anchor, for the CPU and for CUDA ------------------------------------------
+// ---- the formula of an anchor, for the CPU and for CUDA -----------------------------------------
 
 template <typename A>
 JITOPS_BOTH A distance(const Params& params, double sum_of_squares) {

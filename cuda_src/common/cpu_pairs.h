@@ -1,7 +1,7 @@
 // Squared distances of all pairs of two sets of rows, a tile at a time, in one thread.
 //
-// They are sums of squared differences. The expansion |a|^2 + |b|^2 - 2 a.b is faster, because it is
-// a matrix product, but it loses all digits for near points that are far from the origin.
+// They are sums of squared differences. The expansion |a|^2 + |b|^2 - 2 a.b is faster, because it
+// is a matrix product. But it loses all digits for near points that are far from the origin.
 #pragma once
 
 #include <type_traits>
@@ -26,7 +26,7 @@ void pack_rows(const T* rows, int64_t stride, int64_t count, int64_t cols, A* pa
   }
 }
 
-// out[r][lane] = |a_r - b_lane|^2 for `kRows` dense rows a and the packed rows b.
+// out[r][lane] += |a_r - b_lane|^2 for `kRows` dense rows a and the packed rows b.
 template <int kRows, typename A>
 [[gnu::always_inline]] inline void pair_tile(const A* a, int64_t cols, const A* packed, A* out) {
   using V = typename Vector<A>::Type;
@@ -47,12 +47,12 @@ template <int kRows, typename A>
   for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 4
     for (int v = 0; v < kPairVectors; ++v) {
-      *reinterpret_cast<V*>(out + r * kPairLanes<A> + v * kCount) = sums[r][v];
+      *reinterpret_cast<V*>(out + r * kPairLanes<A> + v * kCount) += sums[r][v];
     }
   }
 }
 
-// The same for any number of rows.
+// out += for any number of rows.
 template <typename A>
 JITOPS_KERNEL void pair_tiles(const A* a, int64_t rows, int64_t cols, const A* packed, A* out) {
   constexpr int kRows = 6;
@@ -62,6 +62,55 @@ JITOPS_KERNEL void pair_tiles(const A* a, int64_t rows, int64_t cols, const A* p
   }
   for (; r < rows; ++r) pair_tile<1>(a + r * cols, cols, packed, out + r * kPairLanes<A>);
 }
+
+// A tile of squared distances from some rows to `kPairLanes` candidates. Columns are taken in
+// chunks that fit the cache.
+template <typename T>
+class PairTiles {
+ public:
+  using A = acc_t<T>;
+  static constexpr int64_t kLanes = kPairLanes<A>;
+
+  PairTiles(const T* rows, int64_t stride, int64_t count, int64_t cols)
+      : rows_(rows),
+        stride_(stride),
+        count_(count),
+        cols_(cols),
+        chunk_(std::min(cols, kColumns)),
+        widened_(count * chunk_),
+        packed_(kLanes * chunk_),
+        tile_(count * kLanes) {
+    if (cols <= kColumns) widen(0, cols);
+  }
+
+  // Computes the tile of `count` candidates, at most kLanes.
+  void compute(const T* candidates, int64_t stride, int64_t count) {
+    std::fill(tile_.begin(), tile_.end(), A(0));
+    for (int64_t first = 0; first < cols_; first += chunk_) {
+      const int64_t size = std::min(chunk_, cols_ - first);
+      if (cols_ > kColumns) widen(first, size);
+      pack_rows(candidates + first, stride, count, size, packed_.data());
+      pair_tiles(widened_.data(), count_, size, packed_.data(), tile_.data());
+    }
+  }
+
+  // The distances of a row to the candidates.
+  const A* row(int64_t i) const { return tile_.data() + i * kLanes; }
+
+ private:
+  static constexpr int64_t kColumns = 2048;
+
+  void widen(int64_t first, int64_t size) {
+    for (int64_t i = 0; i < count_; ++i) {
+      const T* row = rows_ + i * stride_ + first;
+      for (int64_t k = 0; k < size; ++k) widened_[i * size + k] = load(row[k]);
+    }
+  }
+
+  const T* rows_;
+  int64_t stride_, count_, cols_, chunk_;
+  std::vector<A> widened_, packed_, tile_;
+};
 
 // ---- labels -------------------------------------------------------------------------------------
 

@@ -33,9 +33,7 @@ def define(schema: str, shapes: Callable[..., Any]) -> None:
     _define(schema, meta, "Meta")
 
 
-def define_in_torch(
-    schema: str, kernel: Callable[..., Any], shapes: Callable[..., Any]
-) -> None:
+def define_in_torch(schema: str, kernel: Callable[..., Any], shapes: Callable[..., Any]) -> None:
     """Declare an operator of tensor code without a gradient, opaque to :func:`torch.compile`.
 
     Under :func:`torch.vmap` it runs once for each element of the batch.

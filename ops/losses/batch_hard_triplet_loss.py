@@ -52,8 +52,8 @@ def batch_hard_triplet_loss(
         reduction: ``mean``, ``sum``, or ``none``.
 
     Returns:
-        A scalar, or ``(N,)`` with ``reduction="none"``; in the dtype of ``embeddings``. If no anchor
-        counts, the mean is 0, and all gradients are 0.
+        A scalar, or ``(N,)`` with ``reduction="none"``; in the dtype of ``embeddings``. If no
+        anchor counts, the mean is 0, and all gradients are 0.
 
     Raises:
         ArgumentTypeError: embeddings that are not tensors of float64, float32, bfloat16 or float16;
@@ -83,10 +83,11 @@ def batch_hard_triplet_loss(
         tensors["ref_emb"] = ref_emb
     embeddings, *rest = pairs.embeddings(labels=labels, ref_labels=ref_labels, **tensors)
     reference = rest[0] if rest else None
-    soft = isinstance(margin, str)
-    if soft:
+    if isinstance(margin, str):
         checks.one_of("margin", margin, ("soft",))
-    width = 0.0 if soft else checks.check_number("margin", margin)
+        soft, width = True, 0.0
+    else:
+        soft, width = False, checks.check_number("margin", margin)
     checks.one_of("distance", distance, pairs.DISTANCES)
     checks.one_of("incomplete", incomplete, INCOMPLETE)
     number = checks.check_reduction(reduction)
@@ -158,9 +159,7 @@ def _definition(
     d_pos = pairs.selected_distance(anchors, candidates, positive, both, squared)
     d_neg = pairs.selected_distance(anchors, candidates, negative, both, squared)
     difference = d_pos - d_neg
-    loss = (
-        torch.nn.functional.softplus(difference) if soft else torch.relu(difference + margin)
-    )
+    loss = torch.nn.functional.softplus(difference) if soft else torch.relu(difference + margin)
     loss = torch.where(both, loss, torch.zeros_like(loss))
     if reduction == 1:
         count = labels.shape[0] if counts_all else both.sum()
@@ -206,9 +205,7 @@ def samples() -> Iterator[checks.Sample]:
             def call(x: Tensor, loss: BatchHardTripletLoss = loss) -> Tensor:
                 return loss(x, labels)
 
-            def with_references(
-                x: Tensor, y: Tensor, loss: BatchHardTripletLoss = loss
-            ) -> Tensor:
+            def with_references(x: Tensor, y: Tensor, loss: BatchHardTripletLoss = loss) -> Tensor:
                 return loss(x, labels, y, labels)
 
             title = f"margin={margin!r}, distance={distance!r}"
