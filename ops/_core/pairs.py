@@ -71,9 +71,13 @@ def whole(labels: Tensor) -> Tensor:
 # ---- distances -----------------------------------------------------------------------------------
 
 
-def unit(rows: Tensor) -> Tensor:
-    """Rows of length 1, as :func:`torch.nn.functional.normalize` makes them; zeros stay."""
-    return torch.nn.functional.normalize(rows, dim=1)
+def scaled_to_cosine(rows: Tensor) -> Tensor:
+    """The rows with length √½: then the squared distance of two rows is 1 − cos of their angle.
+
+    Rows of zeros stay, as with :func:`torch.nn.functional.normalize`. Half precisions become
+    float32.
+    """
+    return torch.nn.functional.normalize(checks.widened(rows), dim=1) * 0.5**0.5
 
 
 def selected_distance(
@@ -85,7 +89,8 @@ def selected_distance(
     """
     if candidates.shape[0] == 0:
         candidates = anchors  # then no index is real
-    difference = anchors - candidates[index.clamp(min=0)]
+    # Not by indexing, whose gradient is summed in no fixed order.
+    difference = anchors - candidates.index_select(0, index.clamp(min=0))
     difference = torch.where(real.unsqueeze(-1), difference, torch.zeros_like(difference))
     total = difference.square().sum(-1)
     if squared:
@@ -117,9 +122,9 @@ def _hardest(
     x = checks.widened(anchors)
     y = x if ref_emb is None else checks.widened(ref_emb)
     of_y = labels if ref_labels is None else ref_labels
-    found = labels.new_full((2, x.shape[0]), -1)
+    positive, negative = (labels.new_full(labels.shape, -1) for _ in range(2))
     if y.shape[0] == 0:
-        return found[0], found[1]
+        return positive, negative
     centre = y.mean(0)  # distances stay, and the products lose fewer digits
     near_x, near_y = x - centre, y - centre
     length_x, length_y = near_x.square().sum(1), near_y.square().sum(1)
@@ -137,9 +142,9 @@ def _hardest(
         if ref_emb is None:
             rows = torch.arange(same.shape[0], device=same.device)
             same[rows, rows + begin] = False
-        for place, mask, sign in ((0, same, 1), (1, different, -1)):
-            _take_hardest(x[block], y, approximate, mask, sign, slack[block], found[place, block])
-    return found[0], found[1]
+        for found, mask, sign in ((positive, same, 1), (negative, different, -1)):
+            _take_hardest(x[block], y, approximate, mask, sign, slack[block], found[block])
+    return positive, negative
 
 
 def _take_hardest(

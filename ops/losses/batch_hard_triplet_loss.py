@@ -91,11 +91,11 @@ def batch_hard_triplet_loss(
     checks.one_of("distance", distance, pairs.DISTANCES)
     checks.one_of("incomplete", incomplete, INCOMPLETE)
     number = checks.check_reduction(reduction)
+    dtype = embeddings.dtype
     if distance == "cosine":
-        # 1 - cos is half the squared distance of the unit vectors.
-        embeddings = pairs.unit(embeddings) * 0.5**0.5
-        reference = None if reference is None else pairs.unit(reference) * 0.5**0.5
-    return _fused(
+        embeddings = pairs.scaled_to_cosine(embeddings)
+        reference = None if reference is None else pairs.scaled_to_cosine(reference)
+    loss: Tensor = _fused(
         embeddings,
         pairs.whole(labels),
         reference,
@@ -106,6 +106,7 @@ def batch_hard_triplet_loss(
         incomplete == "zero",
         number,
     )
+    return loss.to(dtype)
 
 
 class BatchHardTripletLoss(LossModule):

@@ -13,7 +13,8 @@ from tests.harness.op_under_test import Mutation, OpUnderTest, close
 
 def labels_of(x):
     """Three of a class, and an anchor without a positive where the count is not a multiple."""
-    return torch.arange(x.shape[0], device=x.device) // 3
+    count = 2 if x.is_nested else x.shape[0]
+    return torch.arange(count, device=x.device) // 3
 
 
 def reference(x, y=None, margin=0.2, distance="euclidean", incomplete="drop", reduction="mean"):
@@ -33,7 +34,7 @@ def reference(x, y=None, margin=0.2, distance="euclidean", incomplete="drop", re
     if y is None:
         same = same & ~torch.eye(len(x), dtype=torch.bool, device=x.device)
     both = same.any(1) & different.any(1)
-    z = 0 * x.sum(1)
+    z = 0 * x.sum(1) + (0 if y is None else 0 * y.sum())
     if d.numel():
         hardest = (
             d.masked_fill(~same, -1).argmax(1, True),
