@@ -199,7 +199,14 @@ void backward_cpu(const Params& params) {
   // A thread takes some columns of all anchors: two anchors may add to one candidate.
   const int64_t width = std::max<int64_t>(16, kBlockElements / std::max<int64_t>(1, params.rows));
   const cpu::RowBlocks blocks(params.cols, 1, width);
+  const auto clear = [&](A* gradient, int64_t rows, int64_t begin, int64_t end) {
+    for (int64_t i = 0; gradient && i < rows; ++i) {
+      std::fill(gradient + i * params.cols + begin, gradient + i * params.cols + end, A(0));
+    }
+  };
   blocks.for_each([&](int64_t, int64_t begin, int64_t end) {
+    clear(of_candidates, params.others, begin, end);
+    if (!params.same) clear(of_anchors, params.rows, begin, end);
     for (int64_t i = 0; i < params.rows; ++i) {
       const int64_t p = params.positive[i], n = params.negative[i];
       if (p < 0 || n < 0) continue;
@@ -338,7 +345,6 @@ std::vector<Tensor> backward(const Tensor& grad_loss, const Tensor& embeddings,
   const auto allocate = [&](bool needed, const Tensor& like) -> void* {
     if (!needed) return nullptr;
     Tensor& made = sums.emplace_back(empty(like.sizes(), dtype, like));
-    torch::stable::zero_(made);
     return made.mutable_data_ptr();
   };
   void* of_embeddings = allocate(needs_embeddings, embeddings);
@@ -350,12 +356,8 @@ std::vector<Tensor> backward(const Tensor& grad_loss, const Tensor& embeddings,
     JITOPS_RUN("batch_hard_triplet_loss", backward, embeddings, params, device);
   }
   if (dtype == embeddings.scalar_type()) return sums;
-  std::vector<Tensor> gradients;
-  for (const Tensor& sum : sums) {
-    gradients.push_back(empty(sum.sizes(), embeddings));
-    torch::stable::copy_(gradients.back(), sum);
-  }
-  return gradients;
+  for (Tensor& sum : sums) sum = torch::stable::to(sum, embeddings.scalar_type());
+  return sums;
 }
 
 }  // namespace

@@ -278,6 +278,7 @@ __global__ void __launch_bounds__(cuda::kMaxThreads) gradient_kernel(Params para
   __shared__ unsigned char mined[cuda::kMaxThreads];
   for (int64_t row = blockIdx.x; row < rows; row += gridDim.x) {
     A* out = gradient + row * params.cols;
+    for (int64_t k = threadIdx.x; k < params.cols; k += blockDim.x) out[k] = A(0);
     if (of_anchors) add_terms<T>(params, row, true, true, A(1), out);
     if (!of_candidates) continue;
     for (int64_t first = 0; first < params.rows; first += cuda::kMaxThreads) {

@@ -51,13 +51,13 @@ struct Params {
 
 template <typename A>
 JITOPS_BOTH A distance(const Params& params, double sum_of_squares) {
-  return static_cast<A>(params.squared ? sum_of_squares : sqrt(sum_of_squares));
+  return static_cast<A>(params.squared ? sum_of_squares : std::sqrt(sum_of_squares));
 }
 
 // The loss of x = d+ - d-. NaN stays NaN.
 template <typename A>
 JITOPS_BOTH A hinge(const Params& params, A x) {
-  if (params.soft) return (x > A(0) ? x : A(0)) + log1p(exp(x > A(0) ? -x : x));
+  if (params.soft) return (x > A(0) ? x : A(0)) + std::log1p(std::exp(x > A(0) ? -x : x));
   const A with_margin = x + static_cast<A>(params.margin);
   return with_margin < A(0) ? A(0) : with_margin;
 }
@@ -66,7 +66,7 @@ JITOPS_BOTH A hinge(const Params& params, A x) {
 template <typename A>
 JITOPS_BOTH A hinge_slope(const Params& params, A x) {
   if (!params.soft) return x + static_cast<A>(params.margin) <= A(0) ? A(0) : A(1);
-  const A e = exp(x > A(0) ? -x : x);
+  const A e = std::exp(x > A(0) ? -x : x);
   return (x > A(0) ? A(1) : e) / (A(1) + e);
 }
 
