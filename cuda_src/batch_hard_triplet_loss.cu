@@ -19,6 +19,7 @@ using cuda::store;
 constexpr int kTile = 64;      // anchors, and candidates, of a block at a time
 constexpr int kChunk = 16;     // columns in shared memory at a time
 constexpr int kSide = 16;      // threads along each side of a tile
+static_assert(kSide * kSide == cuda::kMaxThreads);
 constexpr int kEach = kTile / kSide;  // anchors, and candidates, of a thread
 constexpr int64_t kMaxBlocks = 1024;  // of finish_kernel: each writes two partial sums
 constexpr int64_t kWantedBlocks = 1024;  // of mine_kernel, to fill a large GPU
@@ -66,7 +67,7 @@ struct Scratch {
 
 // Budget: 128 registers, 16640 bytes shared.
 template <typename T>
-__global__ void __launch_bounds__(kSide* kSide) mine_kernel(Params params, int64_t per_split) {
+__global__ void __launch_bounds__(cuda::kMaxThreads) mine_kernel(Params params, int64_t per_split) {
   using A = acc_t<T>;
   __shared__ A anchors[kChunk][kTile + 1];
   __shared__ A candidates[kChunk][kTile + 1];
@@ -174,7 +175,7 @@ __device__ acc_t<T> warp_distance(const Params& params, int64_t i, int64_t j) {
   return distance<A>(params, cuda::lanes_sum(total, cuda::kWarp));
 }
 
-// One warp an anchor. Budget: 64 registers, 128 bytes shared.
+// One warp an anchor. Budget: 64 registers, 128 bytes shared, 8 bytes spilt.
 template <typename T>
 __global__ void __launch_bounds__(cuda::kMaxThreads) finish_kernel(Params params, int64_t splits) {
   using A = acc_t<T>;
@@ -268,7 +269,7 @@ __device__ void add_terms(const Params& params, int64_t i, bool of_positive, boo
 }
 
 // One block a row of the gradient. It searches the anchors that have mined this row, in their order.
-// Budget: 44 registers, 256 bytes shared.
+// Budget: 48 registers, 256 bytes shared, 36 bytes spilt.
 template <typename T>
 __global__ void __launch_bounds__(cuda::kMaxThreads) gradient_kernel(Params params,
                                                                      acc_t<T>* gradient,

@@ -131,8 +131,12 @@ def description(count, name, **more):
     )
 
 
+ALONE = description(1, "batch_hard_triplet_loss", mutations=MUTATIONS)
+WITH_REFERENCES = description(2, "batch_hard_triplet_loss, references")
+
+
 class TestBatchHardTripletLoss(Battery):
-    op = description(1, "batch_hard_triplet_loss", mutations=MUTATIONS)
+    op = ALONE
 
     def test_worked_by_hand(self, backend, device):
         """At 0 and 3 of class 0, 1 of class 1: (3 - 1) + (3 - 2) + ..., with a margin of 0.5."""
@@ -206,7 +210,7 @@ class TestBatchHardTripletLoss(Battery):
 
 
 class TestWithReferences(Battery):
-    op = description(2, "batch_hard_triplet_loss, references")
+    op = WITH_REFERENCES
 
 
 @pytest.mark.parametrize(
