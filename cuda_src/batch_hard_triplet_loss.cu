@@ -269,7 +269,7 @@ __device__ void add_terms(const Params& params, int64_t i, bool of_positive, boo
 }
 
 // One block a row of the gradient. It searches the anchors that have mined this row, in their order.
-// Budget: 48 registers, 256 bytes shared, 36 bytes spilt.
+// Budget: 56 registers, 256 bytes shared, 36 bytes spilt.
 template <typename T>
 __global__ void __launch_bounds__(cuda::kMaxThreads) gradient_kernel(Params params,
                                                                      acc_t<T>* gradient,

@@ -95,7 +95,7 @@ MUTATIONS = (
         "batch_hard_triplet_loss.cu",
         "inside && j < end ? load",
         "inside ? load",
-        "outside every tensor|beyond",
+        "read out of bounds",
     ),
     Mutation(
         "batch_hard_triplet_loss.cu",
@@ -107,7 +107,7 @@ MUTATIONS = (
         "batch_hard_triplet_loss.cu",
         "      mined[threadIdx.x] = static_cast<unsigned char>(found);\n      __syncthreads();",
         "      mined[threadIdx.x] = static_cast<unsigned char>(found);",
-        "race in shared memory",
+        "shared memory read before it was written",
     ),
 )
 
@@ -132,7 +132,18 @@ def description(count, name, **more):
 
 
 ALONE = description(1, "batch_hard_triplet_loss", mutations=MUTATIONS)
-WITH_REFERENCES = description(2, "batch_hard_triplet_loss, references")
+WITH_REFERENCES = description(
+    2,
+    "batch_hard_triplet_loss, references",
+    mutations=(
+        Mutation(
+            "batch_hard_triplet_loss.cu",
+            "const bool inside = i < params.rows;",
+            "const bool inside = true;",
+            "read out of bounds",
+        ),
+    ),
+)
 
 
 class TestBatchHardTripletLoss(Battery):
