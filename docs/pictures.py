@@ -43,6 +43,30 @@ def improved_triplet_loss() -> Figure:
     return figure
 
 
+def batch_hard_triplet_loss() -> Figure:
+    """Embeddings of three classes, and the triplet of one anchor."""
+    torch.manual_seed(4)
+    centres = torch.tensor([[0.0, 0.0], [2.2, 0.6], [0.9, 2.0]])
+    labels = torch.arange(24) % 3
+    points = centres[labels] + 0.55 * torch.randn(24, 2)
+    anchor = int((points - centres[0]).norm(dim=1).argmin())
+    distances = (points - points[anchor]).norm(dim=1)
+    positive = int(distances.masked_fill(labels != labels[anchor], -1).argmax())
+    negative = int(distances.masked_fill(labels == labels[anchor], 99).argmin())
+    figure = Figure(figsize=(5.4, 4.2), layout="constrained")
+    axes = figure.subplots()
+    for label, color in enumerate((BLUE, ORANGE, GREY)):
+        axes.scatter(*points[labels == label].T, color=color, label=f"label {label}", zorder=3)
+    for other, color, text in ((positive, BLUE, "$d^+$"), (negative, ORANGE, "$d^-$")):
+        axes.plot(*points[[anchor, other]].T, color=color, linewidth=2)
+        axes.annotate(text, points[[anchor, other]].mean(0), fontsize=13)
+    axes.scatter(*points[anchor], s=160, facecolors="none", edgecolors="black", zorder=4)
+    axes.annotate("anchor", points[anchor], xytext=(-46, -14), textcoords="offset points")
+    axes.set(xticks=[], yticks=[], aspect="equal")
+    axes.legend(loc="upper left")
+    return figure
+
+
 def hausdorff_dt_loss() -> Figure:
     """A prediction and a target, the weights, and the loss of each pixel."""
     from scipy.ndimage import distance_transform_edt as distance
@@ -203,6 +227,7 @@ def main() -> None:
         improved_triplet_loss,
         hausdorff_dt_loss,
         set_matching_loss,
+        batch_hard_triplet_loss,
         lltm,
         normalize_with_norm,
         scipy_conv2d,

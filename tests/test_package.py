@@ -25,11 +25,11 @@ def test_explain(compiled):
     assert explanation.runs[device] == name
     assert f"use_backend({name!r})" in explanation.reasons[device]
     with ops.use_backend("torch"):
-        assert set(ops.explain()[0].runs.values()) == {"torch"}
+        assert set(ops.explain("improved_triplet_loss")[0].runs.values()) == {"torch"}
     ops.improved_triplet_loss(*[t.to(device) for t in triplet()], -1.0, 0.0, 1.0)
     extension = built_in("improved_triplet_loss").extension(name)
     library = extension.find()
-    assert ops.explain()[0].compiled[name] == f"built: {library}"
+    assert ops.explain("improved_triplet_loss")[0].compiled[name] == f"built: {library}"
     assert str(library) in str(ops.explain())
 
 

@@ -22,7 +22,7 @@ OPTIONS = "is_python_module=False, no_implicit_headers=True"
 # The library of a built-in op, and a small one. Each way of loading runs in a process of its own.
 FIND = """
     from ops._core import extensions
-    print(json.dumps({"path": str(_extensions.extension("lltm", "cpp").build())}))
+    print(json.dumps({"path": str(extensions.extension("lltm", "cpp").build())}))
 """
 DLOPEN = """
     import ctypes, torch._ops

@@ -33,6 +33,37 @@ def define(schema: str, shapes: Callable[..., Any]) -> None:
     _define(schema, meta, "Meta")
 
 
+def define_in_torch(schema: str, kernel: Callable[..., Any], shapes: Callable[..., Any]) -> None:
+    """Declare an operator of tensor code without a gradient, opaque to :func:`torch.compile`.
+
+    Under :func:`torch.vmap` it runs once for each element of the batch.
+
+    Args:
+        schema: torch's schema language. Each result is a tensor.
+        kernel: computes the results.
+        shapes: as for :func:`define`.
+    """
+    name = schema.partition("(")[0]
+    if name in _defined:
+        return
+
+    def in_vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> Any:
+        def one(number: int) -> list[Any]:
+            return [
+                arg if dim is None else arg.select(dim, number)
+                for arg, dim in zip(args, in_dims, strict=True)
+            ]
+
+        operator = getattr(torch.ops.jitops, name)
+        results = [operator(*one(number)) for number in range(info.batch_size)]
+        stacked = tuple(torch.stack(column) for column in zip(*results, strict=True))
+        return stacked, (0,) * len(stacked)
+
+    define(schema, shapes)
+    _library.impl(name, kernel, "CompositeExplicitAutograd")
+    torch.library.register_vmap(f"jitops::{name}", in_vmap, lib=_library)
+
+
 def define_in_graphs(schema: str, apply: Callable[..., Any]) -> None:
     """Declare an operator that stands for a Function in the graphs of :func:`torch.compile`.
 

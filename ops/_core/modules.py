@@ -28,10 +28,10 @@ class LossModule(nn.Module):
             is_number = not isinstance(value, str | bool | tuple | list | None)
             setattr(self, name, checks.check_number(name, value) if is_number else value)
 
-    def loss(self, *tensors: Tensor) -> Any:
+    def loss(self, *tensors: Tensor, **more: Tensor | None) -> Any:
         """The function of these tensors and the parameters."""
         parameters = {name: getattr(self, name) for name in self._parameter_names}
-        return type(self).function(*tensors, **parameters)
+        return type(self).function(*tensors, **parameters, **more)
 
     def extra_repr(self) -> str:
         """The parameters, for ``print(module)``."""

@@ -115,7 +115,7 @@ USE = re.compile(
 )
 BUDGET = re.compile(
     r"Budget: (?P<registers>\d+) registers, (?P<shared>\d+) bytes shared"
-    r"(?:, (?P<spilt>\d+) bytes spilt \((?P<dtype>\w+)\))?\."
+    r"(?:, (?P<spilt>\d+) bytes spilt(?: \((?P<dtype>\w+)\))?)?\."
     r"\n(?:template <.*>\n)?__global__ void \w+\(.*\) (?P<kernel>\w+)\("
 )
 MANGLED = {"float64": "Id", "float32": "If", "bfloat16": "I13__nv_bfloat16", "float16": "I6__half"}
@@ -129,8 +129,9 @@ def over_budget(report, text):
         kernel = next(name for name in budgets if name in use["symbol"])
         seen.add((kernel, int(use["arch"])))
         budget = budgets[kernel]
-        mine = budget["dtype"] and kernel + MANGLED[budget["dtype"]] in use["symbol"]
-        allowed = int(budget["spilt"]) if mine else 0
+        of_all = budget["dtype"] is None
+        mine = of_all or kernel + MANGLED[budget["dtype"]] in use["symbol"]
+        allowed = int(budget["spilt"] or 0) if mine else 0
         for what, used, most in (
             ("registers", int(use["registers"]), int(budget["registers"])),
             ("bytes shared", int(use["shared"] or 0), int(budget["shared"])),

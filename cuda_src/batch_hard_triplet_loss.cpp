@@ -1,0 +1,373 @@
+// The batch-hard triplet loss: host side, CPU kernels, registration.
+#include "batch_hard_triplet_loss.h"
+
+#include <algorithm>
+#include <limits>
+#include <tuple>
+
+#include "common/cpu_pairs.h"
+#include "common/run.h"
+
+namespace jitops::batch_hard_triplet_loss {
+namespace {
+
+#ifndef USE_CUDA
+// ---- kernels: CPU -----------------------------------------------------------------------------
+
+constexpr int64_t kBlockRows = 128;  // anchors that share a packed tile of candidates
+constexpr int64_t kBlockElements = 32768;
+constexpr int64_t kSumElements = 1024;  // summed in acc_t<T>; these sums are added in float64
+
+template <typename T>
+const T* anchor_row(const Params& params, int64_t i) {
+  return static_cast<const T*>(params.anchors) + i * params.anchor_stride;
+}
+
+template <typename T>
+const T* candidate_row(const Params& params, int64_t j) {
+  return static_cast<const T*>(params.candidates) + j * params.candidate_stride;
+}
+
+// Labels as small numbers, the same for equal labels of anchors and candidates.
+template <typename L>
+void number_labels(const Params& params, std::vector<L>* anchors, std::vector<L>* candidates) {
+  std::vector<int64_t> known(params.candidate_labels, params.candidate_labels + params.others);
+  std::sort(known.begin(), known.end());
+  const auto number = [&](int64_t label) {
+    const auto at = std::lower_bound(known.begin(), known.end(), label);
+    return at != known.end() && *at == label ? static_cast<L>(at - known.begin()) : L(-1);
+  };
+  anchors->resize(params.rows);
+  candidates->resize(params.others);
+  for (int64_t i = 0; i < params.rows; ++i) (*anchors)[i] = number(params.anchor_labels[i]);
+  for (int64_t j = 0; j < params.others; ++j) {
+    (*candidates)[j] = number(params.candidate_labels[j]);
+  }
+}
+
+// The hardest candidates of an anchor so far.
+template <typename A>
+struct Hardest {
+  A positive = -1, negative = std::numeric_limits<A>::infinity();
+  int64_t positive_at = -1, negative_at = -1;
+
+  // NaN is as hard as can be: it counts as infinitely far, or as nearer than 0. Of equal ones the
+  // first one is taken.
+  void take(A squared, bool same, int64_t at) {
+    if (squared != squared) squared = same ? std::numeric_limits<A>::infinity() : A(-1);
+    if (same ? positive_at < 0 || squared > positive : negative_at < 0 || squared < negative) {
+      (same ? positive : negative) = squared;
+      (same ? positive_at : negative_at) = at;
+    }
+  }
+};
+
+// The extremes of a row of a tile, and whether it holds a NaN.
+template <typename A, typename L>
+JITOPS_KERNEL void extremes(const A* squared, const L* labels, L label, A* most, A* least,
+                            A* check) {
+  constexpr A kInfinity = std::numeric_limits<A>::infinity();
+  A high = -1, low = kInfinity, sum = 0;
+#pragma omp simd reduction(max : high) reduction(min : low) reduction(+ : sum)
+  for (int64_t lane = 0; lane < cpu::kPairLanes<A>; ++lane) {
+    const bool same = labels[lane] == label;
+    const A positive = same ? squared[lane] : A(-1), negative = same ? kInfinity : squared[lane];
+    high = positive > high ? positive : high;
+    low = negative < low ? negative : low;
+    sum += squared[lane] * A(0);  // NaN for NaN and infinity
+  }
+  *most = high;
+  *least = low;
+  *check = sum;
+}
+
+template <typename T>
+void mine_block(const Params& params, const std::vector<cpu::LabelOf<acc_t<T>>>& of_anchors,
+                const std::vector<cpu::LabelOf<acc_t<T>>>& of_candidates, int64_t begin,
+                int64_t end) {
+  using A = acc_t<T>;
+  using L = cpu::LabelOf<A>;
+  constexpr int64_t kLanes = cpu::kPairLanes<A>;
+  const int64_t rows = end - begin;
+  cpu::PairTiles<T> tiles(anchor_row<T>(params, begin), params.anchor_stride, rows, params.cols);
+  std::vector<Hardest<A>> hardest(rows);
+  L labels[kLanes];
+  for (int64_t first = 0; first < params.others; first += kLanes) {
+    const int64_t count = std::min(kLanes, params.others - first);
+    tiles.compute(candidate_row<T>(params, first), params.candidate_stride, count);
+    std::copy_n(of_candidates.data() + first, count, labels);
+    for (int64_t i = 0; i < rows; ++i) {
+      const L label = of_anchors[begin + i];
+      const A* squared = tiles.row(i);
+      Hardest<A>& best = hardest[i];
+      if (count == kLanes) {
+        A most, least, check;
+        extremes(squared, labels, label, &most, &least, &check);
+        const bool nothing_new = most <= best.positive && least >= best.negative;
+        if (nothing_new && check == 0) continue;
+      }
+      for (int64_t lane = 0; lane < count; ++lane) {
+        if (params.same && first + lane == begin + i) continue;
+        best.take(squared[lane], labels[lane] == label, first + lane);
+      }
+    }
+  }
+  for (int64_t i = 0; i < rows; ++i) {
+    params.positive[begin + i] = hardest[i].positive_at;
+    params.negative[begin + i] = hardest[i].negative_at;
+  }
+}
+
+template <typename T, typename A = acc_t<T>>
+JITOPS_KERNEL double squared_distance(const T* a, const T* b, int64_t cols) {
+  double total = 0;
+  for (int64_t first = 0; first < cols; first += kSumElements) {
+    const int64_t end = std::min(cols, first + kSumElements);
+    A sum = 0;
+#pragma omp simd reduction(+ : sum)
+    for (int64_t k = first; k < end; ++k) {
+      const A difference = cpu::load(a[k]) - cpu::load(b[k]);
+      sum += difference * difference;
+    }
+    total += static_cast<double>(sum);
+  }
+  return total;
+}
+
+template <typename T>
+void forward_cpu(const Params& params) {
+  using A = acc_t<T>;
+  std::vector<cpu::LabelOf<A>> of_anchors, of_candidates;
+  number_labels(params, &of_anchors, &of_candidates);
+  A* to_positive = static_cast<A*>(params.distances);
+  A* to_negative = to_positive + params.rows;
+  const cpu::RowBlocks blocks(params.rows, 1, kBlockRows);
+  blocks.for_each([&](int64_t, int64_t begin, int64_t end) {
+    mine_block<T>(params, of_anchors, of_candidates, begin, end);
+    for (int64_t i = begin; i < end; ++i) {
+      const auto to = [&](int64_t j) {
+        return j < 0 ? A(0)
+                     : distance<A>(params, squared_distance(anchor_row<T>(params, i),
+                                                            candidate_row<T>(params, j),
+                                                            params.cols));
+      };
+      to_positive[i] = to(params.positive[i]);
+      to_negative[i] = to(params.negative[i]);
+    }
+  });
+  double sum = 0;
+  int64_t count = 0;
+  for (int64_t i = 0; i < params.rows; ++i) {
+    const bool both = params.positive[i] >= 0 && params.negative[i] >= 0;
+    const A loss = both ? hinge(params, to_positive[i] - to_negative[i]) : A(0);
+    if (params.reduction == Reduction::kNone) cpu::store(static_cast<T*>(params.loss)[i], loss);
+    sum += loss;
+    count += both;
+  }
+  *params.count = count;
+  if (params.reduction == Reduction::kNone) return;
+  if (params.reduction == Reduction::kMean) sum /= divisor(params, count);
+  cpu::store(*static_cast<T*>(params.loss), static_cast<A>(sum));
+}
+
+// gradient += factor (a - b), and other -= factor (a - b) if there is one.
+template <typename T, typename A = acc_t<T>>
+JITOPS_KERNEL void add_difference(const T* a, const T* b, A factor, int64_t cols, A* gradient,
+                                  A* other) {
+  if (gradient) {
+#pragma omp simd
+    for (int64_t k = 0; k < cols; ++k) gradient[k] += factor * (cpu::load(a[k]) - cpu::load(b[k]));
+  }
+  if (other) {
+#pragma omp simd
+    for (int64_t k = 0; k < cols; ++k) other[k] -= factor * (cpu::load(a[k]) - cpu::load(b[k]));
+  }
+}
+
+template <typename T>
+void backward_cpu(const Params& params) {
+  using A = acc_t<T>;
+  const T* grad_loss = static_cast<const T*>(params.grad_loss);
+  const A* to_positive = static_cast<const A*>(params.distances);
+  const A* to_negative = to_positive + params.rows;
+  const bool reduces = params.reduction != Reduction::kNone;
+  const A scale = params.reduction == Reduction::kMean
+                      ? A(1) / static_cast<A>(divisor(params, *params.count))
+                      : A(1);
+  A* of_candidates = static_cast<A*>(params.grad_candidates);
+  A* of_anchors = params.same ? of_candidates : static_cast<A*>(params.grad_anchors);
+  // A thread takes some columns of all anchors: two anchors may add to one candidate.
+  const int64_t width = std::max<int64_t>(16, kBlockElements / std::max<int64_t>(1, params.rows));
+  const cpu::RowBlocks blocks(params.cols, 1, width);
+  const auto clear = [&](A* gradient, int64_t rows, int64_t begin, int64_t end) {
+    for (int64_t i = 0; gradient && i < rows; ++i) {
+      std::fill(gradient + i * params.cols + begin, gradient + i * params.cols + end, A(0));
+    }
+  };
+  blocks.for_each([&](int64_t, int64_t begin, int64_t end) {
+    clear(of_candidates, params.others, begin, end);
+    if (!params.same) clear(of_anchors, params.rows, begin, end);
+    for (int64_t i = 0; i < params.rows; ++i) {
+      const int64_t p = params.positive[i], n = params.negative[i];
+      if (p < 0 || n < 0) continue;
+      const A g = cpu::load(grad_loss[reduces ? 0 : i]) * scale *
+                  hinge_slope(params, to_positive[i] - to_negative[i]);
+      if (g == 0) continue;
+      const auto add = [&](int64_t j, A factor) {
+        add_difference(anchor_row<T>(params, i) + begin, candidate_row<T>(params, j) + begin,
+                       factor, end - begin,
+                       of_anchors ? of_anchors + i * params.cols + begin : nullptr,
+                       of_candidates ? of_candidates + j * params.cols + begin : nullptr);
+      };
+      add(p, g * distance_factor(params, to_positive[i]));
+      add(n, -g * distance_factor(params, to_negative[i]));
+    }
+  });
+}
+#endif
+
+// ---- the two operators ------------------------------------------------------------------------
+
+struct Inputs {
+  Rows anchors, candidates;
+  Tensor anchor_labels, candidate_labels;
+  bool same;
+
+  Inputs(const Tensor& embeddings, const Tensor& labels, const std::optional<Tensor>& ref_emb,
+         const std::optional<Tensor>& ref_labels)
+      : anchors(embeddings),
+        candidates(ref_emb ? *ref_emb : embeddings),
+        anchor_labels(dense(labels)),
+        candidate_labels(ref_labels ? dense(*ref_labels) : anchor_labels),
+        same(!ref_emb) {
+    check(embeddings.dim() == 2, "embeddings", " must have two dimensions");
+    check_same_kind("ref_emb", candidates.tensor, embeddings);
+    check(candidates.tensor.dim() == 2 && candidates.cols == anchors.cols, "ref_emb",
+          " must have as many columns as embeddings");
+    check(ref_emb.has_value() == ref_labels.has_value(), "ref_labels", " must come with ref_emb");
+    check_labels("labels", anchor_labels, anchors);
+    check_labels("ref_labels", candidate_labels, candidates);
+  }
+
+  Params params(double margin, bool soft, bool squared, bool counts_all, int64_t reduction) const {
+    check(reduction >= 0 && reduction <= 2, "reduction", " must be 0, 1 or 2");
+    Params params{};
+    params.anchors = anchors.tensor.const_data_ptr();
+    params.candidates = candidates.tensor.const_data_ptr();
+    params.anchor_labels = static_cast<const int64_t*>(anchor_labels.const_data_ptr());
+    params.candidate_labels = static_cast<const int64_t*>(candidate_labels.const_data_ptr());
+    params.anchor_stride = anchors.stride;
+    params.candidate_stride = candidates.stride;
+    params.rows = anchors.count;
+    params.others = candidates.count;
+    params.cols = anchors.cols;
+    params.same = same;
+    params.margin = margin;
+    params.soft = soft;
+    params.squared = squared;
+    params.counts_all = counts_all;
+    params.reduction = static_cast<Reduction>(reduction);
+    return params;
+  }
+
+ private:
+  static void check_labels(const char* name, const Tensor& labels, const Rows& rows) {
+    check(labels.scalar_type() == ScalarType::Long && labels.dim() == 1 &&
+              labels.size(0) == rows.count &&
+              labels.get_device_index() == rows.tensor.get_device_index() &&
+              labels.is_cuda() == rows.tensor.is_cuda(),
+          name, " must hold an int64 label for each row, on the same device");
+  }
+};
+
+// The dtype of sums.
+ScalarType wide(const Tensor& tensor) {
+  return tensor.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> forward(
+    const Tensor& embeddings, const Tensor& labels, const std::optional<Tensor>& ref_emb,
+    const std::optional<Tensor>& ref_labels, double margin, bool soft, bool squared,
+    bool counts_all, int64_t reduction) {
+  const Inputs inputs(embeddings, labels, ref_emb, ref_labels);
+  Params params = inputs.params(margin, soft, squared, counts_all, reduction);
+  const bool reduces = params.reduction != Reduction::kNone;
+  const int64_t rows = params.rows, twice[] = {2, rows};
+  const Tensor loss = empty(IntHeaderOnlyArrayRef(&rows, reduces ? 0 : 1), embeddings);
+  const Tensor positive = empty({&rows, 1}, ScalarType::Long, embeddings);
+  const Tensor negative = empty({&rows, 1}, ScalarType::Long, embeddings);
+  const Tensor distances = empty({twice, 2}, wide(embeddings), embeddings);
+  const Tensor count = empty(IntHeaderOnlyArrayRef(&rows, size_t{0}), ScalarType::Long, embeddings);
+  params.loss = loss.mutable_data_ptr();
+  params.positive = static_cast<int64_t*>(positive.mutable_data_ptr());
+  params.negative = static_cast<int64_t*>(negative.mutable_data_ptr());
+  params.distances = distances.mutable_data_ptr();
+  params.count = static_cast<int64_t*>(count.mutable_data_ptr());
+#ifdef USE_CUDA
+  const int64_t bytes = scratch_bytes(dtype_of(embeddings), params.rows, params.others);
+  const Tensor scratch = empty({&bytes, 1}, ScalarType::Byte, embeddings);
+  params.partials = scratch.mutable_data_ptr();
+#endif
+  const OnDeviceOf device(embeddings);
+  JITOPS_RUN("batch_hard_triplet_loss", forward, embeddings, params, device);
+  return {loss, positive, negative, distances, count};
+}
+
+std::vector<Tensor> backward(const Tensor& grad_loss, const Tensor& embeddings,
+                             const Tensor& labels, const std::optional<Tensor>& ref_emb,
+                             const std::optional<Tensor>& ref_labels, const Tensor& positive,
+                             const Tensor& negative, const Tensor& distances, const Tensor& count,
+                             double margin, bool soft, bool squared, bool counts_all,
+                             int64_t reduction, bool needs_embeddings, bool needs_ref_emb) {
+  const Inputs inputs(embeddings, labels, ref_emb, ref_labels);
+  Params params = inputs.params(margin, soft, squared, counts_all, reduction);
+  const Tensor grad = dense(grad_loss), p = dense(positive), n = dense(negative);
+  const Tensor d = dense(distances), c = dense(count);
+  check_same_kind("grad_loss", grad, embeddings);
+  check(grad.numel() == (params.reduction == Reduction::kNone ? params.rows : 1), "grad_loss",
+        " must have the shape of the loss");
+  for (const Tensor* indices : {&p, &n}) {
+    check(indices->numel() == params.rows && indices->scalar_type() == ScalarType::Long,
+          "positive and negative", " must hold an index for each anchor");
+  }
+  check(d.numel() == 2 * params.rows && d.scalar_type() == wide(embeddings), "distances",
+        " must hold two distances for each anchor");
+  check(c.numel() == 1 && c.scalar_type() == ScalarType::Long, "count", " must be one number");
+  params.grad_loss = grad.const_data_ptr();
+  params.positive = static_cast<int64_t*>(const_cast<void*>(p.const_data_ptr()));
+  params.negative = static_cast<int64_t*>(const_cast<void*>(n.const_data_ptr()));
+  params.distances = const_cast<void*>(d.const_data_ptr());
+  params.count = static_cast<int64_t*>(const_cast<void*>(c.const_data_ptr()));
+
+  // Gradients are summed in acc_t<T>, and rounded once.
+  const ScalarType dtype = wide(embeddings);
+  std::vector<Tensor> sums;
+  const auto allocate = [&](bool needed, const Tensor& like) -> void* {
+    if (!needed) return nullptr;
+    Tensor& made = sums.emplace_back(empty(like.sizes(), dtype, like));
+    return made.mutable_data_ptr();
+  };
+  void* of_embeddings = allocate(needs_embeddings, embeddings);
+  void* of_references = allocate(needs_ref_emb && ref_emb, inputs.candidates.tensor);
+  params.grad_anchors = inputs.same ? nullptr : of_embeddings;
+  params.grad_candidates = inputs.same ? of_embeddings : of_references;
+  if (!sums.empty()) {
+    const OnDeviceOf device(embeddings);
+    JITOPS_RUN("batch_hard_triplet_loss", backward, embeddings, params, device);
+  }
+  if (dtype == embeddings.scalar_type()) return sums;
+  for (Tensor& sum : sums) sum = torch::stable::to(sum, embeddings.scalar_type());
+  return sums;
+}
+
+}  // namespace
+}  // namespace jitops::batch_hard_triplet_loss
+
+// ---- registration (schemas and shapes: ops/losses/batch_hard_triplet_loss.py) -------------------
+
+STABLE_TORCH_LIBRARY_IMPL(jitops, JITOPS_DISPATCH_KEY, m) {
+  m.impl("batch_hard_triplet_loss_forward",
+         TORCH_BOX(&jitops::batch_hard_triplet_loss::forward));
+  m.impl("batch_hard_triplet_loss_backward",
+         TORCH_BOX(&jitops::batch_hard_triplet_loss::backward));
+}

@@ -1,0 +1,181 @@
+"""Losses of pairs of embeddings: their arguments, and their hardest pairs in tensor code."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ops._core import autograd, checks
+from ops._errors import ArgumentError, ArgumentTypeError
+
+DISTANCES = ("euclidean", "squared_euclidean", "cosine")
+_BLOCK = 1 << 18  # elements of a block of the matrix of distances
+
+# ---- arguments -----------------------------------------------------------------------------------
+
+
+def embeddings(*, labels: Any, ref_labels: Any, **tensors: Any) -> list[Tensor]:
+    """The embeddings and references, checked together with their labels.
+
+    Under autocast the half precisions are cast to float32.
+
+    Raises:
+        ArgumentTypeError: not a tensor, or a wrong dtype.
+        ArgumentError: a wrong shape or device, or references without labels or labels without
+            references.
+    """
+    tensors = checks.widened_under_autocast(tensors)
+    checks.same_kind(**tensors)
+    for name, value in tensors.items():
+        if value.dim() != 2:
+            raise ArgumentError(f"{name} must have shape (rows, D), got {list(value.shape)}")
+    first, *rest = tensors.values()
+    if rest and rest[0].shape[1] != first.shape[1]:
+        raise ArgumentError(
+            f"ref_emb must have as many columns as embeddings, {first.shape[1]}, got "
+            f"{rest[0].shape[1]}"
+        )
+    if bool(rest) != (ref_labels is not None):
+        have, lack = ("ref_emb", "ref_labels") if rest else ("ref_labels", "ref_emb")
+        raise ArgumentError(f"{lack} must be given with {have}, got None")
+    _check_labels("labels", labels, first)
+    if rest:
+        _check_labels("ref_labels", ref_labels, rest[0])
+    return list(tensors.values())
+
+
+def _check_labels(name: str, labels: Any, of: Tensor) -> None:
+    if not isinstance(labels, Tensor):
+        raise ArgumentTypeError(f"{name} must be a torch.Tensor, got {type(labels).__name__}")
+    if labels.is_floating_point() or labels.is_complex() or labels.dtype is torch.bool:
+        raise ArgumentTypeError(
+            f"{name} must have an integer dtype, got {str(labels.dtype).removeprefix('torch.')}"
+        )
+    checks.dense(name, labels)
+    if labels.shape != of.shape[:1]:
+        raise ArgumentError(
+            f"{name} must have shape [{of.shape[0]}], one label for each row, got "
+            f"{list(labels.shape)}"
+        )
+    if labels.device != of.device:
+        raise ArgumentError(f"{name} must be on device {of.device}, got {labels.device}")
+
+
+def whole(labels: Tensor) -> Tensor:
+    """The labels as int64."""
+    return labels if labels.dtype is torch.int64 else labels.long()
+
+
+# ---- distances -----------------------------------------------------------------------------------
+
+
+def scaled_to_cosine(rows: Tensor) -> Tensor:
+    """The rows with length √½: then the squared distance of two rows is 1 − cos of their angle.
+
+    Rows of zeros stay, as with :func:`torch.nn.functional.normalize`. Half precisions become
+    float32.
+    """
+    return torch.nn.functional.normalize(checks.widened(rows), dim=1) * 0.5**0.5
+
+
+def selected_distance(
+    anchors: Tensor, candidates: Tensor, index: Tensor, real: Tensor, squared: bool
+) -> Tensor:
+    """The distance of each anchor to one candidate, or 0 where ``real`` is false.
+
+    The gradient of a distance of 0 is 0.
+    """
+    if candidates.shape[0] == 0:
+        candidates = anchors  # then no index is real
+    # Not by indexing, whose gradient is summed in no fixed order.
+    difference = anchors - candidates.index_select(0, index.clamp(min=0))
+    difference = torch.where(real.unsqueeze(-1), difference, torch.zeros_like(difference))
+    total = difference.square().sum(-1)
+    if squared:
+        return total
+    apart = total != 0
+    return torch.where(apart, torch.where(apart, total, torch.ones_like(total)).sqrt(), total)
+
+
+# ---- mining --------------------------------------------------------------------------------------
+
+
+def hardest(
+    anchors: Tensor, labels: Tensor, ref_emb: Tensor | None, ref_labels: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """The index of the farthest positive and of the nearest negative of each anchor, or −1.
+
+    A matrix product gives distances with an error that it can bound. All candidates within that
+    bound are compared by sums of squared differences. Of equal distances the first one is taken.
+    """
+    found: tuple[Tensor, Tensor] = torch.ops.jitops.hardest_pairs(
+        anchors.detach(), labels, None if ref_emb is None else ref_emb.detach(), ref_labels
+    )
+    return found
+
+
+def _hardest(
+    anchors: Tensor, labels: Tensor, ref_emb: Tensor | None, ref_labels: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    x = checks.widened(anchors)
+    y = x if ref_emb is None else checks.widened(ref_emb)
+    of_y = labels if ref_labels is None else ref_labels
+    positive, negative = (labels.new_full(labels.shape, -1) for _ in range(2))
+    if y.shape[0] == 0:
+        return positive, negative
+    centre = y.mean(0)  # distances stay, and the products lose fewer digits
+    near_x, near_y = x - centre, y - centre
+    length_x, length_y = near_x.square().sum(1), near_y.square().sum(1)
+    # The error of a product is at most D roundings of the product of the lengths.
+    exact = x.dtype is torch.float64 or torch.get_float32_matmul_precision() == "highest"
+    rounding = torch.finfo(x.dtype).eps if exact else 2**-7
+    slack = 2 * (x.shape[1] + 8) * rounding * (length_x + length_y.max())
+    step = max(1, _BLOCK // y.shape[0])
+    for begin in range(0, x.shape[0], step):
+        block = slice(begin, begin + step)
+        approximate = torch.addmm(length_y, near_x[block], near_y.mT, alpha=-2)
+        approximate += length_x[block, None]
+        same = labels[block, None] == of_y
+        different = ~same
+        if ref_emb is None:
+            rows = torch.arange(same.shape[0], device=same.device)
+            same[rows, rows + begin] = False
+        for found, mask, sign in ((positive, same, 1), (negative, different, -1)):
+            _take_hardest(x[block], y, approximate, mask, sign, slack[block], found[block])
+    return positive, negative
+
+
+def _take_hardest(
+    x: Tensor, y: Tensor, approximate: Tensor, mask: Tensor, sign: int, slack: Tensor, found: Tensor
+) -> None:
+    """Write the index with the largest ``sign * distance`` among those of ``mask``."""
+    hard = (sign * approximate).masked_fill_(~mask, -torch.inf)
+    best = hard.nan_to_num(nan=-torch.inf).amax(1, keepdim=True)
+    # NaN and infinity are compared as well, because they are not below anything.
+    candidates = mask & ~(hard < best - slack[:, None])
+    rows, columns = candidates.nonzero(as_tuple=True)
+    size = max(1, _BLOCK // max(1, x.shape[1]))
+    parts = [
+        (x[r] - y[c]).square().sum(-1)
+        for r, c in zip(rows.split(size), columns.split(size), strict=True)
+    ]
+    distances = torch.cat(parts) if parts else x.new_empty(0)
+    key = (sign * distances).nan_to_num(nan=torch.inf, posinf=torch.inf, neginf=-torch.inf)
+    most = key.new_full(found.shape, -torch.inf).scatter_reduce_(0, rows, key, "amax")
+    first = torch.full_like(found, y.shape[0])
+    ties = key == most[rows]
+    first.scatter_reduce_(0, rows[ties], columns[ties], "amin")
+    found.copy_(torch.where(first < y.shape[0], first, -1))
+
+
+autograd.define_in_torch(
+    "hardest_pairs(Tensor anchors, Tensor labels, Tensor? ref_emb, Tensor? ref_labels)"
+    " -> (Tensor, Tensor)",
+    _hardest,
+    lambda anchors, labels, ref_emb, ref_labels: (
+        torch.empty_like(labels),
+        torch.empty_like(labels),
+    ),
+)

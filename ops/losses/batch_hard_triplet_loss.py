@@ -1,0 +1,214 @@
+"""The batch-hard triplet loss: mined and computed in one pass, without the matrix of distances."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from ops._core import autograd, checks, pairs
+from ops._core.fused import FusedOp
+from ops._core.modules import LossModule
+
+__all__ = ["BatchHardTripletLoss", "batch_hard_triplet_loss"]
+
+INCOMPLETE = ("drop", "zero")
+
+
+def batch_hard_triplet_loss(
+    embeddings: Tensor,
+    labels: Tensor,
+    margin: float | Literal["soft"] = 0.2,
+    *,
+    distance: str = "euclidean",
+    ref_emb: Tensor | None = None,
+    ref_labels: Tensor | None = None,
+    incomplete: str = "drop",
+    reduction: str = "mean",
+) -> Tensor:
+    """The triplet loss of each anchor with its hardest positive and its hardest negative.
+
+    .. math::
+
+        ℓᵢ = max(d⁺ᵢ − d⁻ᵢ + margin, 0)
+
+    d⁺ᵢ is the largest distance from embedding i to another one with the same label. d⁻ᵢ is the
+    smallest distance to one with another label. ``margin="soft"`` is the soft margin,
+    ℓᵢ = log(1 + exp(d⁺ᵢ − d⁻ᵢ)). From A. Hermans, L. Beyer, B. Leibe, "In Defense of the Triplet
+    Loss for Person Re-Identification", 2017, arXiv:1703.07737, equation 5.
+
+    Args:
+        embeddings: ``(N, D)``, floating point, any strides. Each one is an anchor.
+        labels: ``(N,)``, integers.
+        margin: how much farther than the positive the negative must be, or ``"soft"``.
+        distance: ``euclidean``, ``squared_euclidean``, or ``cosine``: 1 − cos of the angle.
+        ref_emb: ``(M, D)``, like ``embeddings``: positives and negatives come from these instead,
+            as from a memory bank. No row of it counts as the anchor itself.
+        ref_labels: ``(M,)``, integers; required with ``ref_emb``.
+        incomplete: an anchor without any positive, or without any negative, has the loss 0. With
+            ``"drop"`` the mean leaves it out, with ``"zero"`` the mean counts it.
+        reduction: ``mean``, ``sum``, or ``none``.
+
+    Returns:
+        A scalar, or ``(N,)`` with ``reduction="none"``; in the dtype of ``embeddings``. If no
+        anchor counts, the mean is 0, and all gradients are 0.
+
+    Raises:
+        ArgumentTypeError: embeddings that are not tensors of float64, float32, bfloat16 or float16;
+            labels that are not tensors of integers; a margin that is not a number.
+        ArgumentError: a wrong shape, different devices, ``ref_emb`` without ``ref_labels``, a NaN
+            margin, an unknown distance, reduction or ``incomplete``.
+        BackendUnavailableError: the requested back end cannot run.
+
+    Gradients:
+        For ``embeddings`` and ``ref_emb``, of any order, with the mined triplets held fixed. The
+        gradient of a distance of 0 is 0. At the edge of the hinge it is 0, like that of
+        :func:`torch.relu`. Forward mode and :mod:`torch.func` run on the pure-torch path.
+
+    Numerics:
+        Distances are sums of squared differences, so nothing cancels for near points that are far
+        from the origin. Half precisions accumulate in float32. The hardest candidate is exact up to
+        the rounding of its distance: a few units in the last place. The first of equal distances
+        is taken, so duplicates never depend on the back end. NaN is harder than any number.
+        Compiled kernels are bitwise deterministic for any number of threads. Under autocast the
+        embeddings are cast to float32.
+
+    Memory:
+        O(N) beyond the gradients on compiled back ends. The N × M distances are never stored.
+    """
+    tensors = {"embeddings": embeddings}
+    if ref_emb is not None:
+        tensors["ref_emb"] = ref_emb
+    embeddings, *rest = pairs.embeddings(labels=labels, ref_labels=ref_labels, **tensors)
+    reference = rest[0] if rest else None
+    if isinstance(margin, str):
+        checks.one_of("margin", margin, ("soft",))
+        soft, width = True, 0.0
+    else:
+        soft, width = False, checks.check_number("margin", margin)
+    checks.one_of("distance", distance, pairs.DISTANCES)
+    checks.one_of("incomplete", incomplete, INCOMPLETE)
+    number = checks.check_reduction(reduction)
+    dtype = embeddings.dtype
+    if distance == "cosine":
+        embeddings = pairs.scaled_to_cosine(embeddings)
+        reference = None if reference is None else pairs.scaled_to_cosine(reference)
+    loss: Tensor = _fused(
+        embeddings,
+        pairs.whole(labels),
+        reference,
+        None if ref_labels is None else pairs.whole(ref_labels),
+        width,
+        soft,
+        distance != "euclidean",
+        incomplete == "zero",
+        number,
+    )
+    return loss.to(dtype)
+
+
+class BatchHardTripletLoss(LossModule):
+    """:func:`batch_hard_triplet_loss` as a module, with its parameters set once.
+
+    Args:
+        margin, distance, incomplete, reduction: see :func:`batch_hard_triplet_loss`.
+    """
+
+    function = staticmethod(batch_hard_triplet_loss)
+
+    def __init__(
+        self,
+        margin: float | Literal["soft"] = 0.2,
+        *,
+        distance: str = "euclidean",
+        incomplete: str = "drop",
+        reduction: str = "mean",
+    ) -> None:
+        super().__init__(
+            margin=margin, distance=distance, incomplete=incomplete, reduction=reduction
+        )
+
+    def forward(
+        self,
+        embeddings: Tensor,
+        labels: Tensor,
+        ref_emb: Tensor | None = None,
+        ref_labels: Tensor | None = None,
+    ) -> Tensor:
+        """The loss of ``(N, D)`` embeddings with ``(N,)`` labels."""
+        return self.loss(embeddings, labels, ref_emb=ref_emb, ref_labels=ref_labels)
+
+
+def _definition(
+    embeddings: Tensor,
+    labels: Tensor,
+    ref_emb: Tensor | None,
+    ref_labels: Tensor | None,
+    margin: float,
+    soft: bool,
+    squared: bool,
+    counts_all: bool,
+    reduction: int,
+) -> Tensor:
+    """The pure-torch path."""
+    positive, negative = pairs.hardest(embeddings, labels, ref_emb, ref_labels)
+    both = (positive >= 0) & (negative >= 0)
+    anchors = checks.widened(embeddings)
+    candidates = anchors if ref_emb is None else checks.widened(ref_emb)
+    d_pos = pairs.selected_distance(anchors, candidates, positive, both, squared)
+    d_neg = pairs.selected_distance(anchors, candidates, negative, both, squared)
+    difference = d_pos - d_neg
+    loss = torch.nn.functional.softplus(difference) if soft else torch.relu(difference + margin)
+    loss = torch.where(both, loss, torch.zeros_like(loss))
+    if reduction == 1:
+        count = labels.shape[0] if counts_all else both.sum()
+        loss = loss.sum() / torch.as_tensor(count, device=loss.device).clamp(min=1)
+    else:
+        loss = autograd.reduce(loss, reduction)
+    return loss.to(embeddings.dtype)
+
+
+def _shapes(
+    embeddings: Tensor, labels: Tensor, ref_emb: Tensor | None, ref_labels: Tensor | None,
+    margin: float, soft: bool, squared: bool, counts_all: bool, reduction: int,
+) -> tuple[Tensor, ...]:  # fmt: skip
+    rows = embeddings.shape[0]
+    wide = torch.float64 if embeddings.dtype is torch.float64 else torch.float32
+    return (
+        embeddings.new_empty((rows,) if reduction == 0 else ()),
+        *(labels.new_empty(rows) for _ in range(2)),
+        embeddings.new_empty((2, rows), dtype=wide),
+        labels.new_empty(()),
+    )
+
+
+_fused = FusedOp(
+    "batch_hard_triplet_loss",
+    _definition,
+    results=["loss"],
+    saved=["positive", "negative", "distances", "count"],
+    backward=["embeddings", "labels", "ref_emb", "ref_labels", "positive", "negative", "distances",
+              "count", "margin", "soft", "squared", "counts_all", "reduction"],
+    constants=["labels", "ref_labels"],
+    shapes=_shapes,
+)  # fmt: skip
+
+
+def samples() -> Iterator[checks.Sample]:
+    """Where ``jitops check`` checks the gradients: with and without references."""
+    labels = torch.arange(6) % 3
+    for margin in (0.2, "soft"):
+        for distance in pairs.DISTANCES:
+            loss = BatchHardTripletLoss(margin, distance=distance)
+
+            def call(x: Tensor, loss: BatchHardTripletLoss = loss) -> Tensor:
+                return loss(x, labels)
+
+            def with_references(x: Tensor, y: Tensor, loss: BatchHardTripletLoss = loss) -> Tensor:
+                return loss(x, labels, y, labels)
+
+            title = f"margin={margin!r}, distance={distance!r}"
+            yield title, call, (torch.randn(6, 4),)
+            yield f"{title}, references", with_references, tuple(torch.randn(2, 6, 4))
