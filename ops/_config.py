@@ -174,7 +174,8 @@ VARIABLES = (
     Variable(
         "build",
         "auto",
-        "`never`: no compiler runs, and a missing extension is an error.",
+        "`never`: no compiler runs. A missing extension is an error where a compiled back end is "
+        "requested by name, and pure torch where `auto` may fall back.",
         "auto or never",
         _when_to_build,
     ),

@@ -48,7 +48,7 @@ def test_explain_builds_nothing(tmp_path):
     ("setting", "words"),
     [
         ({"JITOPS_FORCE_CPU": "1"}, "not built yet, and with JITOPS_FORCE_CPU=1 no call needs it"),
-        ({"JITOPS_BUILD": "never"}, "not built yet, and JITOPS_BUILD=never: a call that needs it"),
+        ({"JITOPS_BUILD": "never"}, "not built yet, and JITOPS_BUILD=never: no call builds it"),
     ],
 )
 @pytest.mark.cpp

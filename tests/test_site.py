@@ -9,6 +9,7 @@ import contextlib
 import importlib.util
 import inspect
 import io
+import os
 import re
 import subprocess
 
@@ -199,7 +200,12 @@ def test_a_good_page_passes(tmp_path):
 def planned(target):
     """The commands that make would run for a target."""
     done = subprocess.run(
-        ["make", "-n", target], cwd=ROOT, capture_output=True, text=True, check=True
+        ["make", "-n", "-B", "--no-print-directory", target],  # -B: whatever is installed already
+        cwd=ROOT,
+        env={name: value for name, value in os.environ.items() if not name.startswith("MAKE")},
+        capture_output=True,
+        text=True,
+        check=True,
     )
     return done.stdout
 

@@ -97,5 +97,5 @@ def _state(op: dispatch.Op, backend: str) -> str:
     if settings.force_cpu:
         return "not built yet, and with JITOPS_FORCE_CPU=1 no call needs it"
     if settings.build == "never":
-        return "not built yet, and JITOPS_BUILD=never: a call that needs it is an error"
+        return "not built yet, and JITOPS_BUILD=never: no call builds it"
     return "not built yet: the first call that needs it compiles it"

@@ -136,6 +136,8 @@ class FusedOp:
             return None
         try:
             return self._compiled(*arguments)
+        except torch.OutOfMemoryError:
+            raise
         except (RuntimeError, TypeError):
             return None
 

@@ -1,4 +1,4 @@
-"""The batch-hard triplet loss: mined and computed in one pass, without the matrix of distances."""
+"""The batch-hard triplet loss, without the whole matrix of distances."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch import Tensor
 from ops._core import autograd, checks, pairs
 from ops._core.fused import FusedOp
 from ops._core.modules import LossModule
+from ops._errors import ArgumentError
 
 __all__ = ["BatchHardTripletLoss", "batch_hard_triplet_loss"]
 
@@ -40,9 +41,9 @@ def batch_hard_triplet_loss(
     Loss for Person Re-Identification", 2017, arXiv:1703.07737, equation 5.
 
     Args:
-        embeddings: ``(N, D)``, floating point, any strides. Each one is an anchor.
+        embeddings: ``(N, D)``, floating point, any strides. Each row is an anchor.
         labels: ``(N,)``, integers.
-        margin: how much farther than the positive the negative must be, or ``"soft"``.
+        margin: the negative must be farther than the positive by this much; or ``"soft"``.
         distance: ``euclidean``, ``squared_euclidean``, or ``cosine``: 1 − cos of the angle.
         ref_emb: ``(M, D)``, like ``embeddings``: positives and negatives come from these instead,
             as from a memory bank. No row of it counts as the anchor itself.
@@ -68,15 +69,18 @@ def batch_hard_triplet_loss(
         :func:`torch.relu`. Forward mode and :mod:`torch.func` run on the pure-torch path.
 
     Numerics:
-        Distances are sums of squared differences, so nothing cancels for near points that are far
-        from the origin. Half precisions accumulate in float32. The hardest candidate is exact up to
+        Distances are sums of squared differences, so close points far from the origin keep
+        their precision. Half precisions accumulate in float32. The hardest candidate is exact up to
         the rounding of its distance: a few units in the last place. The first of equal distances
-        is taken, so duplicates never depend on the back end. NaN is harder than any number.
+        is taken, so all back ends choose the same one of several duplicates. A NaN distance counts
+        as the hardest.
         Compiled kernels are bitwise deterministic for any number of threads. Under autocast the
         embeddings are cast to float32.
 
     Memory:
-        O(N) beyond the gradients on compiled back ends. The N × M distances are never stored.
+        The N × M distances are never stored as a whole. Compiled back ends take O(N) beyond the
+        gradients. Cosine distances take scaled copies of the embeddings, and half precisions sum
+        their gradients in float32.
     """
     tensors = {"embeddings": embeddings}
     if ref_emb is not None:
@@ -84,7 +88,8 @@ def batch_hard_triplet_loss(
     embeddings, *rest = pairs.embeddings(labels=labels, ref_labels=ref_labels, **tensors)
     reference = rest[0] if rest else None
     if isinstance(margin, str):
-        checks.one_of("margin", margin, ("soft",))
+        if margin != "soft":
+            raise ArgumentError(f"margin must be a number or 'soft', got {margin!r}")
         soft, width = True, 0.0
     else:
         soft, width = False, checks.check_number("margin", margin)
@@ -160,7 +165,7 @@ def _definition(
     d_pos = pairs.selected_distance(anchors, candidates, positive, both, squared)
     d_neg = pairs.selected_distance(anchors, candidates, negative, both, squared)
     difference = d_pos - d_neg
-    loss = torch.nn.functional.softplus(difference) if soft else torch.relu(difference + margin)
+    loss = _softplus(difference) if soft else torch.relu(difference + margin)
     loss = torch.where(both, loss, torch.zeros_like(loss))
     if reduction == 1:
         count = labels.shape[0] if counts_all else both.sum()
@@ -168,6 +173,11 @@ def _definition(
     else:
         loss = autograd.reduce(loss, reduction)
     return loss.to(embeddings.dtype)
+
+
+def _softplus(x: Tensor) -> Tensor:
+    """log(1 + exp(x)); torch's own returns x where x is above 20, which float64 can tell."""
+    return torch.logaddexp(x, torch.zeros_like(x))
 
 
 def _shapes(

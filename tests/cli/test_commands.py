@@ -81,7 +81,7 @@ def test_build_for_other_machines(cache, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["build", "nothing"], f"OP must be among {OP}"),
+        (["build", "nothing"], "OP must be among "),
         (
             ["cache", "why", "nothing"],
             "NAME must be an op, or the start of an extension's name or of",

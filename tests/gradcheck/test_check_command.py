@@ -126,7 +126,10 @@ def test_command_with_bad_inputs(text, message, capsys):
     ("arguments", "text"),
     [
         (["math:sin", "--input", "3", "--plot", "k.xyz"], "--plot must end in ."),
-        (["nothing"], "TARGET must be MODULE:NAME, FILE.py:NAME or one of hausdorff_dt_loss,"),
+        (
+            ["nothing"],
+            "TARGET must be MODULE:NAME, FILE.py:NAME or one of batch_hard_triplet_loss,",
+        ),
         (["math:sin"], "--input must give the shape of each argument of math:sin"),
         (["nowhere:f", "--input", "3"], "TARGET must name a module, got 'nowhere'"),
         (["nowhere.py:f", "--input", "3"], "TARGET must name a file that exists"),
