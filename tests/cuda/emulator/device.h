@@ -19,7 +19,7 @@ struct Span {
 
 // What a lane knows of its warp: how far each lane was, when both last met in a __syncwarp. Of
 // itself, how far it is.
-using Clock = std::array<uint16_t, kWarp>;
+using Clock = std::array<uint32_t, kWarp>;
 
 // Which thread runs, and how far it is: what happened before what.
 struct Now {

@@ -40,34 +40,46 @@ Fresh* fresh_at(uintptr_t at) {
 
 // ---- what happened before what ------------------------------------------------------------------
 
-// A moment of a thread.
+// The last access of its kind. Of other accesses, which nothing orders before it, flags are kept.
 struct Moment {
   uint32_t visit = 0, phase = 0;
-  uint16_t clock = 0;  // of its lane
+  uint32_t clock = 0;  // of its lane
   uint16_t thread : 11 = 0;
-  bool several : 1 = false;  // readers, in several warps: of the others nothing is kept
   bool atomic : 1 = false;
+  bool lanes : 1 = false;   // other lanes of the warp
+  bool warps : 1 = false;   // other warps of the block
+  bool blocks : 1 = false;  // other blocks
 
   void set(bool is_atomic) {
+    blocks = in_launch() && (blocks || !in_block());
+    lanes = in_phase() && same_warp() && unordered_lane();
+    warps = in_phase() && (warps || !same_warp());
     visit = now.visit;
     phase = now.phase;
     clock = now.clock()[now.thread % kWarp];
     thread = now.thread;
-    several = false;
     atomic = is_atomic;
   }
-  bool in_launch() const { return visit >= now.first; }
-  bool in_block() const { return visit == now.visit; }
-  // Whether it does not come before another thread's present.
+  // Whether it, or another access that a flag stands for, does not come before the present.
   bool concurrent() const {
     if (!in_launch()) return false;
-    if (!in_block()) return true;  // nothing orders blocks
-    if (phase != now.phase || (thread == now.thread && !several)) return false;
-    const bool same_warp = thread / kWarp == now.thread / kWarp;
-    return several || !same_warp || clock > now.clock()[thread % kWarp];
+    if (blocks || !in_block()) return true;  // nothing orders blocks
+    return in_phase() && (warps || !same_warp() || unordered_lane());
   }
   std::string who() const {
-    return in_block() ? "thread " + std::to_string(thread) + " of the block" : "another block";
+    if (blocks || !in_block()) return "another block";
+    if (thread == now.thread) return "another thread of the block";
+    return "thread " + std::to_string(thread) + " of the block";
+  }
+
+  bool in_launch() const { return visit >= now.first; }
+  bool in_block() const { return visit == now.visit; }
+  bool in_phase() const { return in_block() && phase == now.phase; }
+  bool same_warp() const { return thread / kWarp == now.thread / kWarp; }
+  // Of two lanes of a warp. A thread that passed a __syncwarp since has met the other lanes.
+  bool unordered_lane() const {
+    const uint32_t known = now.clock()[thread % kWarp];
+    return thread == now.thread ? lanes && clock == known : clock > known;
   }
 };
 
@@ -87,13 +99,7 @@ void check_race(Cell& cell, const char* where, bool write, bool atomic) {
     fault(std::string("race in ") + where + ": written without a barrier after " +
           cell.read.who() + " read it");
   }
-  if (write) {
-    cell.written.set(atomic);
-    return;
-  }
-  const bool others = cell.read.concurrent() && cell.read.thread / kWarp != now.thread / kWarp;
-  cell.read.set(false);
-  cell.read.several = others;
+  (write ? cell.written : cell.read).set(atomic);
 }
 
 // The cells of memory that kernels may write, by pages.
@@ -240,7 +246,7 @@ void check(const void* address, size_t size, bool write, bool aligned, bool atom
 // ---- what the rest of the emulator tells --------------------------------------------------------
 
 void begin_launch(size_t shared_bytes, std::string* problem) {
-  if (pages.size() > 2048) {  // 200 MiB: of launches long ago
+  if (pages.size() > 1536) {  // 200 MiB: of launches long ago
     pages.clear();
     last = nullptr;
   }

@@ -249,6 +249,63 @@ __global__ void leaves_before_the_barrier(const float* x, float* out, int64_t n)
   __syncthreads();
 }
 
+// The races below are between accesses that others of the same kind follow.
+
+__global__ void lanes_in_place(const float* x, float* out, int64_t) {
+  __shared__ float part[64];
+  const unsigned lane = threadIdx.x % 32;
+  part[threadIdx.x] = x[threadIdx.x];
+  __syncthreads();
+  float sum = part[threadIdx.x] + (lane < 31 ? part[threadIdx.x + 1] : 0.0f);
+  sum += __shfl_xor_sync(kAll, sum, 1);
+  part[threadIdx.x] = sum;
+  __syncthreads();
+  out[threadIdx.x] = part[threadIdx.x];
+}
+
+__global__ void warps_in_place(const float* x, float* out, int64_t) {
+  __shared__ float all;
+  if (threadIdx.x == 0) all = x[0];
+  __syncthreads();
+  const float mine = all;
+  __syncwarp();
+  if (threadIdx.x == 63) all = x[1];
+  __syncthreads();
+  out[threadIdx.x] = mine + all;
+}
+
+__global__ void counts_and_reads(const float*, float* out, int64_t) {
+  __shared__ int count;
+  if (threadIdx.x == 0) count = 0;
+  __syncthreads();
+  atomicAdd(&count, 1);
+  __syncwarp();
+  out[threadIdx.x] = threadIdx.x == 63 ? static_cast<float>(count) : 0.0f;
+}
+
+// On results of another launch.
+__global__ void blocks_in_place(const float*, float* out, int64_t n) {
+  const int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+  const float sum = out[i] + (i + 1 < n ? out[i + 1] : 0.0f);
+  __syncthreads();
+  out[i] = sum;
+}
+
+__global__ void blocks_count_and_one_reads(const float*, float* out, int64_t) {
+  if (threadIdx.x == 0) atomicAdd(&out[0], 1.0f);
+  __syncthreads();
+  if (blockIdx.x == 1 && threadIdx.x == 0) out[1] = out[0];
+}
+
+__global__ void without_syncwarp_at_last(const float* x, float* out, int64_t) {
+  __shared__ float part[32];
+  for (int i = 0; i < 70000; ++i) __syncwarp();
+  part[threadIdx.x] = x[threadIdx.x];
+  __shfl_sync(kAll, 0, 0);
+  __shfl_sync(kAll, 0, 0);
+  out[threadIdx.x] = part[31 - threadIdx.x];
+}
+
 __global__ void mask_of_too_few(const float* x, float* out, int64_t) {
   out[threadIdx.x] = __shfl_xor_sync(0x0000ffffu, x[threadIdx.x], 1);
 }
@@ -355,6 +412,10 @@ const char* launch_planted(const char* name, const float* x, float* out, int64_t
       {"some_wait", some_wait, one, two_warps},
       {"wait_apart", wait_apart, one, two_warps},
       {"leaves_before_the_barrier", leaves_before_the_barrier, one, two_warps},
+      {"lanes_in_place", lanes_in_place, one, two_warps},
+      {"warps_in_place", warps_in_place, one, two_warps},
+      {"counts_and_reads", counts_and_reads, one, two_warps},
+      {"without_syncwarp_at_last", without_syncwarp_at_last, one, warp},
       {"mask_of_too_few", mask_of_too_few, one, warp},
       {"mask_of_too_many", mask_of_too_many, one, warp},
       {"reads_an_absent_lane", reads_an_absent_lane, one, warp},
@@ -380,6 +441,16 @@ const char* launch_planted(const char* name, const float* x, float* out, int64_t
   }
   if (std::strcmp(name, "default_stream") == 0) {
     return jitops::launch(indices, one, one, 0, nullptr, x, out, n);
+  }
+  const Shape in_place[] = {
+      {"blocks_in_place", blocks_in_place, dim3(2), warp},
+      {"blocks_count_and_one_reads", blocks_count_and_one_reads, dim3(2), warp},
+  };
+  for (const Shape& shape : in_place) {
+    if (std::strcmp(shape.name, name) != 0) continue;
+    const char* error = jitops::launch(fours, dim3(2), warp, 0, stream, x, out, n);
+    if (error) return error;
+    return jitops::launch(shape.kernel, shape.grid, shape.block, 0, stream, x, out, n);
   }
   if (std::strcmp(name, "beside_an_error_of_another") == 0) {
     void* arguments[] = {&x, &out, &n};
