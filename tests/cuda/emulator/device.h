@@ -29,11 +29,18 @@ struct Now {
   uint32_t phase = 0;    // barriers that the block has passed
   uint16_t thread = 0;   // of the block
   Span stack, arguments;
+  uint64_t steps = 0;         // accesses of the block, and visits to a barrier
   std::vector<Clock> clocks;  // of the block's threads
 
   const Clock& clock() const { return clocks[thread]; }
 };
 extern Now now;
+
+// Fibers are not interrupted: a thread that waits for another one in a loop would wait for ever.
+constexpr uint64_t kMostSteps = uint64_t{1} << 26;
+inline void count_step() {
+  if (++now.steps > kMostSteps) fault("a block without end, because its threads wait in a loop");
+}
 
 // Run the last block of a grid and no other, for tensors that are too large to be touched as a
 // whole. Then only bounds are checked, and matrix products are left out.

@@ -215,6 +215,7 @@ void check_global(uintptr_t at, size_t size, bool write, bool atomic) {
 
 void check(const void* address, size_t size, bool write, bool aligned, bool atomic = false) {
   if (!now.running || size == 0) return;  // the host's own code
+  count_step();
   const auto at = reinterpret_cast<uintptr_t>(address);
   if (now.stack.contains(at, size) || (!write && now.arguments.contains(at, size))) return;
   if (aligned && at % size != 0) {
@@ -327,9 +328,14 @@ void __tsan_init() {}
 void __tsan_func_entry(void*) {}
 void __tsan_func_exit() {}
 
-struct Place {  // the first argument of each of -fsanitize's functions below
+struct Place {  // the first argument of each of -fsanitize's functions below, or its begin
   const char* file;
   uint32_t line, column;
+};
+struct TypedPlace {
+  Place place;
+  const void* type;
+  unsigned char log_alignment, kind;
 };
 static void at_place(const Place* place, const std::string& what) {
   const std::string file = place->file;
@@ -347,12 +353,18 @@ void __ubsan_handle_out_of_bounds(Place* place, uintptr_t index) {
 JITOPS_OVERFLOWS(add)
 JITOPS_OVERFLOWS(sub)
 JITOPS_OVERFLOWS(mul)
-JITOPS_OVERFLOWS(divrem)
+void __ubsan_handle_divrem_overflow(Place* place, uintptr_t, uintptr_t divisor) {
+  at_place(place, divisor == 0 ? "division by zero" : "a number beyond its type");
+}
+void __ubsan_handle_shift_out_of_bounds(Place* place, uintptr_t, uintptr_t) {
+  at_place(place, "a shift by more bits than there are, or by less than 0");
+}
 void __ubsan_handle_negate_overflow(Place* place, uintptr_t) {
   at_place(place, "a number beyond its type");
 }
-void __ubsan_handle_type_mismatch_v1(Place* place, uintptr_t) {
-  at_place(place, "misaligned address");
+void __ubsan_handle_type_mismatch_v1(TypedPlace* typed, uintptr_t at) {
+  const bool aligned = at % (uintptr_t{1} << typed->log_alignment) == 0;
+  at_place(&typed->place, aligned ? "an access beyond an array" : "misaligned address");
 }
 
 // What kernels call in the place of these (__init__.py renames them in their object).
