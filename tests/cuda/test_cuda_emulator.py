@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import shutil
+import subprocess
 
 import pytest
 import torch
@@ -11,6 +13,7 @@ import torch
 import ops
 from ops._core import extensions
 from ops._core.dispatch import built_in
+from ops.jit._compile import _compilers
 from tests.cuda import emulator as cuda_emulator
 from tests.harness.op_under_test import (
     Mutation,
@@ -74,6 +77,11 @@ def test_lanes_pass_values_on():
     assert torch.equal(run("passed_on_in_halves_of_a_warp", x), halves + 2)
 
 
+def test_local_memory_is_as_large_as_on_a_gpu():
+    x = torch.zeros(32)
+    assert torch.equal(run("large_local_array", x), 127999.0 - torch.arange(32))
+
+
 @pytest.mark.parametrize("n", [128, 131, 3])
 def test_vectors(n):
     x = torch.rand(n)
@@ -121,7 +129,7 @@ WRONG = {
     "writes_one_too_many": "write out of bounds: 4 bytes, 0 bytes behind a tensor of 256 bytes",
     "reads_before_the_begin": r"read out of bounds: 4 bytes, 4 bytes before a .* thread \(0, 0",
     "reads_its_result": "memory of a tensor read before it was written",
-    "misaligned": r"misaligned address at planted.cu:\d+; in .* thread \(0, 0, 0\)",
+    "misaligned": r"misaligned address at planted.cu:\d+; in .* thread",
     "misaligned_in_pieces": r"misaligned address at planted.cu:\d+; in .* thread",
     "copies_too_much": "read out of bounds: 260 bytes, the last 4 behind a tensor of 256 bytes",
     "writes_its_input": "write to a tensor that the host side asked a const pointer of",
@@ -133,6 +141,11 @@ WRONG = {
     "unset_shared": r"shared memory read before it was written; in .* thread \(63, 0, 0\)",
     "shared_of_the_block_before": r"shared memory read before it was written; in block \(1, 0, 0\)",
     "beyond_its_array": r"index 64 beyond an array at planted.cu:\d+; .* thread \(63, 0, 0\)",
+    "beyond_its_array_by_a_pointer": r"an access beyond an array at planted.cu:\d+",
+    "divides_by_zero": r"division by zero at planted.cu:\d+",
+    "shifts_by_all_bits": r"a shift by more bits than there are, .* at planted.cu:\d+",
+    "waits_for_another_thread": "a block without end",
+    "waits_for_another_block": "a block without end",
     "some_wait": r"divergent threads: 32 wait in __syncthreads at planted.cu:\d+, 32 have returned",
     "wait_apart": r"divergent threads: 32 wait .*:(\d+), 32 wait .* at planted.cu:\d+, 0 have",
     "mask_of_too_few": r"__shfl_xor_sync at .* with mask 0x0000ffff, which has not the lane",
@@ -156,6 +169,29 @@ def test_caught(name):
         run(name, torch.rand(64))
     x = torch.rand(64)
     assert torch.equal(run("indices", x), x + torch.arange(64))  # and the next launch is sound
+
+
+@pytest.mark.parametrize("name", ["unset_sum", "unset_local_array"])
+def test_variables_that_are_not_set_spoil_the_result(name):
+    assert not (run(name, torch.rand(64)).abs() < 1e38).any()
+
+
+RACES = (
+    "lanes_in_place",
+    "warps_in_place",
+    "counts_and_reads",
+    "blocks_in_place",
+    "blocks_count_and_one_reads",
+    "without_syncwarp_at_last",
+)
+
+
+@pytest.mark.parametrize("name", RACES)
+def test_races_are_caught_in_every_order(name):
+    """Whichever thread or block runs last: each launch has another order."""
+    for _ in range(64 if name != "without_syncwarp_at_last" else 2):
+        with pytest.raises(RuntimeError, match=f"{name}: .*race in (shared|global) memory"):
+            run(name, torch.rand(64))
 
 
 def test_an_error_of_another_is_neither_reported_nor_cleared():
@@ -205,6 +241,16 @@ def test_a_view_is_all_that_may_be_touched():
     wide = torch.rand(3, 64)
     with pytest.raises(RuntimeError, match="0 bytes behind a tensor of 256 bytes"):
         run("reads_one_too_many", wide[1])
+
+
+def test_fibers_change_stacks_where_the_system_checks_longjmp(monkeypatch):
+    here = _compilers.cxx()
+    checks = dataclasses.replace(here, command=(*here.command, "-D_FORTIFY_SOURCE=2"))
+    monkeypatch.setattr(_compilers, "cxx", lambda: checks)
+    threads, *_ = cuda_emulator.emulator.__wrapped__()
+    names = subprocess.run(["nm", threads], capture_output=True, text=True, check=True).stdout
+    assert "longjmp" in names
+    assert "longjmp_chk" not in names
 
 
 # ---- bugs planted into the kernels that ship -----------------------------------------------------

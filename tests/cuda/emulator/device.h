@@ -19,7 +19,7 @@ struct Span {
 
 // What a lane knows of its warp: how far each lane was, when both last met in a __syncwarp. Of
 // itself, how far it is.
-using Clock = std::array<uint16_t, kWarp>;
+using Clock = std::array<uint32_t, kWarp>;
 
 // Which thread runs, and how far it is: what happened before what.
 struct Now {
@@ -29,11 +29,18 @@ struct Now {
   uint32_t phase = 0;    // barriers that the block has passed
   uint16_t thread = 0;   // of the block
   Span stack, arguments;
+  uint64_t steps = 0;         // accesses of the block, and visits to a barrier
   std::vector<Clock> clocks;  // of the block's threads
 
   const Clock& clock() const { return clocks[thread]; }
 };
 extern Now now;
+
+// Fibers are not interrupted: a thread that waits for another one in a loop would wait for ever.
+constexpr uint64_t kMostSteps = uint64_t{1} << 26;
+inline void count_step() {
+  if (++now.steps > kMostSteps) fault("a block without end, because its threads wait in a loop");
+}
 
 // Run the last block of a grid and no other, for tensors that are too large to be touched as a
 // whole. Then only bounds are checked, and matrix products are left out.

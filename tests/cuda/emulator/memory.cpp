@@ -40,34 +40,46 @@ Fresh* fresh_at(uintptr_t at) {
 
 // ---- what happened before what ------------------------------------------------------------------
 
-// A moment of a thread.
+// The last access of its kind. Of other accesses, which nothing orders before it, flags are kept.
 struct Moment {
   uint32_t visit = 0, phase = 0;
-  uint16_t clock = 0;  // of its lane
+  uint32_t clock = 0;  // of its lane
   uint16_t thread : 11 = 0;
-  bool several : 1 = false;  // readers, in several warps: of the others nothing is kept
   bool atomic : 1 = false;
+  bool lanes : 1 = false;   // other lanes of the warp
+  bool warps : 1 = false;   // other warps of the block
+  bool blocks : 1 = false;  // other blocks
 
   void set(bool is_atomic) {
+    blocks = in_launch() && (blocks || !in_block());
+    lanes = in_phase() && same_warp() && unordered_lane();
+    warps = in_phase() && (warps || !same_warp());
     visit = now.visit;
     phase = now.phase;
     clock = now.clock()[now.thread % kWarp];
     thread = now.thread;
-    several = false;
     atomic = is_atomic;
   }
-  bool in_launch() const { return visit >= now.first; }
-  bool in_block() const { return visit == now.visit; }
-  // Whether it does not come before another thread's present.
+  // Whether it, or another access that a flag stands for, does not come before the present.
   bool concurrent() const {
     if (!in_launch()) return false;
-    if (!in_block()) return true;  // nothing orders blocks
-    if (phase != now.phase || (thread == now.thread && !several)) return false;
-    const bool same_warp = thread / kWarp == now.thread / kWarp;
-    return several || !same_warp || clock > now.clock()[thread % kWarp];
+    if (blocks || !in_block()) return true;  // nothing orders blocks
+    return in_phase() && (warps || !same_warp() || unordered_lane());
   }
   std::string who() const {
-    return in_block() ? "thread " + std::to_string(thread) + " of the block" : "another block";
+    if (blocks || !in_block()) return "another block";
+    if (thread == now.thread) return "another thread of the block";
+    return "thread " + std::to_string(thread) + " of the block";
+  }
+
+  bool in_launch() const { return visit >= now.first; }
+  bool in_block() const { return visit == now.visit; }
+  bool in_phase() const { return in_block() && phase == now.phase; }
+  bool same_warp() const { return thread / kWarp == now.thread / kWarp; }
+  // Of two lanes of a warp. A thread that passed a __syncwarp since has met the other lanes.
+  bool unordered_lane() const {
+    const uint32_t known = now.clock()[thread % kWarp];
+    return thread == now.thread ? lanes && clock == known : clock > known;
   }
 };
 
@@ -87,13 +99,7 @@ void check_race(Cell& cell, const char* where, bool write, bool atomic) {
     fault(std::string("race in ") + where + ": written without a barrier after " +
           cell.read.who() + " read it");
   }
-  if (write) {
-    cell.written.set(atomic);
-    return;
-  }
-  const bool others = cell.read.concurrent() && cell.read.thread / kWarp != now.thread / kWarp;
-  cell.read.set(false);
-  cell.read.several = others;
+  (write ? cell.written : cell.read).set(atomic);
 }
 
 // The cells of memory that kernels may write, by pages.
@@ -209,6 +215,7 @@ void check_global(uintptr_t at, size_t size, bool write, bool atomic) {
 
 void check(const void* address, size_t size, bool write, bool aligned, bool atomic = false) {
   if (!now.running || size == 0) return;  // the host's own code
+  count_step();
   const auto at = reinterpret_cast<uintptr_t>(address);
   if (now.stack.contains(at, size) || (!write && now.arguments.contains(at, size))) return;
   if (aligned && at % size != 0) {
@@ -240,7 +247,7 @@ void check(const void* address, size_t size, bool write, bool aligned, bool atom
 // ---- what the rest of the emulator tells --------------------------------------------------------
 
 void begin_launch(size_t shared_bytes, std::string* problem) {
-  if (pages.size() > 2048) {  // 200 MiB: of launches long ago
+  if (pages.size() > 1536) {  // 200 MiB: of launches long ago
     pages.clear();
     last = nullptr;
   }
@@ -321,9 +328,14 @@ void __tsan_init() {}
 void __tsan_func_entry(void*) {}
 void __tsan_func_exit() {}
 
-struct Place {  // the first argument of each of -fsanitize's functions below
+struct Place {  // the first argument of each of -fsanitize's functions below, or its begin
   const char* file;
   uint32_t line, column;
+};
+struct TypedPlace {
+  Place place;
+  const void* type;
+  unsigned char log_alignment, kind;
 };
 static void at_place(const Place* place, const std::string& what) {
   const std::string file = place->file;
@@ -341,12 +353,18 @@ void __ubsan_handle_out_of_bounds(Place* place, uintptr_t index) {
 JITOPS_OVERFLOWS(add)
 JITOPS_OVERFLOWS(sub)
 JITOPS_OVERFLOWS(mul)
-JITOPS_OVERFLOWS(divrem)
+void __ubsan_handle_divrem_overflow(Place* place, uintptr_t, uintptr_t divisor) {
+  at_place(place, divisor == 0 ? "division by zero" : "a number beyond its type");
+}
+void __ubsan_handle_shift_out_of_bounds(Place* place, uintptr_t, uintptr_t) {
+  at_place(place, "a shift by more bits than there are, or by less than 0");
+}
 void __ubsan_handle_negate_overflow(Place* place, uintptr_t) {
   at_place(place, "a number beyond its type");
 }
-void __ubsan_handle_type_mismatch_v1(Place* place, uintptr_t) {
-  at_place(place, "misaligned address");
+void __ubsan_handle_type_mismatch_v1(TypedPlace* typed, uintptr_t at) {
+  const bool aligned = at % (uintptr_t{1} << typed->log_alignment) == 0;
+  at_place(&typed->place, aligned ? "an access beyond an array" : "misaligned address");
 }
 
 // What kernels call in the place of these (__init__.py renames them in their object).

@@ -140,6 +140,16 @@ __global__ void fours(const float* x, float* out, int64_t n) {
   if (i < n % 4) out[n / 4 * 4 + i] = x[n / 4 * 4 + i];
 }
 
+__device__ void count_up(float* numbers, int count) {
+  for (int i = 0; i < count; ++i) numbers[i] = static_cast<float>(i);
+}
+
+__global__ void large_local_array(const float* x, float* out, int64_t n) {
+  float numbers[128000];  // CUDA allows 512 KiB
+  count_up(numbers, n > 0 ? 128000 : 0);
+  out[threadIdx.x] = x[threadIdx.x] + numbers[127999 - threadIdx.x];
+}
+
 // ---- wrong --------------------------------------------------------------------------------------
 
 __global__ void reads_one_too_many(const float* x, float* out, int64_t n) {
@@ -229,6 +239,58 @@ __global__ void beyond_its_array(const float* x, float* out, int64_t n) {
   out[threadIdx.x] = part[threadIdx.x];
 }
 
+__device__ inline float sum_of(const float* numbers, int count) {
+  float sum = 0;
+  for (int i = 0; i < count; ++i) sum += numbers[i];
+  return sum;
+}
+
+__global__ void beyond_its_array_by_a_pointer(const float* x, float* out, int64_t n) {
+  __shared__ float part[64], other[64];
+  part[threadIdx.x] = x[threadIdx.x];
+  other[threadIdx.x] = 1;
+  __syncthreads();
+  out[threadIdx.x] = sum_of(part, 64 + (n > 0)) + sum_of(other, 64 + (n > 0));
+}
+
+__device__ inline void add_to(float& sum, float x) { sum += x; }
+
+__global__ void unset_sum(const float* x, float* out, int64_t n) {
+  float sum;
+  for (int64_t i = threadIdx.x; i < n; i += blockDim.x) add_to(sum, x[i]);
+  out[threadIdx.x] = sum;
+}
+
+__global__ void unset_local_array(const float* x, float* out, int64_t n) {
+  float sums[4];
+  for (int64_t i = 0; i < n; ++i) add_to(sums[i % 4], x[i]);
+  out[threadIdx.x] = sums[threadIdx.x % 4];
+}
+
+__global__ void divides_by_zero(const float* x, float* out, int64_t n) {
+  out[threadIdx.x] = x[threadIdx.x % (n - 64)];
+}
+
+__global__ void shifts_by_all_bits(const float* x, float* out, int64_t n) {
+  const unsigned lanes = (1u << (n / 2)) - 1;
+  out[threadIdx.x] = lanes >> (threadIdx.x % 32) & 1 ? x[threadIdx.x] : 0.0f;
+}
+
+__global__ void waits_for_another_thread(const float*, float* out, int64_t) {
+  __shared__ volatile int done;
+  if (threadIdx.x == 0) done = 0;
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    while (done == 0) out[0] = 0;
+  }
+  if (threadIdx.x == 63) out[1] = 0;
+}
+
+__global__ void waits_for_another_block(const float*, float* out, int64_t) {
+  atomicAdd(&out[1], 1.0f);
+  while (atomicAdd(&out[1], 0.0f) < static_cast<float>(gridDim.x * blockDim.x)) continue;
+}
+
 __global__ void some_wait(const float* x, float* out, int64_t) {
   if (threadIdx.x < 32) __syncthreads();
   out[threadIdx.x] = x[threadIdx.x];
@@ -247,6 +309,63 @@ __global__ void leaves_before_the_barrier(const float* x, float* out, int64_t n)
   if (threadIdx.x >= n) return;
   out[threadIdx.x] = x[threadIdx.x];
   __syncthreads();
+}
+
+// The races below are between accesses that others of the same kind follow.
+
+__global__ void lanes_in_place(const float* x, float* out, int64_t) {
+  __shared__ float part[64];
+  const unsigned lane = threadIdx.x % 32;
+  part[threadIdx.x] = x[threadIdx.x];
+  __syncthreads();
+  float sum = part[threadIdx.x] + (lane < 31 ? part[threadIdx.x + 1] : 0.0f);
+  sum += __shfl_xor_sync(kAll, sum, 1);
+  part[threadIdx.x] = sum;
+  __syncthreads();
+  out[threadIdx.x] = part[threadIdx.x];
+}
+
+__global__ void warps_in_place(const float* x, float* out, int64_t) {
+  __shared__ float all;
+  if (threadIdx.x == 0) all = x[0];
+  __syncthreads();
+  const float mine = all;
+  __syncwarp();
+  if (threadIdx.x == 63) all = x[1];
+  __syncthreads();
+  out[threadIdx.x] = mine + all;
+}
+
+__global__ void counts_and_reads(const float*, float* out, int64_t) {
+  __shared__ int count;
+  if (threadIdx.x == 0) count = 0;
+  __syncthreads();
+  atomicAdd(&count, 1);
+  __syncwarp();
+  out[threadIdx.x] = threadIdx.x == 63 ? static_cast<float>(count) : 0.0f;
+}
+
+// On results of another launch.
+__global__ void blocks_in_place(const float*, float* out, int64_t n) {
+  const int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+  const float sum = out[i] + (i + 1 < n ? out[i + 1] : 0.0f);
+  __syncthreads();
+  out[i] = sum;
+}
+
+__global__ void blocks_count_and_one_reads(const float*, float* out, int64_t) {
+  if (threadIdx.x == 0) atomicAdd(&out[0], 1.0f);
+  __syncthreads();
+  if (blockIdx.x == 1 && threadIdx.x == 0) out[1] = out[0];
+}
+
+__global__ void without_syncwarp_at_last(const float* x, float* out, int64_t) {
+  __shared__ float part[32];
+  for (int i = 0; i < 70000; ++i) __syncwarp();
+  part[threadIdx.x] = x[threadIdx.x];
+  __shfl_sync(kAll, 0, 0);
+  __shfl_sync(kAll, 0, 0);
+  out[threadIdx.x] = part[31 - threadIdx.x];
 }
 
 __global__ void mask_of_too_few(const float* x, float* out, int64_t) {
@@ -338,6 +457,7 @@ const char* launch_planted(const char* name, const float* x, float* out, int64_t
       {"passed_on_in_halves_of_a_warp", passed_on_in_halves_of_a_warp, one, warp},
       {"adds_up_atomically", adds_up_atomically, dim3(2), warp},
       {"fours", fours, dim3(2), warp},
+      {"large_local_array", large_local_array, one, warp},
       {"reads_one_too_many", reads_one_too_many, one, warp},
       {"writes_one_too_many", writes_one_too_many, one, warp},
       {"reads_before_the_begin", reads_before_the_begin, one, two_warps},
@@ -352,9 +472,19 @@ const char* launch_planted(const char* name, const float* x, float* out, int64_t
       {"unset_shared", unset_shared, one, two_warps},
       {"shared_of_the_block_before", shared_of_the_block_before, dim3(2), one},
       {"beyond_its_array", beyond_its_array, one, two_warps},
+      {"beyond_its_array_by_a_pointer", beyond_its_array_by_a_pointer, one, two_warps},
+      {"unset_sum", unset_sum, one, two_warps},
+      {"unset_local_array", unset_local_array, one, two_warps},
+      {"divides_by_zero", divides_by_zero, one, two_warps},
+      {"shifts_by_all_bits", shifts_by_all_bits, one, two_warps},
+      {"waits_for_another_thread", waits_for_another_thread, one, two_warps},
       {"some_wait", some_wait, one, two_warps},
       {"wait_apart", wait_apart, one, two_warps},
       {"leaves_before_the_barrier", leaves_before_the_barrier, one, two_warps},
+      {"lanes_in_place", lanes_in_place, one, two_warps},
+      {"warps_in_place", warps_in_place, one, two_warps},
+      {"counts_and_reads", counts_and_reads, one, two_warps},
+      {"without_syncwarp_at_last", without_syncwarp_at_last, one, warp},
       {"mask_of_too_few", mask_of_too_few, one, warp},
       {"mask_of_too_many", mask_of_too_many, one, warp},
       {"reads_an_absent_lane", reads_an_absent_lane, one, warp},
@@ -380,6 +510,17 @@ const char* launch_planted(const char* name, const float* x, float* out, int64_t
   }
   if (std::strcmp(name, "default_stream") == 0) {
     return jitops::launch(indices, one, one, 0, nullptr, x, out, n);
+  }
+  const Shape in_place[] = {
+      {"blocks_in_place", blocks_in_place, dim3(2), warp},
+      {"blocks_count_and_one_reads", blocks_count_and_one_reads, dim3(2), warp},
+      {"waits_for_another_block", waits_for_another_block, dim3(2), warp},
+  };
+  for (const Shape& shape : in_place) {
+    if (std::strcmp(shape.name, name) != 0) continue;
+    const char* error = jitops::launch(fours, dim3(2), warp, 0, stream, x, out, n);
+    if (error) return error;
+    return jitops::launch(shape.kernel, shape.grid, shape.block, 0, stream, x, out, n);
   }
   if (std::strcmp(name, "beside_an_error_of_another") == 0) {
     void* arguments[] = {&x, &out, &n};

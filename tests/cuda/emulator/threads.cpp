@@ -27,7 +27,7 @@ namespace {
 
 // ---- fibers: stacks that are used again; switched by _longjmp, which asks the kernel nothing -----
 
-constexpr size_t kStack = size_t{128} << 10, kGuard = 4096;
+constexpr size_t kStack = size_t{640} << 10, kGuard = 4096;  // CUDA allows local memory of 512 KiB
 
 enum class State { kReady, kAtBarrier, kMeeting, kDone };
 
@@ -236,6 +236,7 @@ Index grid_size() { return grid_; }
 int lane() { return current % kWarp; }
 
 int barrier(bool predicate, const char* name, Where where) {
+  count_step();
   Thread& thread = threads[current];
   thread.state = State::kAtBarrier;
   thread.waits_in = name;
@@ -246,6 +247,7 @@ int barrier(bool predicate, const char* name, Where where) {
 }
 
 const Meeting* meet(unsigned mask, uint64_t value, const char* name, Where where) {
+  count_step();
   const int warp = warp_of(current), me = lane();
   if (!(mask >> me & 1)) {
     fault(std::string(name) + " at " + place(where) + " with mask " + hex(mask) +
@@ -346,6 +348,7 @@ const char* run(Index grid, Index block, size_t shared_bytes, void* stream, cons
            static_cast<unsigned>(number / grid.x / grid.y)};
     ++now.visit;
     now.phase = 0;
+    now.steps = 0;
     now.clocks.assign(count, {});
     for (size_t one = 0; one < count; ++one) now.clocks[one][one % kWarp] = 1;
     for (Thread& one : threads) one.state = State::kReady;
