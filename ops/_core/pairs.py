@@ -37,7 +37,7 @@ def embeddings(*, labels: Any, ref_labels: Any, **tensors: Any) -> list[Tensor]:
             f"ref_emb must have as many columns as embeddings, {first.shape[1]}, got "
             f"{rest[0].shape[1]}"
         )
-    if bool(rest) != (ref_labels is not None):
+    if (len(rest) > 0) != (ref_labels is not None):  # torch 2.11 traces no bool() of a tuple
         have, lack = ("ref_emb", "ref_labels") if rest else ("ref_labels", "ref_emb")
         raise ArgumentError(f"{lack} must be given with {have}, got None")
     _check_labels("labels", labels, first)
