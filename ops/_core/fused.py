@@ -1,6 +1,6 @@
-"""An op with kernels, declared once: all that torch has to know of it follows from the declaration.
+"""Declare an op once, and derive torch's operators and the autograd Function from that.
 
-A kernel is compiled, or it is tensor code of torch.
+A kernel is compiled code, or a Python function that calls torch.
 
 Functions here use the combined ``forward(ctx, ...)`` rather than ``setup_context``: torch binds the
 arguments of the latter by :mod:`inspect` at every call, nine microseconds where a small loss takes
@@ -30,8 +30,8 @@ _PLAIN = frozenset((Tensor, torch.nn.Parameter, type(None)))
 class FusedOp:
     """An op that has a pure-torch definition and kernels for both of its passes.
 
-    It may have compiled kernels, kernels of tensor code, or both. Tensor code is worth its lines
-    where autograd would keep or move more memory than the formula needs.
+    It may have compiled kernels, kernels of tensor code, or both. Kernels of tensor code are for
+    ops where autograd would store or move more memory than the formula needs.
 
     A call runs the definition under :mod:`torch.func` and in forward mode. Otherwise it runs a
     :class:`torch.autograd.Function` over the kernels of the back end. Graphs of
@@ -107,8 +107,8 @@ class FusedOp:
         if autograd.needs_torch_path():
             return self.definition(*arguments)
         if self.op is None or self.op.backend_for(arguments[0]) == "torch":
-            # Tensors of other classes, as DTensor, need not know the out= and in-place functions
-            # of tensor code. torch.compile fuses the definition by itself.
+            # Subclasses such as DTensor may not support the out= and in-place calls of tensor
+            # code. torch.compile fuses the definition by itself.
             if torch.compiler.is_compiling() or not _PLAIN.issuperset(
                 map(type, arguments[: self._tensors])
             ):
@@ -251,7 +251,7 @@ def _function(
             if constant_results:
                 ctx.mark_non_differentiable(*[outputs[place] for place in constant_results])
             if several:
-                ctx.set_materialize_grads(False)  # of a result that is not used
+                ctx.set_materialize_grads(False)  # an unused result gives None
                 return values[count : count + results]
             return values[count]
 

@@ -25,32 +25,34 @@ def improved_triplet_loss(
     eps: float = 1e-6,
     reduction: str = "mean",
 ) -> Tensor:
-    r"""The improved triplet loss.
+    """The improved triplet loss.
 
     .. math::
 
-        \ell_i = \max(d^+_i - d^-_i,\; t_1) + \beta \max(d^+_i,\; t_2), \qquad
-        d^+_i = \lVert a_i - p_i + \varepsilon \rVert_2^2, \quad
-        d^-_i = \lVert a_i - n_i + \varepsilon \rVert_2^2
+        ℓᵢ = max(d⁺ᵢ − d⁻ᵢ, t1) + β max(d⁺ᵢ, t2)
 
-    The first term asks the negative to be farther from the anchor than the positive, by a margin
-    :math:`-t_1`; the second asks the positive to be near, within :math:`t_2`. From D. Cheng,
+        d⁺ᵢ = ‖aᵢ − pᵢ + ε‖²
+
+        d⁻ᵢ = ‖aᵢ − nᵢ + ε‖²
+
+    The first term asks the negative to be farther from the anchor than the positive, by a margin of
+    −t1. The second asks the positive to be near, within t2. From D. Cheng,
     Y. Gong, S. Zhou, J. Wang, N. Zheng, "Person Re-Identification by Multi-Channel Parts-Based CNN
-    with Improved Triplet Loss Function", CVPR 2016. :math:`\varepsilon` is the one of
+    with Improved Triplet Loss Function", CVPR 2016. ε is the ``eps`` of
     :func:`torch.nn.functional.pairwise_distance`.
 
     Args:
-        anchor: :math:`(*, D)`, floating point, any strides; at least one dimension.
+        anchor: ``(*, D)``, floating point, any strides; at least one dimension.
         positive: like ``anchor``; the three shapes broadcast together.
         negative: like ``anchor``.
-        t1: lower clamp of :math:`d^+ - d^-`; minus the margin between the two.
-        t2: lower clamp of :math:`d^+`.
+        t1: lower clamp of d⁺ − d⁻; minus the margin between the two.
+        t2: lower clamp of d⁺.
         beta: weight of the second term.
         eps: added to every difference of coordinates.
         reduction: ``mean`` over all rows, ``sum``, or ``none``.
 
     Returns:
-        A scalar, or :math:`(*)` with ``reduction="none"``; in the inputs' dtype. An empty batch
+        A scalar, or ``(*)`` with ``reduction="none"``; in the inputs' dtype. An empty batch
         gives NaN as mean and 0 as sum, as torch's own losses do.
 
     Raises:
@@ -92,7 +94,7 @@ class ImprovedTripletLoss(LossModule):
         super().__init__(t1=t1, t2=t2, beta=beta, eps=eps, reduction=reduction)
 
     def forward(self, anchor: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
-        """The loss of :math:`(*, D)` inputs."""
+        """The loss of ``(*, D)`` inputs."""
         return self.loss(anchor, positive, negative)
 
 

@@ -1,4 +1,4 @@
-"""The batch-hard triplet loss: its reference, its cases, and what is particular to it."""
+"""The batch-hard triplet loss: its reference, the battery, and its own tests."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The improved triplet loss: its reference, its cases, and what is particular to it."""
+"""The improved triplet loss: its reference, the battery, and its own tests."""
 
 from __future__ import annotations
 

@@ -9,8 +9,8 @@
 //
 // Not seen: a pointer that leaves one shared or local array for the next, unless the compiler knows
 // the array; more threads than __launch_bounds__ allows; a loop without end that touches no memory.
-// Refused though they can be right: blocks that wait for each other, or pass on through atomics and
-// fences what they wrote; threads that return before a barrier of the others.
+// Refused, although it can be right: blocks that wait for each other; blocks that pass their results
+// on through atomics and fences; threads that return before a barrier of the others.
 //
 // Test only. `cuda_runtime.h` beside it is what a .cu includes.
 #pragma once
