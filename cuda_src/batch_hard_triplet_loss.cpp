@@ -18,16 +18,6 @@ constexpr int64_t kBlockRows = 128;  // anchors that share a packed tile of cand
 constexpr int64_t kBlockElements = 32768;
 constexpr int64_t kSumElements = 1024;  // summed in acc_t<T>; these sums are added in float64
 
-template <typename T>
-const T* anchor_row(const Params& params, int64_t i) {
-  return static_cast<const T*>(params.anchors) + i * params.anchor_stride;
-}
-
-template <typename T>
-const T* candidate_row(const Params& params, int64_t j) {
-  return static_cast<const T*>(params.candidates) + j * params.candidate_stride;
-}
-
 // Labels as small numbers, the same for equal labels of anchors and candidates.
 template <typename L>
 void number_labels(const Params& params, std::vector<L>* anchors, std::vector<L>* candidates) {

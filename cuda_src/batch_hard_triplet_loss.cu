@@ -25,16 +25,6 @@ constexpr int64_t kMaxBlocks = 1024;  // of finish_kernel: each writes two parti
 constexpr int64_t kWantedBlocks = 1024;  // of mine_kernel, to fill a large GPU
 constexpr int kWarps = cuda::kMaxThreads / cuda::kWarp;
 
-template <typename T>
-__device__ const T* anchor_row(const Params& params, int64_t i) {
-  return static_cast<const T*>(params.anchors) + i * params.anchor_stride;
-}
-
-template <typename T>
-__device__ const T* candidate_row(const Params& params, int64_t j) {
-  return static_cast<const T*>(params.candidates) + j * params.candidate_stride;
-}
-
 // The hardest candidate of one kind so far. `key` is larger for a harder one.
 template <typename A>
 struct Hardest {

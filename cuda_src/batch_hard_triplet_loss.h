@@ -6,10 +6,9 @@
 #include <cstdint>
 
 #include "common/dtype.h"
+#include "common/reduction.h"
 
 namespace jitops::batch_hard_triplet_loss {
-
-enum class Reduction : int64_t { kNone = 0, kMean = 1, kSum = 2 };
 
 struct Params {
   // Anchors (rows, cols) and candidates (others, cols). A row is dense; rows lie `*_stride`
@@ -47,7 +46,17 @@ struct Params {
   void* grad_candidates;
 };
 
-// ---- the formula of an anchor, for the CPU and for CUDA -----------------------------------------
+// ---- rows, and the formula of an anchor, for the CPU and for CUDA ------------------------------
+
+template <typename T>
+JITOPS_BOTH const T* anchor_row(const Params& params, int64_t i) {
+  return static_cast<const T*>(params.anchors) + i * params.anchor_stride;
+}
+
+template <typename T>
+JITOPS_BOTH const T* candidate_row(const Params& params, int64_t j) {
+  return static_cast<const T*>(params.candidates) + j * params.candidate_stride;
+}
 
 template <typename A>
 JITOPS_BOTH A distance(const Params& params, double sum_of_squares) {

@@ -5,10 +5,9 @@
 #include <cstdint>
 
 #include "common/dtype.h"
+#include "common/reduction.h"
 
 namespace jitops::improved_triplet_loss {
-
-enum class Reduction : int64_t { kNone = 0, kMean = 1, kSum = 2 };
 
 // The state of a row that the forward pass keeps, so the backward pass measures no distance again.
 enum RowState : uint8_t {
