@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import ops
+from ops.gradcheck._differ import identical
 
 # ---- each is x**2 with one error -----------------------------------------------------------------
 
@@ -371,3 +372,16 @@ def test_one_tensor_twice(function):
         assert [found.name for found in report.failures] == ["one tensor twice"], str(report)
         assert "with one tensor as x and y" in str(report)
     assert ops.check_gradients(torch.mul, one, one)
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        (float("nan"), float("nan"), True),
+        (float("nan"), 0.0, False),
+        (float("inf"), torch.finfo(torch.float64).max, False),
+    ],
+)
+def test_nan_is_identical_to_nan_alone(one, other, same):
+    pair = [torch.tensor([1.0, value], dtype=torch.float64) for value in (one, other)]
+    assert identical(*pair) == same
