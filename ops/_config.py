@@ -197,7 +197,7 @@ VARIABLES = (
         "pch",
         True,
         "After a build of text with default headers, precompile `torch/extension.h` in the "
-        "background and use it from then on. It takes a gigabyte of the cache for each set of "
+        "background and use it from then on. It takes 0.8 GB of the cache for each set of "
         "flags.",
         _A_SWITCH,
         _switch,

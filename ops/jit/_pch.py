@@ -132,7 +132,7 @@ def schedule(spec: Spec, folder: Path, root: Path) -> None:
             return
         _runner.say(
             f"precompiling {_HEADER} in the background, for builds to come: a minute of one core, "
-            f"half a gigabyte of the cache (JITOPS_PCH=0: never)"
+            f"0.8 GB of the cache (JITOPS_PCH=0: never)"
         )
         _spawn(python, {"asked": asked, "command": _command(folder), "root": str(root)})
     except Exception as error:
