@@ -232,10 +232,11 @@ class Anchor {
       if (nearest < kInfinity) at = first_of(nearest, negatives_);
     }
     ++counted;
-    const A h = (positive - (at < 0 ? kInfinity : negatives_[at])) + static_cast<A>(params_.margin);
+    if (at < 0) return A(0);
+    const A h = (positive - negatives_[at]) + static_cast<A>(params_.margin);
     if (h <= A(0)) return A(0);
     loss += static_cast<double>(h);
-    if (at >= 0) weights_[at] += A(1);
+    weights_[at] += A(1);
     return A(1);
   }
 

@@ -17,10 +17,12 @@ template <typename A>
 constexpr int64_t kDifferenceWidth = kDifferenceVectors * Vector<A>::kCount;
 
 // to_a[r] += w (a_r - b_j) and to_b[j] -= w (a_r - b_j), with w = weights[r * step + j], for `kRows`
-// rows a and `count` rows b of kDifferenceWidth columns.
+// rows a and `count` rows b of kDifferenceWidth columns. Of finite rows it skips weights of 0; other
+// rows times 0 are NaN.
 template <int kRows, typename A>
 [[gnu::always_inline]] inline void difference_tile(const A* weights, int64_t step, const A* a,
-                                                   const A* b, int64_t count, A* to_a, A* to_b) {
+                                                   const A* b, int64_t count, bool finite, A* to_a,
+                                                 A* to_b) {
   using V = typename Vector<A>::Type;
   constexpr int64_t kCount = Vector<A>::kCount, kWidth = kDifferenceWidth<A>;
   V rows[kRows][kDifferenceVectors], sums[kRows][kDifferenceVectors] = {};
@@ -35,7 +37,7 @@ template <int kRows, typename A>
     bool any = false;
 #pragma GCC unroll 8
     for (int r = 0; r < kRows; ++r) any |= weights[r * step + j] != A(0);
-    if (!any) continue;
+    if (finite && !any) continue;
 #pragma GCC unroll 4
     for (int v = 0; v < kDifferenceVectors; ++v) {
       const V other = *reinterpret_cast<const V*>(b + j * kWidth + v * kCount);
@@ -61,16 +63,25 @@ template <int kRows, typename A>
 
 template <typename A>
 JITOPS_KERNEL void difference_tiles(const A* weights, int64_t step, const A* a, int64_t rows,
-                                    const A* b, int64_t count, A* to_a, A* to_b) {
+                                    const A* b, int64_t count, bool finite, A* to_a, A* to_b) {
   constexpr int64_t kWidth = kDifferenceWidth<A>;
   int64_t r = 0;
   for (; r + kDifferenceRows <= rows; r += kDifferenceRows) {
     difference_tile<kDifferenceRows>(weights + r * step, step, a + r * kWidth, b, count,
-                                     to_a + r * kWidth, to_b);
+                                     finite, to_a + r * kWidth, to_b);
   }
   for (; r < rows; ++r) {
-    difference_tile<1>(weights + r * step, step, a + r * kWidth, b, count, to_a + r * kWidth, to_b);
+    difference_tile<1>(weights + r * step, step, a + r * kWidth, b, count, finite,
+                       to_a + r * kWidth, to_b);
   }
+}
+
+template <typename A>
+JITOPS_KERNEL bool all_finite(const A* values, int64_t count) {
+  A sum = 0;
+#pragma omp simd reduction(+ : sum)
+  for (int64_t n = 0; n < count; ++n) sum += values[n] * A(0);
+  return sum == A(0);
 }
 
 // A set of rows with strides.
@@ -103,12 +114,14 @@ void add_differences(const A* weights, RowsOf<T> a, RowsOf<T> b, int64_t cols, A
     std::vector<A> rows(a.count * kWidth), to_rows(a.count * kWidth);
     std::vector<A> others(kRows * kWidth), to_others(kRows * kWidth);
     widen(a, 0, a.count, rows.data());
+    const bool finite = all_finite(rows.data(), a.count * kWidth);
     for (int64_t first = 0; first < b.count; first += kRows) {
       const int64_t count = std::min(kRows, b.count - first);
       widen(b, first, count, others.data());
       std::fill(to_others.begin(), to_others.end(), A(0));
       difference_tiles(weights + first, b.count, rows.data(), a.count, others.data(), count,
-                       to_rows.data(), to_others.data());
+                       finite && all_finite(others.data(), count * kWidth), to_rows.data(),
+                       to_others.data());
       add(to_others.data(), first, count, to_b);
     }
     add(to_rows.data(), 0, a.count, to_a);

@@ -98,7 +98,7 @@ def definition(
 
 
 class _Distances:
-    """The distances of some anchors x to all candidates y, and gradients of their sums.
+    """The distances of some anchors x to all candidates y, and the gradients of losses.
 
     Float32 takes a matrix product in float64, which is much faster than differences. Its rounding
     would show in the distances of near pairs only. If a pair is so near, the block takes
@@ -114,35 +114,38 @@ class _Distances:
             lengths = a.square().sum(1, keepdim=True) + b.square().sum(1)
             squares = torch.addmm(lengths, a, b.mT, alpha=-2)
             # The product is off by up to about cols * 2^-52 of the lengths: here 2^-27 of a square.
-            near = squares < lengths * ((x.shape[1] + 8) * 2.0**-25)
-            self.by_product = not bool((near & in_use).any())
+            far = squares >= lengths * ((x.shape[1] + 8) * 2.0**-25)  # not where anything is NaN
+            self.by_product = bool((far | ~in_use).all())
         if self.by_product:
             self.x, self.y, self.values = a, b, squares.clamp_(min=0).to(x.dtype).sqrt_()
         else:
             self.values = torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist")
 
-    def gradient_of_x(self, weights: Tensor) -> Tensor:
-        """The gradient of the sum of ``weights * distances``; 0 where the distance is 0."""
-        return self._gradient(weights, self.x, self.y, self.values)
+    def gradient_of_x(self, factors: Tensor) -> Tensor:
+        """The sums of ``factors * (x - y)`` over all candidates."""
+        return self._gradient(factors, self.x, self.y)
 
-    def gradient_of_y(self, weights: Tensor) -> Tensor:
-        """As :meth:`gradient_of_x`."""
-        return self._gradient(weights.mT, self.y, self.x, self.values.mT)
+    def gradient_of_y(self, factors: Tensor) -> Tensor:
+        """The sums of ``factors * (y - x)`` over the anchors."""
+        return self._gradient(factors.mT, self.y, self.x)
 
-    def _gradient(self, weights: Tensor, a: Tensor, b: Tensor, d: Tensor) -> Tensor:
-        if not self.by_product:
-            weights, d = weights.contiguous(), d.contiguous()
-            gradient: Tensor = torch.ops.aten._cdist_backward(weights, a, b, 2.0, d)
-            return gradient
-        weights = torch.where(d == 0, 0.0, weights / d).double()
-        return torch.addmm(weights.sum(1, keepdim=True) * a, weights, b, alpha=-1)
+    def _gradient(self, factors: Tensor, a: Tensor, b: Tensor) -> Tensor:
+        if self.by_product:
+            factors = factors.double()
+            return torch.addmm(factors.sum(1, keepdim=True) * a, factors, b, alpha=-1)
+        factors = factors.contiguous()
+        # With distances of 1 this is the sum of factors times differences.
+        gradient: Tensor = torch.ops.aten._cdist_backward(
+            factors, a, b, 2.0, torch.ones_like(factors)
+        )
+        return gradient
 
 
 class _Block(NamedTuple):
     """Some anchors: their distances to all candidates, and sums over the triplets of each.
 
     Attributes:
-        slopes: the derivatives of the losses with respect to the distances.
+        factors: of the differences between anchor and candidate, in the gradient of its loss.
     """
 
     rows: slice
@@ -150,7 +153,7 @@ class _Block(NamedTuple):
     losses: Tensor
     counted: Tensor
     every: Tensor
-    slopes: Tensor
+    factors: Tensor
 
 
 def _over_blocks(
@@ -183,9 +186,8 @@ def _over_blocks(
             counted = torch.where(every > 0, count, 0)
         else:
             counted = slopes_p.sum(1).long()
-        if squared:
-            slopes *= 2 * distances.values
-        yield _Block(rows, distances, losses, counted, every, slopes)
+        factors = 2 * slopes if squared else torch.where(d == 0, 0.0, slopes / d)
+        yield _Block(rows, distances, losses, counted, every, factors)
 
 
 def _sum_up(
@@ -197,7 +199,7 @@ def _sum_up(
     """
     losses = positives.new_zeros(len(positives), dtype=torch.float64)
     of_positives = torch.zeros_like(positives)
-    overflow = bool((positives == torch.inf).any())
+    finite = bool((positives < torch.inf).all())
     some = max(1, blocks.elements_for(positives) // negatives.numel())
     for first in range(0, positives.shape[1], some):
         part = slice(first, first + some)
@@ -206,7 +208,7 @@ def _sum_up(
             at = _nearest(positives[:, part], negatives)
             to_negative = torch.gather(to_negative.expand(-1, at.shape[1], -1), 2, at)
         x = to_positive - to_negative
-        if overflow:
+        if not finite:  # else infinity as a negative distance is enough of a mask
             x.masked_fill_(to_negative == torch.inf, -torch.inf)
         if soft:
             losses += pairs.softplus(x).sum((1, 2))
@@ -278,11 +280,11 @@ def backward(
     else:
         of_y = torch.zeros_like(y) if needs_ref_emb else None
     for block in _over_blocks(x, y, labels, ref_labels, margin, soft, squared, rule):
-        weights = block.slopes * scales[block.rows]
+        factors = block.factors * scales[block.rows]
         if of_x is not None:
-            of_x[block.rows] += block.distances.gradient_of_x(weights)
+            of_x[block.rows] += block.distances.gradient_of_x(factors)
         if of_y is not None:
-            of_y += block.distances.gradient_of_y(weights)
+            of_y += block.distances.gradient_of_y(factors)
     sums = [of_x, of_y] if ref_emb is not None else [of_x]
     return [gradient.to(embeddings.dtype) for gradient in sums if gradient is not None]
 
