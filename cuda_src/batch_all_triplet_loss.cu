@@ -1,8 +1,8 @@
 // The batch-all and the batch semi-hard triplet loss on CUDA: kernels and launchers. No torch header.
 //
-// The distances are bound by arithmetic: rows * others * cols differences, squared and summed. The
-// gradient takes 2 instructions for each of these differences, twice. The triplets take about 4 for
-// each anchor, positive and negative.
+// Both passes are bound by arithmetic. The floor is 2 instructions for each of the rows * others *
+// cols differences, and in the backward pass 4 more. The triplets take about 4 for each anchor,
+// positive and negative.
 //
 // Each sum belongs to one thread, or to one block in a fixed order. No atomics, so results are
 // bitwise deterministic.
