@@ -1,8 +1,8 @@
 """Text that pages of the site take from elsewhere, so that it stands in one place.
 
-A line ``<!-- generated: NAME ARGUMENTS -->`` is replaced by Markdown: a file of the repository, the
-reference of an op from its docstrings, the public names, the help of the command, source files. Links
-that leave ``docs/`` lead to the pages that hold those files.
+A line ``<!-- generated: NAME ARGUMENTS -->`` is replaced by Markdown: a file of the repository,
+source files, the reference of an op from its docstrings, the public names, the help of the command.
+Links that leave ``docs/`` lead to the pages that hold those files.
 """
 
 from __future__ import annotations
