@@ -196,7 +196,7 @@ class Anchor {
     int64_t same = 0;
     for_each_of(anchors_[i], candidates_, [&](int64_t j) {
       ++same;
-      if (!params_.same || j != i) positive_at_.push_back(j);
+      if (!is_itself(params_, i, j)) positive_at_.push_back(j);
       return true;
     });
     all = static_cast<int64_t>(positive_at_.size()) * (params_.others - same);
@@ -363,7 +363,7 @@ Params params_of(const TripletInputs& inputs, double margin, bool soft, bool squ
   check(rule >= 0 && rule <= 2, "rule", " must be 0, 1 or 2");
   check(rule == 0 || !soft, "soft", " must be false with that rule");
   Params params{};
-  inputs.fill(params, reduction);
+  inputs.fill(params, -1, reduction);
   params.margin = margin;
   params.soft = soft;
   params.squared = squared;

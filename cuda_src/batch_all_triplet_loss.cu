@@ -56,7 +56,7 @@ enum class Kind { kOther, kPositive, kNegative };
 
 __device__ inline Kind kind_of(const Params& params, int64_t i, int64_t j) {
   if (params.candidate_labels[j] != params.anchor_labels[i]) return Kind::kNegative;
-  return params.same && i == j ? Kind::kOther : Kind::kPositive;
+  return is_itself(params, i, j) ? Kind::kOther : Kind::kPositive;
 }
 
 template <typename A>

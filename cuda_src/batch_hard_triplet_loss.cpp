@@ -81,7 +81,7 @@ void mine_block(const Params& params, const std::vector<cpu::LabelOf<acc_t<T>>>&
         if (nothing_new && check == 0) continue;
       }
       for (int64_t lane = 0; lane < count; ++lane) {
-        if (params.same && first + lane == begin + i) continue;
+        if (is_itself(params, begin + i, first + lane)) continue;
         best.take(squared[lane], labels[lane] == label, first + lane);
       }
     }
@@ -203,9 +203,9 @@ void backward_cpu(const Params& params) {
 // ---- the two operators ------------------------------------------------------------------------
 
 Params params_of(const TripletInputs& inputs, double margin, bool soft, bool squared,
-                 bool counts_all, int64_t reduction) {
+                 bool counts_all, int64_t own, int64_t reduction) {
   Params params{};
-  inputs.fill(params, reduction);
+  inputs.fill(params, own, reduction);
   params.margin = margin;
   params.soft = soft;
   params.squared = squared;
@@ -216,9 +216,9 @@ Params params_of(const TripletInputs& inputs, double margin, bool soft, bool squ
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> forward(
     const Tensor& embeddings, const Tensor& labels, const std::optional<Tensor>& ref_emb,
     const std::optional<Tensor>& ref_labels, double margin, bool soft, bool squared,
-    bool counts_all, int64_t reduction) {
+    bool counts_all, int64_t own, int64_t reduction) {
   const TripletInputs inputs(embeddings, labels, ref_emb, ref_labels);
-  Params params = params_of(inputs, margin, soft, squared, counts_all, reduction);
+  Params params = params_of(inputs, margin, soft, squared, counts_all, own, reduction);
   const bool reduces = params.reduction != Reduction::kNone;
   const int64_t rows = params.rows, twice[] = {2, rows};
   const Tensor loss = empty(IntHeaderOnlyArrayRef(&rows, reduces ? 0 : 1), embeddings);
@@ -246,9 +246,10 @@ std::vector<Tensor> backward(const Tensor& grad_loss, const Tensor& embeddings,
                              const std::optional<Tensor>& ref_labels, const Tensor& positive,
                              const Tensor& negative, const Tensor& distances, const Tensor& count,
                              double margin, bool soft, bool squared, bool counts_all,
-                             int64_t reduction, bool needs_embeddings, bool needs_ref_emb) {
+                             int64_t own, int64_t reduction, bool needs_embeddings,
+                             bool needs_ref_emb) {
   const TripletInputs inputs(embeddings, labels, ref_emb, ref_labels);
-  Params params = params_of(inputs, margin, soft, squared, counts_all, reduction);
+  Params params = params_of(inputs, margin, soft, squared, counts_all, own, reduction);
   const Tensor grad = dense(grad_loss), p = dense(positive), n = dense(negative);
   const Tensor d = dense(distances), c = dense(count);
   check_grad_loss(grad, embeddings, params);

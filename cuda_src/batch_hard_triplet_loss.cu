@@ -76,7 +76,7 @@ __global__ void __launch_bounds__(cuda::kMaxThreads) mine_kernel(Params params, 
 #pragma unroll
       for (int c = 0; c < kEach; ++c) {
         const int64_t j = first + cuda::candidate_of_thread(c);
-        if (j >= end || (params.same && i == j)) continue;
+        if (j >= end || is_itself(params, i, j)) continue;
         // NaN is as hard as can be: infinitely far, or nearer than 0.
         const A squared = sums[r][c];
         const bool valid = squared == squared;

@@ -47,7 +47,7 @@ def kernels(device: str, dtype: torch.dtype) -> Iterator[Kernel]:
     for rows, cols in SIZES[2:]:
         x, labels = inputs(rows, cols, OF_A_CLASS, device)
         x = x.detach().to(dtype)
-        arguments = (x, labels, None, None, MARGIN, False, False, False, 1)
+        arguments = (x, labels, None, None, MARGIN, False, False, False, -1, 1)
         forward = torch.ops.jitops.batch_hard_triplet_loss_forward.default
         product = ((rows, cols, rows),) * 2
         yield Kernel("batch-hard, forward", (rows, cols), forward, arguments, x.nbytes, product)

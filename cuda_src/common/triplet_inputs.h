@@ -27,7 +27,10 @@ struct TripletInputs {
     check_labels("ref_labels", candidate_labels, candidates);
   }
 
-  void fill(Triplets& params, int64_t reduction) const {
+  // `own`: the candidate that the first anchor is, or -1. Without references it is the first one.
+  void fill(Triplets& params, int64_t own, int64_t reduction) const {
+    check(own >= -1 && (own < 0 || own + anchors.count <= candidates.count), "own",
+          " must be -1 or the place of the anchors among the candidates");
     check(reduction >= 0 && reduction <= 2, "reduction", " must be 0, 1 or 2");
     params.anchors = anchors.tensor.const_data_ptr();
     params.candidates = candidates.tensor.const_data_ptr();
@@ -39,6 +42,7 @@ struct TripletInputs {
     params.others = candidates.count;
     params.cols = anchors.cols;
     params.same = same;
+    params.own = same ? 0 : own;
     params.reduction = static_cast<Reduction>(reduction);
   }
 

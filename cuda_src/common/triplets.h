@@ -21,7 +21,8 @@ struct Triplets {
   int64_t rows;
   int64_t others;
   int64_t cols;
-  bool same;  // the candidates are the anchors: a row is no positive of itself
+  bool same;    // the candidates are the anchors
+  int64_t own;  // anchor i is candidate own + i, which is no positive of itself; -1: it is none
 
   double margin;
   bool soft;     // log(1 + exp(x)) in place of max(x + margin, 0)
@@ -46,6 +47,10 @@ JITOPS_BOTH const T* anchor_row(const Triplets& params, int64_t i) {
 template <typename T>
 JITOPS_BOTH const T* candidate_row(const Triplets& params, int64_t j) {
   return static_cast<const T*>(params.candidates) + j * params.candidate_stride;
+}
+
+JITOPS_BOTH inline bool is_itself(const Triplets& params, int64_t i, int64_t j) {
+  return params.own >= 0 && j == params.own + i;
 }
 
 // The factor of a - b in the gradient of the distance between a and b; 0 where they are equal.

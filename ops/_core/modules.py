@@ -29,7 +29,7 @@ class LossModule(nn.Module):
             is_number = not isinstance(value, str | bool | tuple | list | None)
             setattr(self, name, checks.check_number(name, value) if is_number else value)
 
-    def loss(self, *tensors: Tensor, **more: Tensor | None) -> Any:
+    def loss(self, *tensors: Tensor, **more: Any) -> Any:
         """The function of these tensors and the parameters."""
         parameters = {name: getattr(self, name) for name in self._parameter_names}
         return type(self).function(*tensors, **parameters, **more)

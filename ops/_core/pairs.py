@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from ops._core import autograd, checks
 from ops._errors import ArgumentError, ArgumentTypeError
+
+if TYPE_CHECKING:
+    from ops._core.distributed import Spread
 
 DISTANCES = ("euclidean", "squared_euclidean", "cosine")
 _BLOCK = 1 << 18  # elements of a block of the matrix of distances
@@ -61,6 +64,18 @@ def _check_labels(name: str, labels: Any, of: Tensor) -> None:
         )
     if labels.device != of.device:
         raise ArgumentError(f"{name} must be on device {of.device}, got {labels.device}")
+
+
+def spread(group: Any, own: Tensor, labels: Tensor) -> tuple[Spread, Tensor, Tensor, Tensor]:
+    """The rows of all processes: the embeddings of this one widened, then those of all, labelled.
+
+    The sums over the processes are in float32 for half precisions.
+    """
+    from ops._core.distributed import Spread  # imports torch.distributed, which few need
+
+    told = Spread(group, "embeddings", own)
+    own = checks.widened(own)
+    return told, own, told.gather(own), told.whole(whole(labels))
 
 
 def whole(labels: Tensor) -> Tensor:
@@ -130,7 +145,11 @@ def selected_distance(
 
 
 def hardest(
-    anchors: Tensor, labels: Tensor, ref_emb: Tensor | None, ref_labels: Tensor | None
+    anchors: Tensor,
+    labels: Tensor,
+    ref_emb: Tensor | None,
+    ref_labels: Tensor | None,
+    own: int,
 ) -> tuple[Tensor, Tensor]:
     """The index of the farthest positive and of the nearest negative of each anchor, or −1.
 
@@ -138,13 +157,17 @@ def hardest(
     bound are compared by sums of squared differences. Of equal distances the first one is taken.
     """
     found: tuple[Tensor, Tensor] = torch.ops.jitops.hardest_pairs(
-        anchors.detach(), labels, None if ref_emb is None else ref_emb.detach(), ref_labels
+        anchors.detach(), labels, None if ref_emb is None else ref_emb.detach(), ref_labels, own
     )
     return found
 
 
 def _hardest(
-    anchors: Tensor, labels: Tensor, ref_emb: Tensor | None, ref_labels: Tensor | None
+    anchors: Tensor,
+    labels: Tensor,
+    ref_emb: Tensor | None,
+    ref_labels: Tensor | None,
+    own: int,
 ) -> tuple[Tensor, Tensor]:
     x = checks.widened(anchors)
     y = x if ref_emb is None else checks.widened(ref_emb)
@@ -166,9 +189,10 @@ def _hardest(
         approximate += length_x[block, None]
         same = labels[block, None] == of_y
         different = ~same
-        if ref_emb is None:
+        first = begin if ref_emb is None else begin + own
+        if ref_emb is None or own >= 0:
             rows = torch.arange(same.shape[0], device=same.device)
-            same[rows, rows + begin] = False
+            same[rows, rows + first] = False
         for found, mask, sign in ((positive, same, 1), (negative, different, -1)):
             _take_hardest(x[block], y, approximate, mask, sign, slack[block], found[block])
     return positive, negative
@@ -198,10 +222,11 @@ def _take_hardest(
 
 
 autograd.define_in_torch(
-    "hardest_pairs(Tensor anchors, Tensor labels, Tensor? ref_emb, Tensor? ref_labels)"
+    "hardest_pairs(Tensor anchors, Tensor labels, Tensor? ref_emb, Tensor? ref_labels,"
+    " int own)"
     " -> (Tensor, Tensor)",
     _hardest,
-    lambda anchors, labels, ref_emb, ref_labels: (
+    lambda anchors, labels, ref_emb, ref_labels, own: (
         torch.empty_like(labels),
         torch.empty_like(labels),
     ),

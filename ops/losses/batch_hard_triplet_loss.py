@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
@@ -11,6 +11,10 @@ from torch import Tensor
 from ops._core import autograd, checks, pairs
 from ops._core.fused import FusedOp
 from ops._core.modules import LossModule
+from ops._errors import ArgumentError
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 __all__ = ["BatchHardTripletLoss", "batch_hard_triplet_loss"]
 
@@ -27,6 +31,7 @@ def batch_hard_triplet_loss(
     ref_labels: Tensor | None = None,
     incomplete: str = "drop",
     reduction: str = "mean",
+    group: ProcessGroup | None = None,
 ) -> Tensor:
     """The triplet loss of each anchor with its hardest positive and its hardest negative.
 
@@ -50,6 +55,10 @@ def batch_hard_triplet_loss(
         incomplete: an anchor without any positive, or without any negative, has the loss 0. With
             ``"drop"`` the mean leaves it out, with ``"zero"`` the mean counts it.
         reduction: ``mean``, ``sum``, or ``none``.
+        group: a process group of :mod:`torch.distributed`. Positives and negatives then come from
+            the embeddings of all its processes, whose N may differ. All must call this alike. The
+            result is that of one process with the whole batch, on each of them; with ``none``
+            only its own rows.
 
     Returns:
         A scalar, or ``(N,)`` with ``reduction="none"``; in the dtype of ``embeddings``. If no
@@ -59,13 +68,17 @@ def batch_hard_triplet_loss(
         ArgumentTypeError: embeddings that are not tensors of float64, float32, bfloat16 or float16;
             labels that are not tensors of integers; a margin that is not a number.
         ArgumentError: a wrong shape, different devices, ``ref_emb`` without ``ref_labels``, a NaN
-            margin, an unknown distance, reduction or ``incomplete``.
+            margin, an unknown distance, reduction or ``incomplete``, both ``ref_emb`` and
+            ``group``, or processes whose embeddings differ in columns, dtype or ``requires_grad``.
         BackendUnavailableError: the requested back end cannot run.
 
     Gradients:
         For ``embeddings`` and ``ref_emb``, of any order, with the mined triplets held fixed. The
         gradient of a distance of 0 is 0. At the edge of the hinge it is 0, like that of
-        :func:`torch.relu`. Forward mode and :mod:`torch.func` run on the pure-torch path.
+        :func:`torch.relu`. Forward mode and :mod:`torch.func` run on the pure-torch path. With
+        ``group`` there are first derivatives alone. Those of the own embeddings are those of one
+        process with the whole batch. ``DistributedDataParallel`` averages gradients over the
+        processes, so multiply the loss by their number.
 
     Numerics:
         Distances are sums of squared differences, so close points far from the origin keep
@@ -90,7 +103,12 @@ def batch_hard_triplet_loss(
     checks.one_of("distance", distance, pairs.DISTANCES)
     checks.one_of("incomplete", incomplete, INCOMPLETE)
     number = checks.check_reduction(reduction)
-    dtype = embeddings.dtype
+    dtype, own, spread = embeddings.dtype, -1, None
+    if group is not None:
+        if reference is not None:
+            raise ArgumentError("ref_emb must be None with group, got a tensor")
+        spread, embeddings, reference, ref_labels = pairs.spread(group, embeddings, labels)
+        own = spread.first
     if distance == "cosine":
         embeddings = pairs.scaled_to_cosine(embeddings)
         reference = None if reference is None else pairs.scaled_to_cosine(reference)
@@ -103,16 +121,27 @@ def batch_hard_triplet_loss(
         soft,
         distance != "euclidean",
         incomplete == "zero",
-        number,
+        own,
+        number if spread is None or number == 0 else checks.REDUCTIONS["sum"],
     )
+    if spread is not None and ref_labels is not None and number != 0:
+        loss = spread.sum(loss)
+        if number == 1:
+            loss = loss / max(1, spread.rows if incomplete == "zero" else _complete(ref_labels))
     return loss.to(dtype)
+
+
+def _complete(labels: Tensor) -> int:
+    """The number of anchors that have a positive and a negative, if all are candidates."""
+    _, count = labels.unique(return_counts=True)
+    return int(count[(count > 1) & (count < count.sum())].sum())
 
 
 class BatchHardTripletLoss(LossModule):
     """:func:`batch_hard_triplet_loss` as a module, with its parameters set once.
 
     Args:
-        margin, distance, incomplete, reduction: see :func:`batch_hard_triplet_loss`.
+        margin, distance, incomplete, reduction, group: see :func:`batch_hard_triplet_loss`.
     """
 
     function = staticmethod(batch_hard_triplet_loss)
@@ -124,10 +153,12 @@ class BatchHardTripletLoss(LossModule):
         distance: str = "euclidean",
         incomplete: str = "drop",
         reduction: str = "mean",
+        group: ProcessGroup | None = None,
     ) -> None:
         super().__init__(
             margin=margin, distance=distance, incomplete=incomplete, reduction=reduction
         )
+        self.group = group
 
     def forward(
         self,
@@ -137,7 +168,9 @@ class BatchHardTripletLoss(LossModule):
         ref_labels: Tensor | None = None,
     ) -> Tensor:
         """The loss of ``(N, D)`` embeddings with ``(N,)`` labels."""
-        return self.loss(embeddings, labels, ref_emb=ref_emb, ref_labels=ref_labels)
+        return self.loss(
+            embeddings, labels, ref_emb=ref_emb, ref_labels=ref_labels, group=self.group
+        )
 
 
 def _definition(
@@ -149,10 +182,11 @@ def _definition(
     soft: bool,
     squared: bool,
     counts_all: bool,
+    own: int,
     reduction: int,
 ) -> Tensor:
     """The pure-torch path."""
-    positive, negative = pairs.hardest(embeddings, labels, ref_emb, ref_labels)
+    positive, negative = pairs.hardest(embeddings, labels, ref_emb, ref_labels, own)
     both = (positive >= 0) & (negative >= 0)
     anchors = checks.widened(embeddings)
     candidates = anchors if ref_emb is None else checks.widened(ref_emb)
@@ -171,7 +205,8 @@ def _definition(
 
 def _shapes(
     embeddings: Tensor, labels: Tensor, ref_emb: Tensor | None, ref_labels: Tensor | None,
-    margin: float, soft: bool, squared: bool, counts_all: bool, reduction: int,
+    margin: float, soft: bool, squared: bool, counts_all: bool, own: int,
+    reduction: int,
 ) -> tuple[Tensor, ...]:  # fmt: skip
     rows = embeddings.shape[0]
     wide = torch.float64 if embeddings.dtype is torch.float64 else torch.float32
@@ -189,7 +224,7 @@ _fused = FusedOp(
     results=["loss"],
     saved=["positive", "negative", "distances", "count"],
     backward=["embeddings", "labels", "ref_emb", "ref_labels", "positive", "negative", "distances",
-              "count", "margin", "soft", "squared", "counts_all", "reduction"],
+              "count", "margin", "soft", "squared", "counts_all", "own", "reduction"],
     constants=["labels", "ref_labels"],
     shapes=_shapes,
 )  # fmt: skip

@@ -45,7 +45,7 @@ def operator_samples(device):
         for references in ((None, None), (y, labels_of(y))):
             tensors = (x, labels_of(x), *references)
             for reduction in (0, 1, 2):
-                parameters = (0.2, False, False, False, reduction)
+                parameters = (0.2, False, False, False, -1, reduction)
                 forward = torch.ops.jitops.batch_hard_triplet_loss_forward.default
                 yield forward, (*tensors, *parameters)
                 loss, *saved = forward(*tensors, *parameters)

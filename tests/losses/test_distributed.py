@@ -1,0 +1,114 @@
+"""Losses over a process group: value and gradients are those of one process with the whole batch.
+
+The file is also the program that each process runs.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+
+import ops
+
+ROOT = Path(__file__).resolve().parents[2]
+ROWS = (7, 3, 0, 5)  # of each process
+LABELS = torch.tensor([0, 1, 2, 0, 1, 5, 0, 2, 2, 1, 0, 4, 1, 2, 0])
+
+
+def batch_hard(x, group=None, **keywords):
+    return ops.batch_hard_triplet_loss(x, labels_of(x), group=group, **keywords)
+
+
+# A loss, and its keywords.
+CASES = [
+    (batch_hard, {}),
+    (batch_hard, {"incomplete": "zero", "distance": "cosine", "margin": "soft"}),
+    (batch_hard, {"reduction": "sum", "distance": "squared_euclidean"}),
+    (batch_hard, {"reduction": "none"}),
+]
+
+
+# ---- in each process -----------------------------------------------------------------------------
+
+
+def place():
+    """The first row of this process, and the one behind its last."""
+    rank = dist.get_rank()
+    return sum(ROWS[:rank]), sum(ROWS[: rank + 1])
+
+
+def labels_of(x):
+    whole = LABELS[: sum(ROWS[: dist.get_world_size()])]
+    first, end = place()
+    return whole if len(x) == len(whole) else whole[first:end]
+
+
+def check(loss, keywords, dtype, backend):
+    torch.manual_seed(0)
+    count, (first, end) = sum(ROWS[: dist.get_world_size()]), place()
+    whole = torch.randn(count, 4, dtype=torch.float64).to(dtype).requires_grad_()
+    own = whole.detach()[first:end].clone().requires_grad_()
+    with ops.use_backend(backend):
+        expected, result = loss(whole, **keywords), loss(own, group=dist.group.WORLD, **keywords)
+        per_row = keywords.get("reduction") == "none"
+        weights = torch.randn(count, dtype=torch.float64).to(dtype) if per_row else torch.tensor(1)
+        (expected * weights).sum().backward()
+        (result * (weights[first:end] if per_row else 1)).sum().backward()
+    tolerance = {torch.float64: 1e-12, torch.float32: 1e-6, torch.bfloat16: 2**-7}[dtype]
+    same = {"rtol": tolerance, "atol": tolerance}
+    torch.testing.assert_close(result, expected[first:end] if per_row else expected, **same)
+    torch.testing.assert_close(own.grad, whole.grad[first:end], **same)
+
+
+def refusals():
+    rank, x = dist.get_rank(), torch.randn(4, 3)
+    for mine, words in (
+        (torch.randn(4, 3 + rank % 2), "the same columns on all processes"),
+        (x.to(torch.float64 if rank else torch.float32), "the same dtype on all"),
+        (x.clone().requires_grad_(rank == 0), "the same requires_grad on all"),
+    ):
+        with pytest.raises(ops.ArgumentError, match=f"embeddings must have {words}"):
+            ops.batch_hard_triplet_loss(mine, torch.arange(4), group=dist.group.WORLD)
+    x.requires_grad_()
+    loss = ops.batch_hard_triplet_loss(x, torch.arange(4) % 2, group=dist.group.WORLD)
+    with pytest.raises(ops.GradientError, match="has no second derivative"):
+        torch.autograd.grad(loss, x, create_graph=True)
+
+
+def main():
+    dist.init_process_group("gloo")
+    for loss, keywords in CASES:
+        for dtype in (torch.float64, torch.float32, torch.bfloat16):
+            for backend in ("torch", "cpp"):
+                check(loss, keywords, dtype, backend)
+    refusals()
+    dist.destroy_process_group()
+    print("all equal")
+
+
+# ---- in pytest -----------------------------------------------------------------------------------
+
+
+@pytest.mark.cpp
+@pytest.mark.parametrize("processes", [2, pytest.param(4, marks=pytest.mark.thorough)])
+def test_equal_to_one_process(processes):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone",
+               f"--nproc-per-node={processes}", "-m", "tests.losses.test_distributed"]  # fmt: skip
+    ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert ran.stdout.count("all equal") == processes
+
+
+def test_no_group():
+    x = torch.randn(4, 3)
+    with pytest.raises(ops.ArgumentTypeError, match="must be a torch.distributed.ProcessGroup, g"):
+        ops.batch_hard_triplet_loss(x, torch.arange(4), group="world")
+
+
+if __name__ == "__main__":
+    main()
