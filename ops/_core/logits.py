@@ -88,6 +88,11 @@ def sums(
     return Sums(*_fused(x, y, scale.to(wide), bias, labels, ref_labels, excluded, *flags))
 
 
+def softplus(x: Tensor) -> Tensor:
+    """log(1 + exp(x)), to the last bits of float64, and 0 at −∞ with all of its derivatives."""
+    return F.softplus(x, threshold=LINEAR)
+
+
 # ---- the definition ------------------------------------------------------------------------------
 
 
@@ -118,7 +123,7 @@ def _definition(
         numbers = torch.arange(y.shape[0], device=x.device)
         hidden = hidden | (excluded[:, :, None] == numbers).any(1)
     if sigmoid:
-        terms = F.softplus(z, threshold=LINEAR)
+        terms = softplus(z)
         return torch.where(hidden, torch.zeros_like(z), terms).sum(1), none, none
     z = z.masked_fill(hidden, -torch.inf)
     rows = _log_sum_exp(z, 1)

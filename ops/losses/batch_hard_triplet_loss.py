@@ -8,14 +8,12 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ops._core import autograd, checks, pairs
+from ops._core import checks, pairs
 from ops._core.fused import FusedOp
 from ops._core.modules import LossModule
 from ops._errors import ArgumentError
 
 __all__ = ["BatchHardTripletLoss", "batch_hard_triplet_loss"]
-
-INCOMPLETE = ("drop", "zero")
 
 
 def batch_hard_triplet_loss(
@@ -94,7 +92,7 @@ def batch_hard_triplet_loss(
     else:
         soft, width = False, checks.check_number("margin", margin)
     checks.one_of("distance", distance, pairs.DISTANCES)
-    checks.one_of("incomplete", incomplete, INCOMPLETE)
+    checks.one_of("incomplete", incomplete, pairs.INCOMPLETE)
     number = checks.check_reduction(reduction)
     dtype = embeddings.dtype
     if distance == "cosine":
@@ -166,13 +164,7 @@ def _definition(
     d_neg = pairs.selected_distance(anchors, candidates, negative, both, squared)
     difference = d_pos - d_neg
     loss = _softplus(difference) if soft else torch.relu(difference + margin)
-    loss = torch.where(both, loss, torch.zeros_like(loss))
-    if reduction == 1:
-        count = labels.shape[0] if counts_all else both.sum()
-        loss = loss.sum() / torch.as_tensor(count, device=loss.device).clamp(min=1)
-    else:
-        loss = autograd.reduce(loss, reduction)
-    return loss.to(embeddings.dtype)
+    return pairs.reduce(loss, both, counts_all, reduction).to(embeddings.dtype)
 
 
 def _softplus(x: Tensor) -> Tensor:
