@@ -35,11 +35,11 @@ class FusedOp:
 
     A call runs the definition under :mod:`torch.func` and in forward mode. Otherwise it runs a
     :class:`torch.autograd.Function` over the kernels of the back end. Graphs of
-    :func:`torch.compile` hold the definition, or an operator that stands for the compiled kernels.
+    :func:`torch.compile` hold the definition, or an operator that stands for the kernels.
 
-    For compiled kernels, FusedOp declares the operators ``jitops::<name>_forward`` and
-    ``<name>_backward``, whose kernels the extension registers, and ``jitops::<name>``, which stands
-    for both in graphs.
+    Given ``shapes``, FusedOp declares the operators ``jitops::<name>_forward`` and
+    ``<name>_backward``, and ``jitops::<name>``, which stands for both in graphs. The extension
+    registers compiled kernels for the first two.
 
     The forward kernel takes the arguments of the definition, and returns its results and then the
     tensors that are saved. The backward kernel takes a gradient for each differentiable result, the
@@ -55,11 +55,13 @@ class FusedOp:
         saved: names for the tensors that the forward kernel returns beside them.
         backward: names of the values that the backward kernel takes, in its order.
         constants: names of the tensors, among arguments and results, that have no gradient.
-        shapes: for an op with compiled kernels: the results and saved tensors of the forward
-            kernel, with no content, from the arguments of the definition.
+        shapes: for an op with compiled kernels, or opaque: the results and saved tensors of the
+            forward kernel, with no content, from the arguments of the definition.
         tensor_code: the forward and the backward kernel of the pure-torch path. Without it that
             path runs the definition. What these two save may differ in shape and dtype from what
             the compiled kernels save.
+        opaque: for an op with tensor code alone: graphs hold operators that run that code instead
+            of the definition, which would store too much. It needs ``shapes``.
         source: the stem of the op's files in ``cuda_src``, by default ``name``.
         title: begins the name of the Function, by default ``name`` in CamelCase.
     """
@@ -75,6 +77,7 @@ class FusedOp:
         constants: Sequence[str] = (),
         shapes: Callable[..., Any] | None = None,
         tensor_code: tuple[Callable[..., Any], Callable[..., Any]] | None = None,
+        opaque: bool = False,
         source: str | None = None,
         title: str | None = None,
     ) -> None:
@@ -85,33 +88,42 @@ class FusedOp:
         self.Function: type[torch.autograd.Function]
         self._tensors = signature.tensors
         self._eager = definition  # the pure-torch path outside of graphs
+        self._torch_in_graphs = definition
         if tensor_code is not None:
-            suffix = "Function" if shapes is None else "TorchFunction"
+            suffix = "Function" if shapes is None or opaque else "TorchFunction"
             self.Function, self._eager = _function(f"{title}{suffix}", signature, *tensor_code)
-        if shapes is not None:
-            autograd.define(f"{name}_forward{signature.forward_schema}", shapes)
-            autograd.define(
-                f"{name}_backward{signature.backward_schema}", signature.gradient_shapes()
-            )
-            kernels = [getattr(torch.ops.jitops, f"{name}_{one}").default for one in PASSES]
-            self.Function, self._compiled = _function(f"{title}Function", signature, *kernels)
-            autograd.define_in_graphs(f"{name}{signature.schema}", self._compiled)
-            self._in_graphs = getattr(torch.ops.jitops, name)
+        elif shapes is None:
+            raise ValueError(f"{name} has neither compiled kernels nor kernels of tensor code")
+        if shapes is None:
+            return
+        schemas = (signature.forward_schema, signature.backward_schema)
+        makers = (shapes, signature.gradient_shapes())
+        for place, (one, schema, maker) in enumerate(zip(PASSES, schemas, makers, strict=True)):
+            if opaque and tensor_code is not None:
+                autograd.define_in_torch(f"{name}_{one}{schema}", tensor_code[place], maker)
+            else:
+                autograd.define(f"{name}_{one}{schema}", maker)
+        kernels = [getattr(torch.ops.jitops, f"{name}_{one}").default for one in PASSES]
+        function, self._compiled = _function(f"{title}Function", signature, *kernels)
+        autograd.define_in_graphs(f"{name}{signature.schema}", self._compiled)
+        self._in_graphs = getattr(torch.ops.jitops, name)
+        if opaque:
+            self._torch_in_graphs = self._in_graphs
+        else:
+            self.Function = function
             self.op = built_in(source or name)
             self.op.prepare()
-        elif tensor_code is None:
-            raise ValueError(f"{name} has neither compiled kernels nor kernels of tensor code")
 
     def __call__(self, *arguments: Any) -> Any:
         """The results, on the back end that the first tensor and the settings choose."""
         if autograd.needs_torch_path():
             return self.definition(*arguments)
         if self.op is None or self.op.backend_for(arguments[0]) == "torch":
-            # Subclasses such as DTensor may not support the out= and in-place calls of tensor
-            # code. torch.compile fuses the definition by itself.
-            if torch.compiler.is_compiling() or not _PLAIN.issuperset(
-                map(type, arguments[: self._tensors])
-            ):
+            # torch.compile fuses the definition by itself.
+            if torch.compiler.is_compiling():
+                return self._torch_in_graphs(*arguments)
+            # Subclasses such as DTensor may not support the out= and in-place calls of tensor code.
+            if not _PLAIN.issuperset(map(type, arguments[: self._tensors])):
                 return self.definition(*arguments)
             return self._eager(*arguments)
         if torch.compiler.is_compiling():

@@ -238,17 +238,16 @@ def _forward(
     entropy: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     tiles = _Tiles(x, y, scale, bias, labels, ref_labels, excluded)
-    none = tiles.scaled.new_empty(0)
     if sigmoid:
         rows = tiles.scaled.new_zeros(tiles.rows)
         for i, _, z, other in tiles:
             torch.ops.aten.softplus.out(z, 1, LINEAR, out=other)
             rows[i] += other.sum(1)
-        return rows, none, none
+        return rows, rows.new_empty(0), rows.new_empty(0)
     if x.is_cpu and not entropy:
         found = _with_one_exponential(tiles, columns)
         if found is not None:
-            return (*found, none)
+            return (*found, found[0].new_empty(0))
     of_rows = _Online(tiles.scaled, tiles.rows)
     of_columns = _Online(tiles.scaled, tiles.columns if columns else 0)
     for i, j, z, other in tiles:
@@ -260,7 +259,8 @@ def _forward(
             of_rows.add_with_entropy(tiles, i, j, z, other)
         else:
             of_rows.add(i, z, 1, other)
-    return of_rows.log_sum(), of_columns.log_sum(), of_rows.entropy() if entropy else none
+    rows = of_rows.log_sum()
+    return rows, of_columns.log_sum(), of_rows.entropy() if entropy else rows.new_empty(0)
 
 
 def _with_one_exponential(tiles: _Tiles, columns: bool) -> tuple[Tensor, Tensor] | None:
@@ -290,7 +290,7 @@ def _with_one_exponential(tiles: _Tiles, columns: bool) -> tuple[Tensor, Tensor]
     logs = total.log(), other_total.log()
     if not all(bool((one.abs() <= REACH).all()) for one in logs):  # also if one is NaN
         return None
-    return logs[0] + level, logs[1] + level if columns else total[:0]
+    return logs[0] + level, logs[1] + level if columns else total.new_empty(0)
 
 
 class _Online:
@@ -484,6 +484,18 @@ def _with_gradient(logs: Tensor) -> Tensor:
     return logs.masked_fill(logs == -torch.inf, torch.inf)
 
 
+def _shapes(
+    x: Tensor, y: Tensor | None, scale: Tensor, bias: Tensor | None, labels: Tensor | None,
+    ref_labels: Tensor | None, excluded: Tensor | None, sigmoid: bool, columns: bool, entropy: bool,
+) -> tuple[Tensor, ...]:  # fmt: skip
+    others = 0 if y is None or not columns else y.shape[0]
+    return (
+        scale.new_empty(x.shape[0]),
+        scale.new_empty(others),
+        scale.new_empty(x.shape[0] if entropy else 0),
+    )
+
+
 _fused = FusedOp(
     "logit_sums",
     _definition,
@@ -491,5 +503,7 @@ _fused = FusedOp(
     backward=["x", "y", "scale", "bias", "labels", "ref_labels", "excluded",
               "of_rows", "of_columns", "of_entropy", "sigmoid", "columns", "entropy"],
     constants=["labels", "ref_labels", "excluded"],
+    shapes=_shapes,
     tensor_code=(_forward, _backward),
+    opaque=True,
 )  # fmt: skip

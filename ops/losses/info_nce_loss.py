@@ -108,8 +108,8 @@ def info_nce_loss(
         cast to float32.
 
     Memory:
-        The N × N logits are never stored, but O(ND) copies of the embeddings and tiles of 1 MB for
-        each thread. Under :func:`torch.compile` they are: it fuses tensor code.
+        The N × N logits are never stored, in graphs of :func:`torch.compile` neither. A call takes
+        copies of the embeddings, O(ND), and on a CPU two tiles of 1 MB for each thread.
     """
     checks.one_of("form", form, FORMS)
     number = checks.check_reduction(reduction)

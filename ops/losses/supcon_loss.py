@@ -73,8 +73,8 @@ def supcon_loss(
         the embeddings are cast to float32.
 
     Memory:
-        The N × M logits are never stored, but O(ND) copies of the embeddings and tiles of 1 MB for
-        each thread. Under :func:`torch.compile` they are: it fuses tensor code.
+        The N × N logits are never stored, in graphs of :func:`torch.compile` neither. A call takes
+        copies of the embeddings, O(ND), and on a CPU two tiles of 1 MB for each thread.
     """
     tensors = {"embeddings": embeddings}
     if ref_emb is not None:

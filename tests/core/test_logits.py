@@ -248,3 +248,38 @@ def test_the_matrix_is_symmetric_without_y():
     for keyword in ("sigmoid", "columns", "entropy"):
         with pytest.raises(ValueError, match="without y has log-sums over rows alone"):
             logits.sums(x, None, scale, **{keyword: True})
+
+
+@pytest.mark.parametrize("choice", CHOICES, ids=str)
+def test_operators_in_graphs(choice):
+    """Schema, shapes and tracing, by torch's own checker; and graphs do not hold the matrix."""
+    flags = tuple(choice.get(name, False) for name in ("sigmoid", "columns", "entropy"))
+    forward, backward = (
+        getattr(torch.ops.jitops, f"logit_sums_{one}").default for one in ("forward", "backward")
+    )
+    for symmetric in (False, True):
+        if symmetric and choice:
+            continue
+        tensors = [t if t is None else t.detach() for t in inputs(symmetric=symmetric)]
+        out = mirrored(37, True, True) if symmetric else left_out(37, 25, True, True)
+        arguments = (*tensors, out["labels"], out.get("ref_labels", out["labels"]), out["excluded"])
+        torch.library.opcheck(forward, (*arguments, *flags))
+        found = forward(*arguments, *flags)
+        needed = (True, not symmetric, True, not symmetric)
+        call = (*map(torch.ones_like, found), *arguments, *found, *flags, *needed)
+        torch.library.opcheck(backward, call)
+    graphs = []
+
+    def keep(graph, _):
+        graphs.append(graph)
+        return graph
+
+    torch._dynamo.reset()
+    x, y, scale, bias = inputs()
+    compiled = torch.compile(
+        lambda x: logits.sums(x, y, scale, bias=bias, **choice), fullgraph=True, backend=keep
+    )
+    for one, other in zip(compiled(x), logits.sums(x, y, scale, bias=bias, **choice), strict=True):
+        close(one, other, torch.float64)
+    assert "jitops.logit_sums" in graphs[0].code
+    assert "@" not in graphs[0].code
