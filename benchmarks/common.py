@@ -86,24 +86,23 @@ def in_turns(
 
     Contenders alternate in blocks, not in single calls. A call then finds the caches and the memory
     allocator as its own predecessor left them, as in a training loop. Warm-up does not count,
-    because the first access to fresh memory is slow, most of all on virtual machines.
+    because the first access to fresh memory is slow, most of all on virtual machines. Calls of more
+    than a tenth of a second are repeated less.
     """
-    calls = {}
+    calls, blocks = {}, 15
     wait = torch.cuda.synchronize if device == "cuda" else None
     for name, call in contenders.items():
         with ops.use_backend(backends.get(name, "auto")):
             for _ in range(3):
                 call()  # compiles and loads, which must not affect the length of the blocks
-            if wait:
-                wait()
-            started = time.perf_counter()
-            for _ in range(12):
-                call()
-            if wait:
-                wait()
-        calls[name] = max(3, min(50, round(0.04 / ((time.perf_counter() - started) / 12))))
+            (seconds,) = _timed(call, 1, wait)
+            if seconds > 0.1:
+                calls[name], blocks = 1, 5
+                continue
+            seconds = statistics.mean(_timed(call, 12, wait))
+            calls[name] = max(3, min(50, round(0.04 / seconds)))
     times: dict[str, list[float]] = {name: [] for name in contenders}
-    for _ in range(15):
+    for _ in range(blocks):
         for name, call in contenders.items():
             with ops.use_backend(backends.get(name, "auto")):
                 call()  # not timed, because it finds the caches of the other contender

@@ -66,10 +66,15 @@ from .losses.improved_triplet_loss import (
     TripletLossFunc as TripletLossFunc,
     improved_triplet_loss as improved_triplet_loss,
 )
+from .losses.info_nce_loss import (
+    InfoNCELoss as InfoNCELoss,
+    info_nce_loss as info_nce_loss,
+)
 from .losses.set_matching_loss import (
     SetMatching as SetMatching,
     SetMatchingLoss as SetMatchingLoss,
     set_matching_loss as set_matching_loss,
 )
+from .losses.supcon_loss import SupConLoss as SupConLoss, supcon_loss as supcon_loss
 
 __version__: str

@@ -134,6 +134,15 @@ def reduce(loss: Tensor, reduction: int) -> Tensor:
     return loss.mean() if reduction == 1 else loss.sum()
 
 
+# Above, softplus(x) is x: exp(-40) is less than a rounding of 40 in float64.
+LINEAR = 40.0
+
+
+def softplus(x: Tensor) -> Tensor:
+    """log(1 + exp(x)), to the last bits of float64, and 0 at -inf with all of its derivatives."""
+    return torch.nn.functional.softplus(x, threshold=LINEAR)
+
+
 # ---- in the backward pass ------------------------------------------------------------------------
 
 

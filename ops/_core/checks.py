@@ -7,6 +7,7 @@ forty microseconds, and its checks must not be a tenth of it.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import numbers
 from collections.abc import Callable, Collection
@@ -83,6 +84,13 @@ def autocast(tensors: dict[str, Any]) -> dict[str, Any]:
         name: value.to(dtype) if isinstance(value, Tensor) and value.dtype in eligible else value
         for name, value in tensors.items()
     }
+
+
+def without_autocast(value: Tensor) -> contextlib.AbstractContextManager[Any]:
+    """A context in which matrix products of ``value`` keep its dtype."""
+    if _autocasts(value):
+        return torch.autocast(value.device.type, enabled=False)
+    return contextlib.nullcontext()
 
 
 def _autocast_device(tensors: dict[str, Any]) -> str | None:

@@ -6,6 +6,7 @@ process with the whole batch, on each of them. So are the gradients of its own r
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor
 from ops._core import autograd
 from ops._errors import ArgumentError, ArgumentTypeError, GradientError
 
+_ALIKE = ("columns", "dtype", "requires_grad")
 _DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -26,13 +28,13 @@ class Spread:
         rows: the number of all rows.
     """
 
-    def __init__(self, group: Any, name: str, own: Tensor) -> None:
-        """Tell all processes the shape of this one's tensor.
+    def __init__(self, group: Any, **own: Tensor) -> None:
+        """Tell all processes the shapes of this one's tensors.
 
         Args:
             group: a process group. All of its processes must call this.
-            name: the argument that the tensor is, for messages.
-            own: ``(rows, D)``; the number of rows may differ among processes.
+            own: tensors ``(rows, D)`` by the names of the arguments. All have the same rows; the
+                number may differ among processes.
 
         Raises:
             ArgumentTypeError: not a process group.
@@ -47,16 +49,19 @@ class Spread:
             raise ArgumentError("group must be None in torch.func and in forward mode")
         self.group = group
         rank = dist.get_rank(group)
-        differentiable = own.requires_grad and torch.is_grad_enabled()
-        facts = [own.shape[0], own.shape[1], _DTYPES.index(own.dtype), int(differentiable)]
-        mine = torch.tensor(facts, device=own.device)
+        rows, device = next((x.shape[0], x.device) for x in own.values())
+        facts = [rows]
+        for x in own.values():
+            differentiable = x.requires_grad and torch.is_grad_enabled()
+            facts += [x.shape[1], _DTYPES.index(x.dtype), int(differentiable)]
+        mine = torch.tensor(facts, device=device)
         all_facts = [torch.empty_like(mine) for _ in range(dist.get_world_size(group))]
         dist.all_gather(all_facts, mine, group=group)
         table = torch.stack(all_facts).tolist()
-        for column, words in ((1, "columns"), (2, "dtype"), (3, "requires_grad")):
+        for column, (name, words) in enumerate(itertools.product(own, _ALIKE), 1):
             told = [row[column] for row in table]
             if len(set(told)) > 1:
-                if column == 2:
+                if words == "dtype":
                     told = [str(_DTYPES[number]).removeprefix("torch.") for number in told]
                 raise ArgumentError(
                     f"{name} must have the same {words} on all processes of the group, got "
@@ -75,6 +80,13 @@ class Spread:
         """The sum over all processes. Its gradient is that of this process's own part."""
         total: Tensor = _Sum.apply(own, self.group)
         return total
+
+    def reduce(self, losses: Tensor, count: int | Tensor, reduction: int) -> Tensor:
+        """The losses of this process's rows, or the sum over all rows, or that over ``count``."""
+        if reduction == 0:
+            return losses
+        total = self.sum(losses.sum())
+        return total / count if reduction == 1 else total
 
     def whole(self, own: Tensor) -> Tensor:
         most = max(self.sizes)

@@ -30,9 +30,9 @@ class LossModule(nn.Module):
             setattr(self, name, checks.check_number(name, value) if is_number else value)
 
     def loss(self, *tensors: Tensor, **more: Any) -> Any:
-        """The function of these tensors and the parameters."""
+        """The function of these tensors and the parameters, which ``more`` overrides."""
         parameters = {name: getattr(self, name) for name in self._parameter_names}
-        return type(self).function(*tensors, **parameters, **more)
+        return type(self).function(*tensors, **(parameters | more))
 
     def extra_repr(self) -> str:
         """The parameters, for ``print(module)``."""

@@ -1,4 +1,4 @@
-"""Losses of pairs of embeddings: their arguments, and their hardest pairs in tensor code."""
+"""Losses of pairs of embeddings: their arguments and means, and hardest pairs in tensor code."""
 
 from __future__ import annotations
 
@@ -13,10 +13,32 @@ from ops._errors import ArgumentError, ArgumentTypeError
 if TYPE_CHECKING:
     from ops._core.distributed import Spread
 
+INCOMPLETE = ("drop", "zero")  # anchors, in a mean
 DISTANCES = ("euclidean", "squared_euclidean", "cosine")
 _BLOCK = 1 << 18  # elements of a block of the matrix of distances
 
 # ---- arguments -----------------------------------------------------------------------------------
+
+
+def matrices(**tensors: Any) -> list[Tensor]:
+    """Matrices with the same number of columns; under autocast the half precisions in float32.
+
+    Raises:
+        ArgumentTypeError: not a tensor, or a wrong dtype.
+        ArgumentError: a wrong shape or device.
+    """
+    tensors = checks.widened_under_autocast(tensors)
+    checks.same_kind(**tensors)
+    first = next(iter(tensors))
+    for name, value in tensors.items():
+        if value.dim() != 2:
+            raise ArgumentError(f"{name} must have shape (rows, D), got {list(value.shape)}")
+        if value.shape[1] != tensors[first].shape[1]:
+            raise ArgumentError(
+                f"{name} must have as many columns as {first}, {tensors[first].shape[1]}, got "
+                f"{value.shape[1]}"
+            )
+    return list(tensors.values())
 
 
 def embeddings(*, labels: Any, ref_labels: Any, **tensors: Any) -> list[Tensor]:
@@ -29,27 +51,17 @@ def embeddings(*, labels: Any, ref_labels: Any, **tensors: Any) -> list[Tensor]:
         ArgumentError: a wrong shape or device, or references without labels or labels without
             references.
     """
-    tensors = checks.widened_under_autocast(tensors)
-    checks.same_kind(**tensors)
-    for name, value in tensors.items():
-        if value.dim() != 2:
-            raise ArgumentError(f"{name} must have shape (rows, D), got {list(value.shape)}")
-    first, *rest = tensors.values()
-    if rest and rest[0].shape[1] != first.shape[1]:
-        raise ArgumentError(
-            f"ref_emb must have as many columns as embeddings, {first.shape[1]}, got "
-            f"{rest[0].shape[1]}"
-        )
+    first, *rest = matrices(**tensors)
     if (len(rest) > 0) != (ref_labels is not None):  # torch 2.11 traces no bool() of a tuple
         have, lack = ("ref_emb", "ref_labels") if rest else ("ref_labels", "ref_emb")
         raise ArgumentError(f"{lack} must be given with {have}, got None")
-    _check_labels("labels", labels, first)
+    check_labels("labels", labels, first)
     if rest:
-        _check_labels("ref_labels", ref_labels, rest[0])
-    return list(tensors.values())
+        check_labels("ref_labels", ref_labels, rest[0])
+    return [first, *rest]
 
 
-def _check_labels(name: str, labels: Any, of: Tensor) -> None:
+def check_labels(name: str, labels: Any, of: Tensor) -> None:
     if not isinstance(labels, Tensor):
         raise ArgumentTypeError(f"{name} must be a torch.Tensor, got {type(labels).__name__}")
     if labels.is_floating_point() or labels.is_complex() or labels.dtype is torch.bool:
@@ -73,9 +85,38 @@ def spread(group: Any, own: Tensor, labels: Tensor) -> tuple[Spread, Tensor, Ten
     """
     from ops._core.distributed import Spread  # imports torch.distributed, which few need
 
-    told = Spread(group, "embeddings", own)
+    told = Spread(group, embeddings=own)
     own = checks.widened(own)
     return told, own, told.gather(own), told.whole(whole(labels))
+
+
+def scalar(name: str, value: Any, like: Tensor, *, positive: bool = True) -> Tensor:
+    """A number, or a tensor with one element, as a tensor without dimensions; at least float32.
+
+    The value of a tensor is not checked, because that would wait for a GPU.
+
+    Raises:
+        ArgumentTypeError: neither a number nor a floating-point tensor.
+        ArgumentError: several elements, another device, or a number that is NaN, or not positive
+            and finite although it must be.
+    """
+    dtype = checks.widened(like).dtype
+    if not isinstance(value, Tensor):
+        value = checks.check_number(name, value)
+        if positive and not 0 < value < float("inf"):
+            raise ArgumentError(f"{name} must be positive and finite, got {value}")
+        return torch.full((), value, dtype=dtype, device=like.device)
+    checks.dense(name, value)
+    if not value.is_floating_point():
+        raise ArgumentTypeError(
+            f"{name} must be a number or a floating-point tensor, got "
+            f"{str(value.dtype).removeprefix('torch.')}"
+        )
+    if value.dim() > 1 or value.numel() != 1:
+        raise ArgumentError(f"{name} must have one element, got shape {list(value.shape)}")
+    if value.device != like.device:
+        raise ArgumentError(f"{name} must be on device {like.device}, got {value.device}")
+    return value.reshape(()).to(dtype)
 
 
 def whole(labels: Tensor) -> Tensor:
@@ -97,6 +138,18 @@ def margin(value: Any) -> tuple[float, bool]:
     return 0.0, True
 
 
+# ---- means ---------------------------------------------------------------------------------------
+
+
+def reduce(loss: Tensor, complete: Tensor, counts_all: bool, reduction: int) -> Tensor:
+    """The losses of all anchors, those of incomplete anchors being 0, or their mean or sum."""
+    loss = torch.where(complete, loss, torch.zeros_like(loss))
+    if reduction != 1:
+        return autograd.reduce(loss, reduction)
+    count = complete.shape[0] if counts_all else complete.sum()
+    return loss.sum() / torch.as_tensor(count, device=loss.device).clamp(min=1)
+
+
 # ---- distances -----------------------------------------------------------------------------------
 
 
@@ -112,11 +165,6 @@ def scaled_to_cosine(rows: Tensor) -> Tensor:
 def distances(x: Tensor, y: Tensor, squared: bool) -> Tensor:
     """All distances, from the tensor of all differences. The gradient of a distance of 0 is 0."""
     return _distance((x.unsqueeze(1) - y.unsqueeze(0)).square().sum(-1), squared)
-
-
-def softplus(x: Tensor) -> Tensor:
-    """log(1 + exp(x)); torch's default returns x where x is above 20, which float64 can tell."""
-    return torch.nn.functional.softplus(x, threshold=80.0)
 
 
 def _distance(total: Tensor, squared: bool) -> Tensor:

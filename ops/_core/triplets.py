@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ops._core import blocks, checks, pairs
+from ops._core import autograd, blocks, checks, pairs
 
 # Which triplets count, by the numbers of cuda_src/batch_all_triplet_loss.h.
 ALL, SEMI_HARD, NEAREST = range(3)
@@ -81,7 +81,7 @@ def definition(
         negatives = torch.gather(negatives.expand_as(valid), 2, at)
         valid = valid.any(2, keepdim=True)
     if soft:
-        losses, on = pairs.softplus(positives - negatives), valid
+        losses, on = autograd.softplus(positives - negatives), valid
     else:
         losses = positives - negatives + margin
         on = valid & ~(losses <= 0)  # NaN is on
@@ -212,7 +212,7 @@ def _sum_up(
             other = (to_negative == torch.inf) | (to_positive == -torch.inf)
             x.masked_fill_(other, -torch.inf)
         if soft:
-            losses += pairs.softplus(x).sum((1, 2))
+            losses += autograd.softplus(x).sum((1, 2))
             slope = x.sigmoid_()
         else:
             x.add_(margin).clamp_(min=0)

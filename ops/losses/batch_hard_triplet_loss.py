@@ -18,8 +18,6 @@ if TYPE_CHECKING:
 
 __all__ = ["BatchHardTripletLoss", "batch_hard_triplet_loss"]
 
-INCOMPLETE = ("drop", "zero")
-
 
 def batch_hard_triplet_loss(
     embeddings: Tensor,
@@ -101,7 +99,7 @@ def batch_hard_triplet_loss(
     reference = rest[0] if rest else None
     width, soft = pairs.margin(margin)
     checks.one_of("distance", distance, pairs.DISTANCES)
-    checks.one_of("incomplete", incomplete, INCOMPLETE)
+    checks.one_of("incomplete", incomplete, pairs.INCOMPLETE)
     number = checks.check_reduction(reduction)
     dtype, own, spread = embeddings.dtype, -1, None
     if group is not None:
@@ -122,12 +120,11 @@ def batch_hard_triplet_loss(
         distance != "euclidean",
         incomplete == "zero",
         own,
-        number if spread is None or number == 0 else checks.REDUCTIONS["sum"],
+        number if spread is None else checks.REDUCTIONS["none"],
     )
-    if spread is not None and ref_labels is not None and number != 0:
-        loss = spread.sum(loss)
-        if number == 1:
-            loss = loss / max(1, spread.rows if incomplete == "zero" else _complete(ref_labels))
+    if spread is not None and ref_labels is not None:
+        count = spread.rows if incomplete == "zero" else _complete(ref_labels)
+        loss = spread.reduce(loss, max(1, count), number)
     return loss.to(dtype)
 
 
@@ -193,14 +190,8 @@ def _definition(
     d_pos = pairs.selected_distance(anchors, candidates, positive, both, squared)
     d_neg = pairs.selected_distance(anchors, candidates, negative, both, squared)
     difference = d_pos - d_neg
-    loss = pairs.softplus(difference) if soft else torch.relu(difference + margin)
-    loss = torch.where(both, loss, torch.zeros_like(loss))
-    if reduction == 1:
-        count = labels.shape[0] if counts_all else both.sum()
-        loss = loss.sum() / torch.as_tensor(count, device=loss.device).clamp(min=1)
-    else:
-        loss = autograd.reduce(loss, reduction)
-    return loss.to(embeddings.dtype)
+    loss = autograd.softplus(difference) if soft else torch.relu(difference + margin)
+    return pairs.reduce(loss, both, counts_all, reduction).to(embeddings.dtype)
 
 
 def _shapes(

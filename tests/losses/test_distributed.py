@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 
 import ops
+from tests.harness.op_under_test import TOLERANCE
 
 ROOT = Path(__file__).resolve().parents[2]
 ROWS = (7, 3, 0, 5)  # of each process
@@ -24,12 +25,32 @@ def batch_hard(x, group=None, **keywords):
     return ops.batch_hard_triplet_loss(x, labels_of(x), group=group, **keywords)
 
 
+def supcon(x, group=None, **keywords):
+    return ops.supcon_loss(x, labels_of(x), group=group, **keywords)
+
+
+def info_nce(x, group=None, labels=False, **keywords):
+    query, key = x.unflatten(1, (2, 2)).unbind(1)
+    labels = labels_of(x) if labels else None
+    return ops.info_nce_loss(query, key, labels=labels, group=group, **keywords)
+
+
 # A loss, and its keywords.
 CASES = [
     (batch_hard, {}),
     (batch_hard, {"incomplete": "zero", "distance": "cosine", "margin": "soft"}),
     (batch_hard, {"reduction": "sum", "distance": "squared_euclidean"}),
     (batch_hard, {"reduction": "none"}),
+    (supcon, {}),
+    (supcon, {"incomplete": "zero", "normalize": False}),
+    (supcon, {"reduction": "sum"}),
+    (supcon, {"reduction": "none"}),
+    *(
+        (info_nce, {"form": form, "temperature": 0.5, "reduction": reduction, "labels": labels})
+        for form in ("one_way", "symmetric", "two_views", "sigmoid")
+        for reduction, labels in (("mean", False), ("sum", True))
+    ),
+    (info_nce, {"reduction": "none"}),
 ]
 
 
@@ -59,8 +80,8 @@ def check(loss, keywords, dtype, backend):
         weights = torch.randn(count, dtype=torch.float64).to(dtype) if per_row else torch.tensor(1)
         (expected * weights).sum().backward()
         (result * (weights[first:end] if per_row else 1)).sum().backward()
-    tolerance = {torch.float64: 1e-12, torch.float32: 1e-6, torch.bfloat16: 2**-7}[dtype]
-    same = {"rtol": tolerance, "atol": tolerance}
+    # Sums over processes have another order: a few hundred roundings, as in op_under_test.py.
+    same = {"rtol": TOLERANCE[dtype], "atol": TOLERANCE[dtype]}
     torch.testing.assert_close(result, expected[first:end] if per_row else expected, **same)
     torch.testing.assert_close(own.grad, whole.grad[first:end], **same)
 
