@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ops._core import autograd, checks, logits, pairs
@@ -214,7 +213,7 @@ def _bias(form: str, bias: object, like: Tensor) -> Tensor:
 
 def _rows(x: Tensor, normalize: bool) -> Tensor:
     x = checks.widened(x)
-    return F.normalize(x, dim=1) if normalize else x
+    return pairs.unit(x) if normalize else x
 
 
 # ---- forms ---------------------------------------------------------------------------------------

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ops._core import checks, logits, pairs
@@ -85,8 +84,7 @@ def supcon_loss(
     number = checks.check_reduction(reduction)
     dtype, labels = embeddings.dtype, pairs.whole(labels)
     anchors, *rest = (
-        F.normalize(one, dim=1) if normalize else one
-        for one in map(checks.widened, (embeddings, *rest))
+        pairs.unit(one) if normalize else one for one in map(checks.widened, (embeddings, *rest))
     )
     reference = rest[0] if rest else None
     excluded = None
