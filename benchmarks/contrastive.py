@@ -88,7 +88,8 @@ def memory(
     figures = []
     for which in names:
         code = MEMORY.format(module=module, device=device, form=form, which=which, size=size)
-        figures.append({"which": which, **child(code)})
+        # Else the heap keeps freed blocks, more of them from step to step.
+        figures.append({"which": which, **child(code, MALLOC_MMAP_THRESHOLD_=1 << 16)})
     table(
         f"{title}: peak memory of {size} beyond the inputs and gradients, {device}",
         ["", "MB"],

@@ -10,8 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from matplotlib.axes import Axes
+from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
-from matplotlib.patches import FancyBboxPatch
+from matplotlib.patches import FancyBboxPatch, Patch
 
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parent), str(HERE.parent / "examples")]
@@ -135,6 +137,54 @@ def set_matching_loss() -> Figure:
     return figure
 
 
+def _matrix(axes: Axes, kinds: np.ndarray, title: str, names: tuple[str, str]) -> None:
+    """A matrix of pairs: negatives 0, positives 1, left out 2."""
+    axes.imshow(kinds, cmap=ListedColormap(["#dbe5f3", ORANGE, "white"]), vmin=0, vmax=2)
+    axes.set_xticks(np.arange(kinds.shape[1] + 1) - 0.5, [])
+    axes.set_yticks(np.arange(kinds.shape[0] + 1) - 0.5, [])
+    axes.grid(color=GREY, linewidth=0.6)
+    axes.tick_params(length=0)
+    axes.set(ylabel=names[0], xlabel=names[1])
+    axes.set_title(title, fontsize=10)
+    for row, column in zip(*np.nonzero(kinds == 2), strict=True):
+        axes.text(column, row, "×", ha="center", va="center", color=GREY)
+
+
+def _legend(figure: Figure, names: tuple[str, ...]) -> None:
+    colors = (ORANGE, "#dbe5f3", "white")
+    patches = [
+        Patch(facecolor=color, edgecolor=GREY, label=name)
+        for color, name in zip(colors, names, strict=True)
+    ]
+    figure.legend(handles=patches, loc="outside lower center", ncols=3, fontsize=9)
+
+
+def info_nce_loss() -> Figure:
+    """The pairs of queries and keys, and those of both views with each other."""
+    labels = np.array([0, 1, 2, 1, 3])
+    kinds = 2 * (labels[:, None] == labels)
+    np.fill_diagonal(kinds, 1)
+    own, other = 2 * np.eye(5, dtype=int), np.eye(5, dtype=int)
+    figure = Figure(figsize=(8.2, 4.9), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    _matrix(left, kinds, "one_way, symmetric, sigmoid", ("query", "key"))
+    views = np.block([[own, other], [other, own]])
+    _matrix(right, views, "two_views", ("query, key", "query, key"))
+    _legend(figure, ("positive", "negative", "left out: equal labels, or the row itself"))
+    return figure
+
+
+def supcon_loss() -> Figure:
+    """The pairs of a batch with three classes."""
+    labels = np.array([0, 0, 0, 1, 1, 2, 2, 2])
+    kinds = (labels[:, None] == labels).astype(int)
+    np.fill_diagonal(kinds, 2)
+    figure = Figure(figsize=(4.6, 4.8), layout="constrained")
+    _matrix(figure.subplots(), kinds, "labels 0 0 0 1 1 2 2 2", ("anchor", "candidate"))
+    _legend(figure, ("positive", "negative", "the anchor"))
+    return figure
+
+
 def lltm() -> Figure:
     """The data flow of one step."""
     figure = Figure(figsize=(8.4, 3.4), layout="constrained")
@@ -251,6 +301,8 @@ def main() -> None:
         set_matching_loss,
         batch_hard_triplet_loss,
         batch_semi_hard_triplet_loss,
+        info_nce_loss,
+        supcon_loss,
         lltm,
         normalize_with_norm,
         scipy_conv2d,

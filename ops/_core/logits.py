@@ -26,6 +26,7 @@ ELEMENTS_ELSEWHERE = 1 << 22
 # One exponential of each pair, relative to a common level, is accurate if all log-sums are this
 # close to the level. The backward pass multiplies it by a gradient and by exp(level − log-sum).
 REACH, REACH_BACKWARD = 30.0, 15.0
+PROBED = 32  # rows that suggest the level
 # Exponentials below these exponents are 0, because subnormal numbers take many times as long in a
 # matrix product. In float32 they are below exp(−70 + 30) of a sum, and exp(−50 + 15) of a gradient.
 NEGLIGIBLE, NEGLIGIBLE_BACKWARD = -70.0, -50.0
@@ -258,12 +259,13 @@ def _forward(
 def _with_one_exponential(tiles: _Tiles, columns: bool) -> tuple[Tensor, Tensor] | None:
     """The log-sums over rows and over columns, from one exponential of each pair.
 
-    That is accurate if all of them are close to a common level, which the first tile suggests.
+    That is accurate if all of them are close to a common level, which the first rows suggest.
     Otherwise the result is ``None``.
     """
     if tiles.rows == 0 or tiles.columns == 0:
         return None
-    first = torch.logsumexp(tiles.logits(slice(0, tiles.height), slice(0, tiles.width)), 1)
+    some = slice(0, min(tiles.height, PROBED))
+    first = torch.logsumexp(tiles.logits(some, slice(0, tiles.width)), 1)
     low, high = first.min().item(), first.max().item()
     if not high - low <= REACH:  # also if one is NaN
         return None

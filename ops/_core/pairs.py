@@ -150,6 +150,19 @@ def reduce(loss: Tensor, complete: Tensor, counts_all: bool, reduction: int) -> 
     return loss.sum() / torch.as_tensor(count, device=loss.device).clamp(min=1)
 
 
+# ---- lengths -------------------------------------------------------------------------------------
+
+
+def unit(rows: Tensor) -> Tensor:
+    """The rows with length 1, as :func:`torch.nn.functional.normalize` makes them.
+
+    A product with the inverse takes half of the time and memory that a quotient takes in the
+    backward pass.
+    """
+    length = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
+    return rows * length.clamp_min(1e-12).reciprocal()
+
+
 # ---- distances -----------------------------------------------------------------------------------
 
 

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ops._core import autograd, checks, logits, pairs
@@ -241,7 +240,7 @@ def _bias(form: str, bias: object, like: Tensor) -> Tensor:
 
 def _rows(x: Tensor, normalize: bool) -> Tensor:
     x = checks.widened(x)
-    return F.normalize(x, dim=1) if normalize else x
+    return pairs.unit(x) if normalize else x
 
 
 # ---- forms ---------------------------------------------------------------------------------------

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ops._core import checks, logits, pairs
@@ -99,8 +98,7 @@ def supcon_loss(
     number = checks.check_reduction(reduction)
     dtype, labels = embeddings.dtype, pairs.whole(labels)
     anchors, *rest = (
-        F.normalize(one, dim=1) if normalize else one
-        for one in map(checks.widened, (embeddings, *rest))
+        pairs.unit(one) if normalize else one for one in map(checks.widened, (embeddings, *rest))
     )
     reference = rest[0] if rest else None
     of_reference = None if ref_labels is None else pairs.whole(ref_labels)

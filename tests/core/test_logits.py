@@ -255,7 +255,8 @@ def test_operators_in_graphs(choice):
     """Schema, shapes and tracing, by torch's own checker; and graphs do not hold the matrix."""
     flags = tuple(choice.get(name, False) for name in ("sigmoid", "columns", "entropy"))
     forward, backward = (
-        getattr(torch.ops.jitops, f"logit_sums_{one}").default for one in ("forward", "backward")
+        getattr(torch.ops.jitops, f"logit_sums_in_torch_{one}").default
+        for one in ("forward", "backward")
     )
     for symmetric in (False, True):
         if symmetric and choice:
