@@ -164,12 +164,28 @@ def pytest_collection_modifyitems(config, items):
     # Last: emulated CUDA takes the place of back end cpp, which costs more than a test.
     items.sort(key=_is_emulated)
     for item in items:
-        if _is_emulated(item) or item.module.__name__.removeprefix("tests.") in THOROUGH:
+        if (
+            _is_emulated(item)
+            or _is_of_a_variation(item)
+            or item.module.__name__.removeprefix("tests.") in THOROUGH
+        ):
             item.add_marker("thorough")
 
 
 def _is_emulated(item):
     return hasattr(item, "callspec") and cuda_emulator.NAME in item.callspec.params.values()
+
+
+# Of an op's variations, the quick tests hold these checks.
+OF_A_VARIATION = ("test_values_and_gradients", "test_every_requires_grad_subset")
+
+
+def _is_of_a_variation(item):
+    described = getattr(item.cls, "op", None)
+    its_own = item.originalname in vars(item.cls) if item.cls else True
+    return getattr(described, "variation", False) and not (
+        its_own or item.originalname in OF_A_VARIATION
+    )
 
 
 def _applies(item):

@@ -95,6 +95,8 @@ class OpUnderTest:
         elements: compares each element with float64 where functions are flat, on back end cpp.
         far: makes inputs that 32-bit indices cannot reach, for a device.
         mutations: bugs that the emulator must catch when they are planted into its files.
+        variation: whether another description of the op comes first. Then the quick tests hold few
+            of its checks.
     """
 
     name: str
@@ -126,6 +128,7 @@ class OpUnderTest:
     elements: Callable[[], None] | None = None
     far: Callable[[str], Far] | None = None
     mutations: tuple[Mutation, ...] = ()
+    variation: bool = False
 
     def results(self, inputs, keywords) -> tuple[Tensor, ...]:
         return several(self.call(*inputs, **keywords))

@@ -44,6 +44,7 @@ class TestLinearWithoutBias(Battery):
     backends = ("torch",)
     op = OpUnderTest(
         name="linear without bias",
+        variation=True,
         call=ops.linear,
         reference=reference,
         names=("input", "weight"),

@@ -68,6 +68,7 @@ class TestWithoutBiasAndWithTheFilterLarger(Battery):
     backends = ("torch",)
     op = OpUnderTest(
         name="scipy_conv2d, filter larger",
+        variation=True,
         call=ops.scipy_conv2d,
         reference=reference,
         names=("input", "filter"),

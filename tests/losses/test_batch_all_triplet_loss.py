@@ -122,6 +122,7 @@ ALONE = description(1, "batch_all_triplet_loss", mutations=MUTATIONS)
 WITH_REFERENCES = description(
     2,
     "batch_all_triplet_loss, references",
+    variation=True,
     mutations=(
         Mutation(FILE, "other < b.count && k < cols ?", "k < cols ?", "read out of bounds"),
     ),
@@ -174,6 +175,7 @@ SEMI_HARD, SEMI_HARD_WITH_REFERENCES = (
         variants=SEMI_HARD_VARIANTS,
         launches=LAUNCHES[:-1],
         mutations=(mutation,),
+        variation=count > 1,
     )
     for count, mutation in (
         (

@@ -105,6 +105,7 @@ ALONE = description(1, "batch_hard_triplet_loss", mutations=MUTATIONS)
 WITH_REFERENCES = description(
     2,
     "batch_hard_triplet_loss, references",
+    variation=True,
     mutations=(
         Mutation(
             "batch_hard_triplet_loss.cu",

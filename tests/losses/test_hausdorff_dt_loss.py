@@ -75,6 +75,7 @@ class TestHausdorffDTLoss3D(Battery):
     backends = ("torch",)
     op = OpUnderTest(
         name="hausdorff_dt_loss in 3-D",
+        variation=True,
         call=ops.hausdorff_dt_loss,
         reference=reference,
         names=("input", "target"),

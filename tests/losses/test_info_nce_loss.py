@@ -128,6 +128,7 @@ class TestNegatives(Battery):
         "info_nce_loss, negatives",
         ("query", "key", "negatives"),
         ({}, {"temperature": 0.3, "normalize": False, "reduction": "none"}),
+        variation=True,
     )
 
 
@@ -140,6 +141,7 @@ class TestLearnedScale(Battery):
         scalars=(2.5,),
         call=lambda *t, **k: ops.info_nce_loss(*t[:2], scale=t[2], **k),
         reference=lambda *t, **k: reference(*t[:2], scale=t[2], **k),
+        variation=True,
     )
 
 
@@ -152,6 +154,7 @@ class TestLearnedTemperatureAndBias(Battery):
         scalars=(0.4, -2.0),
         call=lambda *t, **k: ops.info_nce_loss(*t[:2], temperature=t[2], bias=t[3], **k),
         reference=lambda *t, **k: reference(*t[:2], temperature=t[2], bias=t[3], **k),
+        variation=True,
     )
 
 

@@ -83,6 +83,7 @@ def description(name, *names):
         ),
         edges=((0, 4), (4, 0), (0, 0), (1, 4), (1, 1)),
         large=(300, 130),
+        variation=bool(names),
     )
 
 
