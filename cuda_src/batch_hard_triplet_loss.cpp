@@ -7,6 +7,7 @@
 
 #include "common/cpu_pairs.h"
 #include "common/run.h"
+#include "common/triplet_inputs.h"
 
 namespace jitops::batch_hard_triplet_loss {
 namespace {
@@ -17,23 +18,6 @@ namespace {
 constexpr int64_t kBlockRows = 128;  // anchors that share a packed tile of candidates
 constexpr int64_t kBlockElements = 32768;
 constexpr int64_t kSumElements = 1024;  // summed in acc_t<T>; these sums are added in float64
-
-// Labels as small numbers, the same for equal labels of anchors and candidates.
-template <typename L>
-void number_labels(const Params& params, std::vector<L>* anchors, std::vector<L>* candidates) {
-  std::vector<int64_t> known(params.candidate_labels, params.candidate_labels + params.others);
-  std::sort(known.begin(), known.end());
-  const auto number = [&](int64_t label) {
-    const auto at = std::lower_bound(known.begin(), known.end(), label);
-    return at != known.end() && *at == label ? static_cast<L>(at - known.begin()) : L(-1);
-  };
-  anchors->resize(params.rows);
-  candidates->resize(params.others);
-  for (int64_t i = 0; i < params.rows; ++i) (*anchors)[i] = number(params.anchor_labels[i]);
-  for (int64_t j = 0; j < params.others; ++j) {
-    (*candidates)[j] = number(params.candidate_labels[j]);
-  }
-}
 
 // The hardest candidates of an anchor so far.
 template <typename A>
@@ -128,7 +112,7 @@ template <typename T>
 void forward_cpu(const Params& params) {
   using A = acc_t<T>;
   std::vector<cpu::LabelOf<A>> of_anchors, of_candidates;
-  number_labels(params, &of_anchors, &of_candidates);
+  cpu::number_labels(params, &of_anchors, &of_candidates);
   A* to_positive = static_cast<A*>(params.distances);
   A* to_negative = to_positive + params.rows;
   const cpu::RowBlocks blocks(params.rows, 1, kBlockRows);
@@ -218,69 +202,23 @@ void backward_cpu(const Params& params) {
 
 // ---- the two operators ------------------------------------------------------------------------
 
-struct Inputs {
-  Rows anchors, candidates;
-  Tensor anchor_labels, candidate_labels;
-  bool same;
-
-  Inputs(const Tensor& embeddings, const Tensor& labels, const std::optional<Tensor>& ref_emb,
-         const std::optional<Tensor>& ref_labels)
-      : anchors(embeddings),
-        candidates(ref_emb ? *ref_emb : embeddings),
-        anchor_labels(dense(labels)),
-        candidate_labels(ref_labels ? dense(*ref_labels) : anchor_labels),
-        same(!ref_emb) {
-    check(embeddings.dim() == 2, "embeddings", " must have two dimensions");
-    check_same_kind("ref_emb", candidates.tensor, embeddings);
-    check(candidates.tensor.dim() == 2 && candidates.cols == anchors.cols, "ref_emb",
-          " must have as many columns as embeddings");
-    check(ref_emb.has_value() == ref_labels.has_value(), "ref_labels", " must come with ref_emb");
-    check_labels("labels", anchor_labels, anchors);
-    check_labels("ref_labels", candidate_labels, candidates);
-  }
-
-  Params params(double margin, bool soft, bool squared, bool counts_all, int64_t reduction) const {
-    check(reduction >= 0 && reduction <= 2, "reduction", " must be 0, 1 or 2");
-    Params params{};
-    params.anchors = anchors.tensor.const_data_ptr();
-    params.candidates = candidates.tensor.const_data_ptr();
-    params.anchor_labels = static_cast<const int64_t*>(anchor_labels.const_data_ptr());
-    params.candidate_labels = static_cast<const int64_t*>(candidate_labels.const_data_ptr());
-    params.anchor_stride = anchors.stride;
-    params.candidate_stride = candidates.stride;
-    params.rows = anchors.count;
-    params.others = candidates.count;
-    params.cols = anchors.cols;
-    params.same = same;
-    params.margin = margin;
-    params.soft = soft;
-    params.squared = squared;
-    params.counts_all = counts_all;
-    params.reduction = static_cast<Reduction>(reduction);
-    return params;
-  }
-
- private:
-  static void check_labels(const char* name, const Tensor& labels, const Rows& rows) {
-    check(labels.scalar_type() == ScalarType::Long && labels.dim() == 1 &&
-              labels.size(0) == rows.count &&
-              labels.get_device_index() == rows.tensor.get_device_index() &&
-              labels.is_cuda() == rows.tensor.is_cuda(),
-          name, " must hold an int64 label for each row, on the same device");
-  }
-};
-
-// The dtype of sums.
-ScalarType wide(const Tensor& tensor) {
-  return tensor.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+Params params_of(const TripletInputs& inputs, double margin, bool soft, bool squared,
+                 bool counts_all, int64_t reduction) {
+  Params params{};
+  inputs.fill(params, reduction);
+  params.margin = margin;
+  params.soft = soft;
+  params.squared = squared;
+  params.counts_all = counts_all;
+  return params;
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> forward(
     const Tensor& embeddings, const Tensor& labels, const std::optional<Tensor>& ref_emb,
     const std::optional<Tensor>& ref_labels, double margin, bool soft, bool squared,
     bool counts_all, int64_t reduction) {
-  const Inputs inputs(embeddings, labels, ref_emb, ref_labels);
-  Params params = inputs.params(margin, soft, squared, counts_all, reduction);
+  const TripletInputs inputs(embeddings, labels, ref_emb, ref_labels);
+  Params params = params_of(inputs, margin, soft, squared, counts_all, reduction);
   const bool reduces = params.reduction != Reduction::kNone;
   const int64_t rows = params.rows, twice[] = {2, rows};
   const Tensor loss = empty(IntHeaderOnlyArrayRef(&rows, reduces ? 0 : 1), embeddings);
@@ -309,13 +247,11 @@ std::vector<Tensor> backward(const Tensor& grad_loss, const Tensor& embeddings,
                              const Tensor& negative, const Tensor& distances, const Tensor& count,
                              double margin, bool soft, bool squared, bool counts_all,
                              int64_t reduction, bool needs_embeddings, bool needs_ref_emb) {
-  const Inputs inputs(embeddings, labels, ref_emb, ref_labels);
-  Params params = inputs.params(margin, soft, squared, counts_all, reduction);
+  const TripletInputs inputs(embeddings, labels, ref_emb, ref_labels);
+  Params params = params_of(inputs, margin, soft, squared, counts_all, reduction);
   const Tensor grad = dense(grad_loss), p = dense(positive), n = dense(negative);
   const Tensor d = dense(distances), c = dense(count);
-  check_same_kind("grad_loss", grad, embeddings);
-  check(grad.numel() == (params.reduction == Reduction::kNone ? params.rows : 1), "grad_loss",
-        " must have the shape of the loss");
+  check_grad_loss(grad, embeddings, params);
   for (const Tensor* indices : {&p, &n}) {
     check(indices->numel() == params.rows && indices->scalar_type() == ScalarType::Long,
           "positive and negative", " must hold an index for each anchor");
@@ -329,25 +265,12 @@ std::vector<Tensor> backward(const Tensor& grad_loss, const Tensor& embeddings,
   params.distances = const_cast<void*>(d.const_data_ptr());
   params.count = static_cast<int64_t*>(const_cast<void*>(c.const_data_ptr()));
 
-  // Gradients are summed in acc_t<T>, and rounded once.
-  const ScalarType dtype = wide(embeddings);
-  std::vector<Tensor> sums;
-  const auto allocate = [&](bool needed, const Tensor& like) -> void* {
-    if (!needed) return nullptr;
-    Tensor& made = sums.emplace_back(empty(like.sizes(), dtype, like));
-    return made.mutable_data_ptr();
-  };
-  void* of_embeddings = allocate(needs_embeddings, embeddings);
-  void* of_references = allocate(needs_ref_emb && ref_emb, inputs.candidates.tensor);
-  params.grad_anchors = inputs.same ? nullptr : of_embeddings;
-  params.grad_candidates = inputs.same ? of_embeddings : of_references;
-  if (!sums.empty()) {
+  TripletGradients gradients(params, inputs, needs_embeddings, needs_ref_emb);
+  if (!gradients.empty()) {
     const OnDeviceOf device(embeddings);
     JITOPS_RUN("batch_hard_triplet_loss", backward, embeddings, params, device);
   }
-  if (dtype == embeddings.scalar_type()) return sums;
-  for (Tensor& sum : sums) sum = torch::stable::to(sum, embeddings.scalar_type());
-  return sums;
+  return std::move(gradients).in_dtype_of(embeddings);
 }
 
 }  // namespace

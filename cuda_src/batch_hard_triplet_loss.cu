@@ -1,26 +1,24 @@
 // The batch-hard triplet loss on CUDA: kernels and launchers. No torch header.
 //
 // The forward pass is bound by arithmetic: rows * others * cols differences, squared and summed.
-// The floor is 2 instructions each, half the rate of a matrix product without tensor cores. The
-// backward pass moves about 6 * rows * cols elements.
+// The floor is 2 instructions each. The backward pass moves about 6 * rows * cols elements.
 //
 // Blocks write the hardest candidates of their share, and a second kernel compares the shares. No
 // atomics, so results are bitwise deterministic.
 #include "batch_hard_triplet_loss.h"
 
-#include "common/cuda.cuh"
+#include "common/pairs.cuh"
 
 namespace jitops::batch_hard_triplet_loss {
 namespace {
 
+using cuda::kEach;
+using cuda::kSide;
+using cuda::kTile;
 using cuda::load;
 using cuda::store;
+using cuda::tiles_of;
 
-constexpr int kTile = 64;      // anchors, and candidates, of a block at a time
-constexpr int kChunk = 16;     // columns in shared memory at a time
-constexpr int kSide = 16;      // threads along each side of a tile
-static_assert(kSide * kSide == cuda::kMaxThreads);
-constexpr int kEach = kTile / kSide;  // anchors, and candidates, of a thread
 constexpr int64_t kMaxBlocks = 1024;  // of finish_kernel: each writes two partial sums
 constexpr int64_t kWantedBlocks = 1024;  // of mine_kernel, to fill a large GPU
 constexpr int kWarps = cuda::kMaxThreads / cuda::kWarp;
@@ -59,10 +57,7 @@ struct Scratch {
 template <typename T>
 __global__ void __launch_bounds__(cuda::kMaxThreads) mine_kernel(Params params, int64_t per_split) {
   using A = acc_t<T>;
-  __shared__ A anchors[kChunk][kTile + 1];
-  __shared__ A candidates[kChunk][kTile + 1];
-  const int tx = static_cast<int>(threadIdx.x), ty = static_cast<int>(threadIdx.y);
-  const int thread = ty * kSide + tx;
+  __shared__ cuda::PairChunk<A> anchors, candidates;
   const int64_t first_row = static_cast<int64_t>(blockIdx.x) * kTile;
   const int64_t begin = static_cast<int64_t>(blockIdx.y) * per_split;
   const int64_t end = begin + per_split < params.others ? begin + per_split : params.others;
@@ -71,45 +66,16 @@ __global__ void __launch_bounds__(cuda::kMaxThreads) mine_kernel(Params params, 
   for (int r = 0; r < kEach; ++r) positive[r] = negative[r] = {A(0), -1};
 
   for (int64_t first = begin; first < end; first += kTile) {
-    A sums[kEach][kEach] = {};
-    for (int64_t column = 0; column < params.cols; column += kChunk) {
-      __syncthreads();  // the chunk before has been read
-#pragma unroll
-      for (int k = thread; k < kTile * kChunk; k += kSide * kSide) {
-        const int row = k / kChunk, at = k % kChunk;
-        const bool inside = column + at < params.cols;
-        const int64_t i = first_row + row, j = first + row;
-        anchors[at][row] =
-            inside && i < params.rows ? load(anchor_row<T>(params, i)[column + at]) : A(0);
-        candidates[at][row] =
-            inside && j < end ? load(candidate_row<T>(params, j)[column + at]) : A(0);
-      }
-      __syncthreads();
-#pragma unroll
-      for (int k = 0; k < kChunk; ++k) {
-        A a[kEach], b[kEach];
-#pragma unroll
-        for (int r = 0; r < kEach; ++r) a[r] = anchors[k][ty + kSide * r];
-#pragma unroll
-        for (int c = 0; c < kEach; ++c) b[c] = candidates[k][tx + kSide * c];
-#pragma unroll
-        for (int r = 0; r < kEach; ++r) {
-#pragma unroll
-          for (int c = 0; c < kEach; ++c) {
-            const A difference = a[r] - b[c];
-            sums[r][c] += difference * difference;
-          }
-        }
-      }
-    }
+    A sums[kEach][kEach];
+    cuda::pair_tile<T>(params, first_row, params.rows, first, end, anchors, candidates, sums);
 #pragma unroll
     for (int r = 0; r < kEach; ++r) {
-      const int64_t i = first_row + ty + kSide * r;
+      const int64_t i = first_row + cuda::anchor_of_thread(r);
       if (i >= params.rows) continue;
       const int64_t label = params.anchor_labels[i];
 #pragma unroll
       for (int c = 0; c < kEach; ++c) {
-        const int64_t j = first + tx + kSide * c;
+        const int64_t j = first + cuda::candidate_of_thread(c);
         if (j >= end || (params.same && i == j)) continue;
         // NaN is as hard as can be: infinitely far, or nearer than 0.
         const A squared = sums[r][c];
@@ -127,7 +93,7 @@ __global__ void __launch_bounds__(cuda::kMaxThreads) mine_kernel(Params params, 
 #pragma unroll
   for (int r = 0; r < kEach; ++r) {
     Hardest<A> kinds[] = {positive[r], negative[r]};
-    const int64_t i = first_row + ty + kSide * r;
+    const int64_t i = first_row + cuda::anchor_of_thread(r);
 #pragma unroll
     for (int kind = 0; kind < 2; ++kind) {
 #pragma unroll
@@ -137,7 +103,7 @@ __global__ void __launch_bounds__(cuda::kMaxThreads) mine_kernel(Params params, 
             0xffffffffu, static_cast<long long>(kinds[kind].at), offset);
         kinds[kind].take(key, at);
       }
-      if (tx == 0 && i < params.rows) {
+      if (threadIdx.x == 0 && i < params.rows) {
         const int64_t place = kind * shares + blockIdx.y * params.rows + i;
         scratch.keys[place] = kinds[kind].key;
         scratch.at[place] = kinds[kind].at;
@@ -288,8 +254,6 @@ __global__ void __launch_bounds__(cuda::kMaxThreads) gradient_kernel(Params para
 }
 
 // ---- launch shapes ------------------------------------------------------------------------------
-
-int64_t tiles_of(int64_t rows) { return (rows + kTile - 1) / kTile; }
 
 // The number of blocks that share the candidates of an anchor.
 int64_t splits_for(int64_t rows, int64_t others) {

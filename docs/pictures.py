@@ -67,6 +67,28 @@ def batch_hard_triplet_loss() -> Figure:
     return figure
 
 
+def batch_semi_hard_triplet_loss() -> Figure:
+    """The negatives of one anchor and one positive, by their distance."""
+    positive, margin, top = 1.0, 0.5, 2.2
+    negatives = torch.tensor([0.45, 0.75, 1.12, 1.3, 1.42, 1.7, 1.95])
+    figure = Figure(figsize=(6.4, 2.2), layout="constrained")
+    axes = figure.subplots()
+    bands = (("hard", 0.0, positive), ("semi-hard", positive, positive + margin),
+             ("easy", positive + margin, top))  # fmt: skip
+    for (text, begin, end), color in zip(bands, ("white", ORANGE, "white"), strict=True):
+        axes.axvspan(begin, end, color=color, alpha=0.2, linewidth=0)
+        axes.text((begin + end) / 2, 0.75, text, ha="center", fontsize=12)
+    axes.scatter(negatives, torch.zeros(7), color=ORANGE, zorder=3, label="negatives")
+    axes.scatter([positive], [0], color=BLUE, zorder=3, label="positive")
+    axes.axvline(positive, color=BLUE, linewidth=1)
+    axes.axvline(positive + margin, color=GREY, linewidth=1, linestyle="--")
+    axes.set(xlim=(0, top), ylim=(-0.6, 1.1), yticks=[], xticks=[0, positive, positive + margin])
+    axes.set_xticklabels(["anchor", "$d^+$", "$d^+$ + margin"])
+    axes.set_xlabel("distance from the anchor")
+    axes.legend(loc="lower left", ncols=2)
+    return figure
+
+
 def hausdorff_dt_loss() -> Figure:
     """A prediction and a target, the weights, and the loss of each pixel."""
     from scipy.ndimage import distance_transform_edt as distance
@@ -228,6 +250,7 @@ def main() -> None:
         hausdorff_dt_loss,
         set_matching_loss,
         batch_hard_triplet_loss,
+        batch_semi_hard_triplet_loss,
         lltm,
         normalize_with_norm,
         scipy_conv2d,

@@ -45,9 +45,17 @@ from .layers.normalize_with_norm import (
 )
 from .layers.rfft2_magnitude import rfft2_magnitude as rfft2_magnitude
 from .layers.scipy_conv2d import ScipyConv2d as ScipyConv2d, scipy_conv2d as scipy_conv2d
+from .losses.batch_all_triplet_loss import (
+    BatchAllTripletLoss as BatchAllTripletLoss,
+    batch_all_triplet_loss as batch_all_triplet_loss,
+)
 from .losses.batch_hard_triplet_loss import (
     BatchHardTripletLoss as BatchHardTripletLoss,
     batch_hard_triplet_loss as batch_hard_triplet_loss,
+)
+from .losses.batch_semi_hard_triplet_loss import (
+    BatchSemiHardTripletLoss as BatchSemiHardTripletLoss,
+    batch_semi_hard_triplet_loss as batch_semi_hard_triplet_loss,
 )
 from .losses.hausdorff_dt_loss import (
     HausdorffDTLoss as HausdorffDTLoss,

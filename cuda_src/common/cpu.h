@@ -9,12 +9,11 @@
 #include "dtype.h"
 
 // Marks a kernel: a free function over plain pointers, because g++ vectorises no lambda. The flags
-// say
-// -O1, because host code gains nothing from more and would compile a quarter slower. Without
+// say -O1, because host code gains nothing from more and would compile a quarter slower. Without
 // no-trapping-math g++ turns comparisons into branches, because they may raise a floating-point
-// flag.
+// flag. Without no-math-errno it calls sqrt for each element, because that may set errno.
 #if defined(__GNUC__) && !defined(__clang__) && !defined(JITOPS_DEBUG)
-#define JITOPS_KERNEL [[gnu::optimize("O3", "no-trapping-math")]]
+#define JITOPS_KERNEL [[gnu::optimize("O3", "no-trapping-math", "no-math-errno")]]
 #else
 #define JITOPS_KERNEL
 #endif

@@ -125,6 +125,21 @@ struct Sigmoid {
   }
 };
 
+// log(1 + exp(x)) and its derivative, the sigmoid. With e = exp(-|x|) and s = e / (2 + e) it is
+// max(x, 0) + log(1 + e), and log(1 + e) = 2 atanh(s) is a series in s <= 1/3.
+template <typename A>
+[[gnu::always_inline]] inline Function<A> softplus_and_slope(A x) {
+  constexpr int kTerms = sizeof(A) == 8 ? 17 : 8;
+  constexpr A kScale = ExpTraits<A>::kScale;
+  const A scaled = Exponential<A>(minus_magnitude(x)).exp();
+  const A s = scaled / (2 * kScale + scaled), square = s * s;
+  A series = 1 / A(2 * kTerms - 1);
+#pragma GCC unroll 32
+  for (int k = kTerms - 1; k > 0; --k) series = series * square + 1 / A(2 * k - 1);
+  return {(x < 0 ? A(0) : x) + 2 * s * series,
+          (x > 0 ? kScale : scaled) / (kScale + scaled)};
+}
+
 // With e = exp(-2 |x|): (1 - e) / (1 + e), and 4 e / (1 + e)^2.
 template <typename A>
 [[gnu::always_inline]] inline Function<A> tanh_and_slope(A x) {

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "cpu_gemm.h"
+#include "triplets.h"
 
 namespace jitops::cpu {
 
@@ -117,5 +118,22 @@ class PairTiles {
 // An integer as wide as A, so that labels and distances fill registers alike.
 template <typename A>
 using LabelOf = std::conditional_t<sizeof(A) == 8, int64_t, int32_t>;
+
+// Labels as small numbers, the same for equal labels of anchors and candidates.
+template <typename L>
+void number_labels(const Triplets& params, std::vector<L>* anchors, std::vector<L>* candidates) {
+  std::vector<int64_t> known(params.candidate_labels, params.candidate_labels + params.others);
+  std::sort(known.begin(), known.end());
+  const auto number = [&](int64_t label) {
+    const auto at = std::lower_bound(known.begin(), known.end(), label);
+    return at != known.end() && *at == label ? static_cast<L>(at - known.begin()) : L(-1);
+  };
+  anchors->resize(params.rows);
+  candidates->resize(params.others);
+  for (int64_t i = 0; i < params.rows; ++i) (*anchors)[i] = number(params.anchor_labels[i]);
+  for (int64_t j = 0; j < params.others; ++j) {
+    (*candidates)[j] = number(params.candidate_labels[j]);
+  }
+}
 
 }  // namespace jitops::cpu

@@ -33,15 +33,24 @@ def define(schema: str, shapes: Callable[..., Any]) -> None:
     _define(schema, meta, "Meta")
 
 
-def define_in_torch(schema: str, kernel: Callable[..., Any], shapes: Callable[..., Any]) -> None:
+def define_opaque(schema: str, kernel: Callable[..., Any], shapes: Callable[..., Any]) -> None:
     """Declare an operator of tensor code without a gradient, opaque to :func:`torch.compile`.
 
-    Under :func:`torch.vmap` it runs once for each element of the batch.
-
     Args:
-        schema: torch's schema language. Each result is a tensor.
+        schema: torch's schema language.
         kernel: computes the results.
         shapes: as for :func:`define`.
+    """
+    name = schema.partition("(")[0]
+    if name not in _defined:
+        define(schema, shapes)
+        _library.impl(name, kernel, "CompositeExplicitAutograd")
+
+
+def define_in_torch(schema: str, kernel: Callable[..., Any], shapes: Callable[..., Any]) -> None:
+    """Declare an opaque operator, each of whose results is a tensor, for :func:`torch.vmap` too.
+
+    There it runs once for each element of the batch.
     """
     name = schema.partition("(")[0]
     if name in _defined:
@@ -59,8 +68,7 @@ def define_in_torch(schema: str, kernel: Callable[..., Any], shapes: Callable[..
         stacked = tuple(torch.stack(column) for column in zip(*results, strict=True))
         return stacked, (0,) * len(stacked)
 
-    define(schema, shapes)
-    _library.impl(name, kernel, "CompositeExplicitAutograd")
+    define_opaque(schema, kernel, shapes)
     torch.library.register_vmap(f"jitops::{name}", in_vmap, lib=_library)
 
 

@@ -16,6 +16,11 @@ ELEMENTS_OF_A_THREAD = 1 << 16
 ELEMENTS_ELSEWHERE = 1 << 24
 
 
+def elements_for(tensor: Tensor) -> int:
+    """The elements of a block on the device of ``tensor``."""
+    return ELEMENTS_OF_A_THREAD * torch.get_num_threads() if tensor.is_cpu else ELEMENTS_ELSEWHERE
+
+
 def rows_of(*tensors: Tensor) -> list[Tensor]:
     """Tensors of one shape as matrices with the same last dimension."""
     shape = tensors[0].shape
@@ -31,9 +36,7 @@ def blocks(first: Tensor, *others: Tensor | None) -> Iterable[tuple[Any, ...]]:
     The columns of the first matrix decide how many rows a block has.
     """
     rows, cols = first.shape
-    one = ELEMENTS_OF_A_THREAD
-    elements = one * torch.get_num_threads() if first.is_cpu else ELEMENTS_ELSEWHERE
-    step = max(1, elements // max(1, cols))
+    step = max(1, elements_for(first) // max(1, cols))
     if rows <= step:
         return [(first, *others)]
     parts = (itertools.repeat(None) if x is None else x.split(step) for x in others)

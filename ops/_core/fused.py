@@ -60,6 +60,9 @@ class FusedOp:
         tensor_code: the forward and the backward kernel of the pure-torch path. Without it that
             path runs the definition. What these two save may differ in shape and dtype from what
             the compiled kernels save.
+        opaque_shapes: like ``shapes``, for the forward kernel of tensor code. With it, graphs of
+            :func:`torch.compile` hold these kernels as operators that it does not look into. It is
+            for definitions that stay slow, or take much memory, when torch.compile fuses them.
         source: the stem of the op's files in ``cuda_src``, by default ``name``.
         title: begins the name of the Function, by default ``name`` in CamelCase.
     """
@@ -75,6 +78,7 @@ class FusedOp:
         constants: Sequence[str] = (),
         shapes: Callable[..., Any] | None = None,
         tensor_code: tuple[Callable[..., Any], Callable[..., Any]] | None = None,
+        opaque_shapes: Callable[..., Any] | None = None,
         source: str | None = None,
         title: str | None = None,
     ) -> None:
@@ -84,10 +88,15 @@ class FusedOp:
         self.op: Op | None = None
         self.Function: type[torch.autograd.Function]
         self._tensors = signature.tensors
-        self._eager = definition  # the pure-torch path outside of graphs
+        self._eager = self._traced = definition  # the pure-torch path: outside and inside of graphs
         if tensor_code is not None:
             suffix = "Function" if shapes is None else "TorchFunction"
+            if opaque_shapes is not None:
+                tensor_code = _opaque(f"{name}_in_torch", signature, tensor_code, opaque_shapes)
             self.Function, self._eager = _function(f"{title}{suffix}", signature, *tensor_code)
+            if opaque_shapes is not None:
+                autograd.define_in_graphs(f"{name}_in_torch{signature.schema}", self._eager)
+                self._traced = getattr(torch.ops.jitops, f"{name}_in_torch")
         if shapes is not None:
             autograd.define(f"{name}_forward{signature.forward_schema}", shapes)
             autograd.define(
@@ -107,13 +116,12 @@ class FusedOp:
         if autograd.needs_torch_path():
             return self.definition(*arguments)
         if self.op is None or self.op.backend_for(arguments[0]) == "torch":
-            # Subclasses such as DTensor may not support the out= and in-place calls of tensor
-            # code. torch.compile fuses the definition by itself.
-            if torch.compiler.is_compiling() or not _PLAIN.issuperset(
-                map(type, arguments[: self._tensors])
-            ):
-                return self.definition(*arguments)
-            return self._eager(*arguments)
+            if torch.compiler.is_compiling():
+                return self._traced(*arguments)
+            # Subclasses such as DTensor may not support the out= and in-place calls of tensor code.
+            if _PLAIN.issuperset(map(type, arguments[: self._tensors])):
+                return self._eager(*arguments)
+            return self.definition(*arguments)
         if torch.compiler.is_compiling():
             return self._in_graphs(*arguments)
         return self._compiled(*arguments)
@@ -203,6 +211,22 @@ class _Signature:
             ]
 
         return shapes
+
+
+def _opaque(
+    name: str,
+    signature: _Signature,
+    kernels: tuple[Callable[..., Any], Callable[..., Any]],
+    shapes: Callable[..., Any],
+) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """The two kernels of tensor code as operators."""
+    forward, backward = kernels
+    autograd.define_opaque(f"{name}_forward{signature.forward_schema}", forward, shapes)
+    autograd.define_opaque(
+        f"{name}_backward{signature.backward_schema}", backward, signature.gradient_shapes()
+    )
+    operators = [getattr(torch.ops.jitops, f"{name}_{one}").default for one in PASSES]
+    return operators[0], operators[1]
 
 
 def _tensors(count: int) -> str:

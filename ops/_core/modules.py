@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
@@ -18,13 +18,14 @@ class LossModule(nn.Module):
     """
 
     function: ClassVar[Callable[..., Any]]
+    reductions: ClassVar[Collection[str]] = checks.REDUCTIONS
 
     def __init__(self, **parameters: Any) -> None:
         super().__init__()
         self._parameter_names = tuple(parameters)
         for name, value in parameters.items():
             if name == "reduction":
-                checks.check_reduction(value)
+                checks.one_of(name, value, self.reductions)
             is_number = not isinstance(value, str | bool | tuple | list | None)
             setattr(self, name, checks.check_number(name, value) if is_number else value)
 

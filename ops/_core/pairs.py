@@ -68,6 +68,20 @@ def whole(labels: Tensor) -> Tensor:
     return labels if labels.dtype is torch.int64 else labels.long()
 
 
+def margin(value: Any) -> tuple[float, bool]:
+    """The width of the hinge, and whether the margin is soft instead.
+
+    Raises:
+        ArgumentTypeError: not a number and not a word.
+        ArgumentError: another word than ``"soft"``, or NaN.
+    """
+    if not isinstance(value, str):
+        return checks.check_number("margin", value), False
+    if value != "soft":
+        raise ArgumentError(f"margin must be a number or 'soft', got {value!r}")
+    return 0.0, True
+
+
 # ---- distances -----------------------------------------------------------------------------------
 
 
@@ -78,6 +92,23 @@ def scaled_to_cosine(rows: Tensor) -> Tensor:
     float32.
     """
     return torch.nn.functional.normalize(checks.widened(rows), dim=1) * 0.5**0.5
+
+
+def distances(x: Tensor, y: Tensor, squared: bool) -> Tensor:
+    """All distances, from the tensor of all differences. The gradient of a distance of 0 is 0."""
+    return _distance((x.unsqueeze(1) - y.unsqueeze(0)).square().sum(-1), squared)
+
+
+def softplus(x: Tensor) -> Tensor:
+    """log(1 + exp(x)); torch's default returns x where x is above 20, which float64 can tell."""
+    return torch.nn.functional.softplus(x, threshold=80.0)
+
+
+def _distance(total: Tensor, squared: bool) -> Tensor:
+    if squared:
+        return total
+    apart = total != 0
+    return torch.where(apart, torch.where(apart, total, torch.ones_like(total)).sqrt(), total)
 
 
 def selected_distance(
@@ -92,11 +123,7 @@ def selected_distance(
     # Not by indexing, whose gradient is summed in no fixed order.
     difference = anchors - candidates.index_select(0, index.clamp(min=0))
     difference = torch.where(real.unsqueeze(-1), difference, torch.zeros_like(difference))
-    total = difference.square().sum(-1)
-    if squared:
-        return total
-    apart = total != 0
-    return torch.where(apart, torch.where(apart, total, torch.ones_like(total)).sqrt(), total)
+    return _distance(difference.square().sum(-1), squared)
 
 
 # ---- mining --------------------------------------------------------------------------------------

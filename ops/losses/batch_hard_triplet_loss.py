@@ -11,7 +11,6 @@ from torch import Tensor
 from ops._core import autograd, checks, pairs
 from ops._core.fused import FusedOp
 from ops._core.modules import LossModule
-from ops._errors import ArgumentError
 
 __all__ = ["BatchHardTripletLoss", "batch_hard_triplet_loss"]
 
@@ -87,12 +86,7 @@ def batch_hard_triplet_loss(
         tensors["ref_emb"] = ref_emb
     embeddings, *rest = pairs.embeddings(labels=labels, ref_labels=ref_labels, **tensors)
     reference = rest[0] if rest else None
-    if isinstance(margin, str):
-        if margin != "soft":
-            raise ArgumentError(f"margin must be a number or 'soft', got {margin!r}")
-        soft, width = True, 0.0
-    else:
-        soft, width = False, checks.check_number("margin", margin)
+    width, soft = pairs.margin(margin)
     checks.one_of("distance", distance, pairs.DISTANCES)
     checks.one_of("incomplete", incomplete, INCOMPLETE)
     number = checks.check_reduction(reduction)
@@ -165,7 +159,7 @@ def _definition(
     d_pos = pairs.selected_distance(anchors, candidates, positive, both, squared)
     d_neg = pairs.selected_distance(anchors, candidates, negative, both, squared)
     difference = d_pos - d_neg
-    loss = _softplus(difference) if soft else torch.relu(difference + margin)
+    loss = pairs.softplus(difference) if soft else torch.relu(difference + margin)
     loss = torch.where(both, loss, torch.zeros_like(loss))
     if reduction == 1:
         count = labels.shape[0] if counts_all else both.sum()
@@ -173,11 +167,6 @@ def _definition(
     else:
         loss = autograd.reduce(loss, reduction)
     return loss.to(embeddings.dtype)
-
-
-def _softplus(x: Tensor) -> Tensor:
-    """log(1 + exp(x)); torch's own returns x where x is above 20, which float64 can tell."""
-    return torch.logaddexp(x, torch.zeros_like(x))
 
 
 def _shapes(

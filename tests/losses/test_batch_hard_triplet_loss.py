@@ -6,35 +6,16 @@ import math
 
 import pytest
 import torch
-import torch.nn.functional as F
 
 import ops
 from tests.harness.battery import Battery
 from tests.harness.op_under_test import Mutation, OpUnderTest, close
-
-
-def labels_of(x):
-    """Three of a class, and an anchor without a positive where the count is not a multiple."""
-    count = 2 if x.is_nested else x.shape[0]
-    return torch.arange(count, device=x.device) // 3
+from tests.losses.triplets import BAD_INPUT, check_bad_input, distances, inputs, labels_of
 
 
 def reference(x, y=None, margin=0.2, distance="euclidean", incomplete="drop", reduction="mean"):
     """As one writes it, with the whole matrix of distances."""
-    labels, others = labels_of(x), labels_of(x if y is None else y)
-    if distance == "cosine":
-        x, y = F.normalize(x, dim=1), y if y is None else F.normalize(y, dim=1)
-    squared = (x[:, None] - (x if y is None else y)[None]).square().sum(-1)
-    away = squared != 0
-    d = {
-        "euclidean": torch.where(away, torch.where(away, squared, 1.0).sqrt(), 0.0),
-        "squared_euclidean": squared,
-        "cosine": squared / 2,
-    }[distance]
-    different = labels[:, None] != others[None]
-    same = ~different
-    if y is None:
-        same = same & ~torch.eye(len(x), dtype=torch.bool, device=x.device)
+    d, same, different = distances(x, y, distance)
     both = same.any(1) & different.any(1)
     z = 0 * x.sum(1) + (0 if y is None else 0 * y.sum())
     if d.numel():
@@ -56,14 +37,6 @@ def call(x, y=None, **keywords):
     if y is not None:
         keywords |= {"ref_emb": y, "ref_labels": labels_of(y)}
     return ops.batch_hard_triplet_loss(x, labels_of(x), **keywords)
-
-
-def inputs(count):
-    def make(shape, dtype, device):
-        rows = [shape, (shape[0] + 5, *shape[1:])][:count]
-        return [torch.randn(one, dtype=torch.float64, device=device).to(dtype) for one in rows]
-
-    return make
 
 
 def operator_samples(device):
@@ -95,14 +68,8 @@ VARIANTS = (
 )
 MUTATIONS = (
     Mutation(
-        "batch_hard_triplet_loss.cu",
-        "inside && j < end ? load",
-        "inside ? load",
-        "read out of bounds",
-    ),
-    Mutation(
-        "batch_hard_triplet_loss.cu",
-        "      __syncthreads();  // the chunk before has been read\n",
+        "common/pairs.cuh",
+        "    __syncthreads();  // the chunk before has been read\n",
         "",
         "race in shared memory",
     ),
@@ -237,71 +204,14 @@ class TestWithReferences(Battery):
 @pytest.mark.parametrize(
     ("change", "error", "text"),
     [
-        (
-            {"embeddings": [[0.0]]},
-            ops.ArgumentTypeError,
-            "embeddings must be a torch.Tensor, got l",
-        ),
-        (
-            {"embeddings": torch.ones(4)},
-            ops.ArgumentError,
-            r"embeddings must have shape \(rows, D\), got \[4\]",
-        ),
-        (
-            {"embeddings": torch.ones(4, 2, dtype=torch.int64)},
-            ops.ArgumentTypeError,
-            "embeddings must have dtype float64, .*, got int64",
-        ),
-        (
-            {"labels": [0, 0, 1, 1]},
-            ops.ArgumentTypeError,
-            "labels must be a torch.Tensor, got list",
-        ),
-        (
-            {"labels": torch.zeros(4)},
-            ops.ArgumentTypeError,
-            "labels must have an integer dtype, got float32",
-        ),
-        (
-            {"labels": torch.zeros(3, dtype=torch.int64)},
-            ops.ArgumentError,
-            r"labels must have shape \[4\], one label for each row, got \[3\]",
-        ),
+        *BAD_INPUT,
         ({"margin": "hard"}, ops.ArgumentError, "margin must be a number or 'soft', got 'hard'"),
-        ({"margin": float("nan")}, ops.ArgumentError, "margin must be a number, got nan"),
-        ({"margin": None}, ops.ArgumentTypeError, "margin must be a real number, got NoneType"),
-        ({"distance": "l2"}, ops.ArgumentError, "distance must be one of euclidean, .*, got 'l2'"),
         ({"incomplete": "keep"}, ops.ArgumentError, "incomplete must be one of drop, zero, got 'k"),
         ({"reduction": "avg"}, ops.ArgumentError, "reduction must be one of none, mean, sum, got"),
-        (
-            {"ref_emb": torch.ones(3, 2)},
-            ops.ArgumentError,
-            "ref_labels must be given with ref_emb, got None",
-        ),
-        (
-            {"ref_labels": torch.zeros(3, dtype=torch.int64)},
-            ops.ArgumentError,
-            "ref_emb must be given with ref_labels, got None",
-        ),
-        (
-            {"ref_emb": torch.ones(3, 5), "ref_labels": torch.zeros(3, dtype=torch.int64)},
-            ops.ArgumentError,
-            "ref_emb must have as many columns as embeddings, 2, got 5",
-        ),
-        (
-            {"ref_emb": torch.ones(3, 2).double(), "ref_labels": torch.zeros(3, dtype=torch.int64)},
-            ops.ArgumentTypeError,
-            "ref_emb must have embeddings's dtype float32, got float64",
-        ),
     ],
 )
 def test_bad_input(backend, device, change, error, text):
-    good = {"embeddings": torch.ones(4, 2), "labels": torch.tensor([0, 0, 1, 1])}
-    values = {**good, **change}
-    for name, value in values.items():
-        values[name] = value.to(device) if isinstance(value, torch.Tensor) else value
-    with pytest.raises(error, match=text):
-        ops.batch_hard_triplet_loss(**values)
+    check_bad_input(ops.batch_hard_triplet_loss, device, change, error, text)
 
 
 def test_module():

@@ -1,0 +1,105 @@
+"""Speed and memory of losses on a batch of embeddings with labels, against tensor code."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.common import COMPILED, child, compiled, in_turns, table
+
+
+def inputs(rows: int, cols: int, of_a_class: int, device: str) -> tuple[Tensor, Tensor]:
+    labels = torch.arange(rows, device=device) // of_a_class
+    return torch.randn(rows, cols, device=device).requires_grad_(), labels
+
+
+def speed(
+    title: str,
+    sizes: Sequence[tuple[int, int]],
+    of_a_class: int,
+    eager: nn.Module,
+    ours: nn.Module,
+    device: str,
+) -> list[dict]:
+    """Forward and backward pass, for sizes that double, and the exponent of the cost in them."""
+    backend, figures = COMPILED[device], []
+    for size in sizes:
+        x, labels = inputs(*size, of_a_class, device)
+        torch._dynamo.reset()
+        losses = {"eager": eager, **compiled(eager, device), "torch": ours, backend: ours}
+
+        def step(loss, x=x, labels=labels):
+            return lambda: torch.autograd.grad(loss(x, labels), x)
+
+        calls = {name: step(loss) for name, loss in losses.items()}
+        seconds = in_turns(calls, {"torch": "torch", backend: backend}, device)
+        us = {name: 1e6 * value for name, value in seconds.items()}
+        figures.append({"shape": size, "of_a_class": of_a_class, "us": us})
+    table(
+        f"{title}, {of_a_class} of a class, forward + backward, {backend}: microseconds",
+        ["shape", *figures[0]["us"], "eager / ours", "compile / ours", "eager / torch"],
+        [
+            [
+                row["shape"],
+                *(f"{us:.0f}" for us in row["us"].values()),
+                f"**{row['us']['eager'] / row['us'][backend]:.2f}x**",
+                f"**{row['us']['compile'] / row['us'][backend]:.2f}x**",
+                f"{row['us']['eager'] / row['us']['torch']:.2f}x",
+            ]
+            for row in figures
+        ],
+    )
+    first, last = figures[0], figures[-1]
+    exponent = {
+        name: math.log(last["us"][name] / first["us"][name]) / math.log(sizes[-1][0] / sizes[0][0])
+        for name in first["us"]
+    }
+    shown = ", ".join(f"{name} {value:.2f}" for name, value in exponent.items())
+    print(f"\nExponent of the cost in the number of embeddings: {shown}\n")
+    return [*figures, {"exponent": exponent}]
+
+
+# In a process of its own: the peak over what stands there before the loss is computed.
+MEMORY = """
+    import ops
+    from benchmarks.losses.batches import inputs
+    from {module} import Eager, ours
+    device, which = {device!r}, {which!r}
+    loss = ours() if which not in ("eager", "compile") else Eager()
+    if which == "compile":
+        loss = torch.compile(loss, dynamic=False)
+    def peak():
+        return torch.cuda.max_memory_allocated() / 1e6 if device == "cuda" else peak_mb()
+    def step(x, labels):
+        return torch.autograd.grad(loss(x, labels), x)
+    step(*inputs(8, {cols}, 4, device))
+    x, labels = inputs({rows}, {cols}, {of_a_class}, device)
+    gradient = torch.zeros_like(x)
+    if device == "cpu":
+        open("/proc/self/clear_refs", "w").write("5")  # the peak starts anew from here
+    before = torch.cuda.memory_allocated() / 1e6 if device == "cuda" else peak()
+    del gradient
+    step(x, labels)
+    print(json.dumps({{"mb": peak() - before}}))
+"""
+
+
+def memory(module: str, size: tuple[int, int], of_a_class: int, device: str) -> list[dict]:
+    """Peak memory of a step. The bench's module makes the losses by ``Eager()`` and ``ours()``."""
+    (rows, cols), backend, figures = size, COMPILED[device], []
+    for which in ("eager", "compile", "torch", backend):
+        asked = which if which in ("torch", backend) else "auto"
+        code = MEMORY.format(
+            module=module, device=device, which=which, rows=rows, cols=cols, of_a_class=of_a_class
+        )
+        figures.append({"which": which, **child(code, JITOPS_BACKEND=asked)})
+    table(
+        f"Peak memory of {size}, {of_a_class} of a class, beyond the inputs and the gradient, "
+        f"{device}",
+        ["", "MB"],
+        [[one["which"], f"{one['mb']:.1f}"] for one in figures],
+    )
+    return figures

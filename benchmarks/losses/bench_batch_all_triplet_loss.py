@@ -1,0 +1,65 @@
+"""The batch-all triplet loss, forward + backward, against tensor code and its compile."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+import ops
+from benchmarks.common import COMPILED, Kernel, devices
+from benchmarks.losses.batches import inputs, memory, speed
+
+SIZES = ((64, 128), (128, 128), (256, 128), (512, 128), (1024, 128))
+OF_A_CLASS = (4, 32)
+MARGIN = 0.2
+
+
+class Eager(nn.Module):
+    """The loss as one writes it with care: a row of negatives for each pair with a positive."""
+
+    def forward(self, embeddings: Tensor, labels: Tensor) -> Tensor:
+        distances = torch.cdist(embeddings, embeddings)
+        same = labels[:, None] == labels
+        others = ~torch.eye(len(labels), dtype=torch.bool, device=labels.device)
+        anchor, positive = (same & others).nonzero(as_tuple=True)
+        losses = distances[anchor, positive][:, None] - distances[anchor] + MARGIN
+        losses = torch.relu(losses.masked_fill(same[anchor], -torch.inf))
+        return losses.sum() / losses.count_nonzero().clamp(min=1)
+
+
+def ours() -> nn.Module:
+    return ops.BatchAllTripletLoss(MARGIN)
+
+
+def run() -> dict:
+    return {
+        COMPILED[device]: {
+            "speed": [
+                speed("Batch-all", SIZES, of_a_class, Eager(), ours(), device)
+                for of_a_class in OF_A_CLASS
+            ],
+            "memory": [
+                memory(__name__, (512, 128), of_a_class, device) for of_a_class in OF_A_CLASS
+            ],
+        }
+        for device in devices()
+    }
+
+
+def kernels(device: str, dtype: torch.dtype) -> Iterator[Kernel]:
+    """Both passes compute all distances; the backward pass sums up twice as many differences."""
+    for rows, cols in SIZES[3:]:
+        x, labels = inputs(rows, cols, OF_A_CLASS[0], device)
+        x = x.detach().to(dtype)
+        arguments = (x, labels, None, None, MARGIN, False, False, 0, False, 1)
+        forward = torch.ops.jitops.batch_all_triplet_loss_forward.default
+        product = (rows, cols, rows)
+        yield Kernel(
+            "batch-all, forward", (rows, cols), forward, arguments, x.nbytes, (product,) * 2
+        )
+        loss, _, scale = forward(*arguments)
+        backward = torch.ops.jitops.batch_all_triplet_loss_backward.default
+        call = (torch.ones_like(loss), *arguments[:4], scale, *arguments[4:], True, False)
+        yield Kernel("batch-all, backward", (rows, cols), backward, call, x.nbytes, (product,) * 6)
