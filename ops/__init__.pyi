@@ -66,6 +66,12 @@ from .losses.improved_triplet_loss import (
     TripletLossFunc as TripletLossFunc,
     improved_triplet_loss as improved_triplet_loss,
 )
+from .losses.linear_cross_entropy import (
+    LinearCrossEntropyLoss as LinearCrossEntropyLoss,
+    LinearLogProb as LinearLogProb,
+    linear_cross_entropy as linear_cross_entropy,
+    linear_log_prob as linear_log_prob,
+)
 from .losses.set_matching_loss import (
     SetMatching as SetMatching,
     SetMatchingLoss as SetMatchingLoss,
