@@ -4,9 +4,8 @@ A logit is z_ij = x_i·w_j + b_j, and with a softcap c it is c tanh(z_ij / c). A
 of rows are computed at a time, by torch's own matrix product. Their block is also that of their
 gradients: these need two more products.
 
-A scalar loss has gradients that are known in the forward pass, up to a factor. So it forms them
-there, by three products in all. Losses of single rows compute the logits again in the backward
-pass, by four products.
+Here are the parts of that, and values of each row. Their backward pass computes the logits again,
+so both passes take four products. :mod:`ops._core.linear_loss` has sums over rows.
 """
 
 from __future__ import annotations
@@ -72,7 +71,7 @@ autograd.define_in_torch(
 # ---- the definition ------------------------------------------------------------------------------
 
 
-def _row_definition(
+def row_definition(
     input: Tensor,
     linear_weight: Tensor,
     linear_bias: Tensor | None,
@@ -111,37 +110,10 @@ def _row_definition(
     )
 
 
-def _sum_definition(
-    input: Tensor,
-    linear_weight: Tensor,
-    linear_bias: Tensor | None,
-    label: Tensor,
-    factors: Tensor,
-    class_weight: Tensor | None,
-    softcap: float,
-    weighted: bool,
-    needs_input: bool,
-    needs_weight: bool,
-    needs_bias: bool,
-) -> Tensor:
-    log_sum, of_target, of_all, _ = _row_definition(
-        input, linear_weight, linear_bias, label, class_weight, softcap, weighted, False
-    )
-    loss = combined(factors, log_sum, of_target, of_all if weighted else None)
-    return torch.where(label == IGNORED, torch.zeros_like(loss), loss).sum()
-
-
-def combined(factors: Tensor, log_sum: Tensor, of_target: Tensor, of_all: Tensor | None) -> Tensor:
-    """The loss of each row, which is linear but for the square of its log-sum."""
-    to_log_sum, to_target, to_all, to_square = factors.unbind()
-    loss = to_log_sum * log_sum - to_target * of_target + to_square * log_sum.square()
-    return loss if of_all is None else loss - to_all * of_all
-
-
 # ---- blocks of rows ------------------------------------------------------------------------------
 
 
-def _rows_of_logits(
+def rows_of_logits(
     input: Tensor, linear_weight: Tensor, linear_bias: Tensor | None, label: Tensor
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """The numbers of some rows that count, these rows of the input, and all of their logits."""
@@ -166,7 +138,7 @@ def _counted(label: Tensor) -> Tensor:
     return torch.arange(label.shape[0], device=label.device)
 
 
-def _capped_(z: Tensor, softcap: float) -> Tensor | None:
+def capped_(z: Tensor, softcap: float) -> Tensor | None:
     """Cap the logits in place, and return the slope of that; ``None`` is 1."""
     if not softcap:
         return None
@@ -175,16 +147,16 @@ def _capped_(z: Tensor, softcap: float) -> Tensor | None:
     return slope
 
 
-def _of_target(z: Tensor, label: Tensor) -> Tensor:
+def target_logits(z: Tensor, label: Tensor) -> Tensor:
     found = z.gather(1, label.clamp(min=0)[:, None])[:, 0]
     return found.masked_fill_(label == UNKNOWN, torch.nan)
 
 
-def _of_all(z: Tensor, class_weight: Tensor | None) -> Tensor:
+def sum_of_logits(z: Tensor, class_weight: Tensor | None) -> Tensor:
     return z.sum(1) if class_weight is None else torch.mv(z, class_weight)
 
 
-def _softmax_(z: Tensor) -> Tensor:
+def softmax_(z: Tensor) -> Tensor:
     """The softmax of each row in place; returns the log-sum-exp."""
     level = finite(z.amax(1))
     exp_(z.sub_(level[:, None]), NEGLIGIBLE)
@@ -193,7 +165,7 @@ def _softmax_(z: Tensor) -> Tensor:
     return total.log_().add_(level)
 
 
-def _slopes_(
+def slopes_(
     p: Tensor,
     capped: Tensor | None,
     label: Tensor,
@@ -215,7 +187,7 @@ def _slopes_(
         p *= capped
 
 
-class _Gradients:
+class Gradients:
     """The gradients of the arguments, summed up block by block."""
 
     def __init__(
@@ -230,7 +202,6 @@ class _Gradients:
             None if tensor is None or not need else self.weight.new_zeros(tensor.shape)
             for tensor, need in zip((input, linear_weight, linear_bias), needed, strict=True)
         ]
-        self.dtypes = [t.dtype for t in (input, linear_weight, linear_bias) if t is not None]
 
     def add(self, rows: Tensor, x: Tensor, slope: Tensor) -> None:
         """Add the gradients of these rows, from that of their logits."""
@@ -242,100 +213,6 @@ class _Gradients:
         if to_bias is not None:
             to_bias += slope.sum(0)
 
-    def result(self) -> list[Tensor | None]:
-        """Each in the dtype of its argument."""
-        pairs = zip(self.sums, [*self.dtypes, None], strict=False)
-        return [None if total is None else total.to(dtype) for total, dtype in pairs]
-
-
-# ---- a sum over all rows -------------------------------------------------------------------------
-
-
-def _sum_forward(
-    input: Tensor,
-    linear_weight: Tensor,
-    linear_bias: Tensor | None,
-    label: Tensor,
-    factors: Tensor,
-    class_weight: Tensor | None,
-    softcap: float,
-    weighted: bool,
-    *needed: bool,
-) -> tuple[Tensor, ...]:
-    gradients = _Gradients(input, linear_weight, linear_bias, needed)
-    losses = factors.new_zeros(label.shape)
-    factors = factors.masked_fill(label == IGNORED, 0.0)
-    for rows, x, logits in _rows_of_logits(input, linear_weight, linear_bias, label):
-        of_rows = factors.index_select(1, rows)
-        parts = blocks.blocks(logits, label[rows], rows, of_rows.mT)
-        for z, its_label, numbers, its_factors in parts:
-            to_log_sum, to_target, to_all, to_square = its_factors.mT
-            capped = _capped_(z, softcap)
-            of_target = _of_target(z, its_label)
-            of_all = _of_all(z, class_weight) if weighted else None
-            log_sum = _softmax_(z)
-            losses[numbers] = combined(its_factors.mT, log_sum, of_target, of_all)
-            if any(needed):
-                z.mul_((to_log_sum + 2 * to_square * log_sum)[:, None])
-                _slopes_(
-                    z, capped, its_label, class_weight, -to_target, -to_all if weighted else None
-                )
-        gradients.add(rows, x, logits)
-    none = losses.new_empty(0)
-    return losses.sum(), *(none if one is None else one for one in gradients.result())
-
-
-def _sum_backward(
-    grad_loss: Tensor,
-    input: Tensor,
-    linear_weight: Tensor,
-    linear_bias: Tensor | None,
-    to_input: Tensor,
-    to_weight: Tensor,
-    to_bias: Tensor,
-    *needed: bool,
-) -> list[Tensor]:
-    """Multiply the gradients by the factor that was not known in the forward pass."""
-    formed = [one for one, need in zip((to_input, to_weight, to_bias), needed, strict=True) if need]
-    # The graph does not need them again, if it is not retained. Graphs of torch.compile record
-    # this code with tensors of other types, and decide for themselves where results are stored.
-    if (
-        all(type(one) is Tensor for one in formed)
-        and not torch._C._autograd._get_current_graph_task_keep_graph()
-    ):
-        return [one.mul_(grad_loss) for one in formed]
-    return [(one * grad_loss).to(one.dtype) for one in formed]
-
-
-def _sum_shapes(
-    input: Tensor,
-    linear_weight: Tensor,
-    linear_bias: Tensor | None,
-    label: Tensor,
-    factors: Tensor,
-    class_weight: Tensor | None,
-    softcap: float,
-    weighted: bool,
-    *needed: bool,
-) -> tuple[Tensor, ...]:
-    tensors = (input, linear_weight, linear_bias)
-    return factors.new_empty(()), *(
-        factors.new_empty(0) if tensor is None or not need else tensor.new_empty(tensor.shape)
-        for tensor, need in zip(tensors, needed, strict=True)
-    )
-
-
-loss_sum = FusedOp(
-    "linear_cross_entropy",
-    _sum_definition,
-    results=["loss"],
-    saved=["to_input", "to_weight", "to_bias"],
-    backward=["input", "linear_weight", "linear_bias", "to_input", "to_weight", "to_bias"],
-    constants=["label", "factors", "class_weight"],
-    tensor_code=(_sum_forward, _sum_backward),
-    opaque_shapes=_sum_shapes,
-    opaque_backward=False,
-)
 
 # ---- values of each row --------------------------------------------------------------------------
 
@@ -354,14 +231,14 @@ def _row_forward(
         input, linear_weight, linear_bias, label, class_weight, softcap, weighted, entropy
     )
     log_sums, of_targets, of_alls, entropies = (one.zero_() for one in results)
-    for rows, _, logits in _rows_of_logits(input, linear_weight, linear_bias, label):
+    for rows, _, logits in rows_of_logits(input, linear_weight, linear_bias, label):
         for z, its_label, numbers in blocks.blocks(logits, label[rows], rows):
-            _capped_(z, softcap)
-            of_targets[numbers] = _of_target(z, its_label)
+            capped_(z, softcap)
+            of_targets[numbers] = target_logits(z, its_label)
             if weighted:
-                of_alls[numbers] = _of_all(z, class_weight)
+                of_alls[numbers] = sum_of_logits(z, class_weight)
             kept = z.clone() if entropy else z
-            log_sum = _softmax_(z)
+            log_sum = softmax_(z)
             log_sums[numbers] = log_sum
             if entropy:
                 entropies[numbers] = -_log_p_(kept, log_sum).mul_(z).sum(1)
@@ -392,7 +269,7 @@ def _row_backward(
     entropy: bool,
     *needed: bool,
 ) -> list[Tensor]:
-    gradients = _Gradients(input, linear_weight, linear_bias, needed)
+    gradients = Gradients(input, linear_weight, linear_bias, needed)
     arrived = (
         grad_log_sum,
         grad_of_target,
@@ -402,14 +279,14 @@ def _row_backward(
     )
     skipped = label == IGNORED
     given = tuple(None if one is None else one.masked_fill(skipped, 0.0) for one in arrived)
-    for rows, x, logits in _rows_of_logits(input, linear_weight, linear_bias, label):
-        of_rows = [None if one is None else one[rows] for one in given]
+    for rows, x, logits in rows_of_logits(input, linear_weight, linear_bias, label):
+        its = [None if one is None else one[rows] for one in given]
         for z, its_label, to_log_sum, to_target, to_all, to_entropy, its_entropy in blocks.blocks(
-            logits, label[rows], *of_rows
+            logits, label[rows], *its
         ):
-            capped = _capped_(z, softcap)
+            capped = capped_(z, softcap)
             log_p = None if to_entropy is None else z.clone()
-            log_sum = _softmax_(z)
+            log_sum = softmax_(z)
             factor = torch.zeros_like(log_sum) if to_log_sum is None else to_log_sum
             if log_p is None:
                 z.mul_(factor[:, None])
@@ -417,9 +294,9 @@ def _row_backward(
                 to_log_p = to_entropy[:, None]
                 factor = factor - to_entropy * its_entropy
                 z.mul_(_log_p_(log_p, log_sum).mul_(-to_log_p).add_(factor[:, None]))
-            _slopes_(z, capped, its_label, class_weight, to_target, to_all)
+            slopes_(z, capped, its_label, class_weight, to_target, to_all)
         gradients.add(rows, x, logits)
-    return [one for one in gradients.result() if one is not None]
+    return [one.to(input.dtype) for one in gradients.sums if one is not None]
 
 
 def _row_shapes(
@@ -440,7 +317,7 @@ def _row_shapes(
 
 of_rows = FusedOp(
     "linear_logit_rows",
-    _row_definition,
+    row_definition,
     results=["log_sum", "of_target", "of_all", "entropies"],
     backward=["input", "linear_weight", "linear_bias", "label", "class_weight", "entropies",
               "softcap", "weighted", "entropy"],

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ops._core import checks, linear_logits
+from ops._core.linear_loss import combined, factors_of, linear_loss
 from ops._errors import ArgumentError, ArgumentTypeError
 
 __all__ = [
@@ -98,11 +99,19 @@ def linear_cross_entropy(
         _check_class_weight(weight, given.linear_weight)
         class_weight = weight.detach().to(wide)
     counts = given.label != linear_logits.IGNORED
-    factors, total = _factors(counts, given, class_weight, smoothing, z_factor, number == 1, wide)
+    factors, total = factors_of(
+        given.label,
+        given.linear_weight.shape[0],
+        class_weight,
+        smoothing,
+        z_factor,
+        number == 1,
+        wide,
+    )
     if number:
         recorded = torch.is_grad_enabled()
         needed = [t is not None and recorded and t.requires_grad for t in given[:3]]
-        loss: Tensor = linear_logits.loss_sum(
+        loss: Tensor = linear_loss(
             *given[:4], factors, class_weight, given.softcap, smoothing > 0, *needed
         )
         if number == 1:
@@ -111,7 +120,7 @@ def linear_cross_entropy(
     log_sum, of_target, of_all, _ = linear_logits.of_rows(
         *given[:4], class_weight, given.softcap, smoothing > 0, False
     )
-    loss = linear_logits.combined(factors, log_sum, of_target, of_all if smoothing else None)
+    loss = combined(factors, log_sum, of_target, of_all if smoothing else None)
     return torch.where(counts, loss, torch.zeros_like(loss)).reshape(target.shape)
 
 
@@ -362,33 +371,3 @@ def _check_class_weight(weight: Any, linear_weight: Tensor) -> None:
         raise ArgumentError(f"weight must be on device {linear_weight.device}, got {weight.device}")
     if weight.requires_grad:
         raise ArgumentError("weight must not require a gradient, because none is computed, got one")
-
-
-def _factors(
-    counts: Tensor,
-    given: _Given,
-    class_weight: Tensor | None,
-    smoothing: float,
-    z_factor: float,
-    mean: bool,
-    wide: torch.dtype,
-) -> tuple[Tensor, Tensor]:
-    """The factors of :func:`ops._core.linear_logits.combined`, and the divisor of the mean."""
-    classes = given.linear_weight.shape[0]
-    ones = counts.to(wide)
-    of_all: float | Tensor = float(classes)
-    of_target = ones
-    if class_weight is not None:
-        of_target = torch.where(counts, class_weight[given.label.clamp(min=0)], 0.0)
-        of_all = class_weight.sum()
-    spread = ones * (smoothing / classes)
-    of_target_alone = of_target * (1.0 - smoothing)
-    square = ones * z_factor
-    total = of_target.sum()
-    if mean:
-        of_target_alone, spread, square = (
-            of_target_alone / total,
-            spread / total,
-            square / ones.sum(),
-        )
-    return torch.stack([of_target_alone + spread * of_all, of_target_alone, spread, square]), total

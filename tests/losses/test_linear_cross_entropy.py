@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 import ops
-from ops._core import linear_logits
+from ops._core import linear_logits, linear_loss
 from tests.harness.battery import Battery
 from tests.harness.helpers import run
 from tests.harness.op_under_test import DTYPES, OpUnderTest, close, leaves, several
@@ -154,7 +154,7 @@ class TestLinearCrossEntropy(Battery):
 
         tensors = leaves(self.inputs(device))
         expected = cross_entropy(*tensors, **ALL_TERMS).detach()
-        monkeypatch.setattr(linear_logits, "_slopes_", refuse)
+        monkeypatch.setattr(linear_loss, "slopes_", refuse)
         with torch.no_grad():
             assert torch.equal(cross_entropy(*tensors, **ALL_TERMS), expected)
         assert torch.equal(cross_entropy(*[t.detach() for t in tensors], **ALL_TERMS), expected)
@@ -295,6 +295,52 @@ class TestLinearCrossEntropy(Battery):
                 to_x, to_w = torch.autograd.grad(call(), (x, w), create_graph=order)
                 assert to_x.isnan().all(1).tolist() == [False, False, True, False, False, False]
                 assert to_w[0].isnan().all()
+
+    def test_float16_gradients_are_scaled_before_they_are_rounded(self, backend, device):
+        """A loss scaler keeps small gradients from underflow, though they are formed before it."""
+        x, w, _ = leaves(self.inputs(device, torch.float16, (4000, 5)))
+        target = torch.arange(4000, device=device) % CLASSES
+        with torch.no_grad():
+            w *= 1e-3
+        loss = ops.linear_cross_entropy(x, w, target)
+        exact = F.cross_entropy(F.linear(x.double(), w.double()), target)
+        (mine,), (expected,) = (torch.autograd.grad(65536.0 * one, x) for one in (loss, exact))
+        close(mine, expected, torch.float16)
+
+    def test_compiled_graphs(self, backend, device):
+        """In one graph: several backward passes, with and without gradients, rows and sums."""
+        tensors = self.inputs(device)
+        for keywords in (ALL_TERMS, {**ALL_TERMS, "reduction": "none"}):
+            call = lambda *t: cross_entropy(*t, **keywords)  # noqa: B023, E731
+            for compiler in ("aot_eager", "inductor"):
+                torch._dynamo.reset()
+                compiled = torch.compile(call, backend=compiler, fullgraph=True)
+                mine, theirs = leaves(tensors), leaves(tensors)
+                for factor in (1.0, 2.0, 3.0):
+                    losses = compiled(*mine).sum(), call(*theirs).sum()
+                    close(*losses, torch.float64)
+                    for keep in (True, False):
+                        gradients = [
+                            torch.autograd.grad(factor * loss, of, retain_graph=keep)
+                            for loss, of in zip(losses, (mine, theirs), strict=True)
+                        ]
+                        for one, other in zip(*gradients, strict=True):
+                            close(one, other, torch.float64)
+                with torch.no_grad():
+                    close(compiled(*tensors), call(*tensors), torch.float64)
+
+    def test_vmap_over_targets(self, backend, device):
+        x, w, _ = self.inputs(device)
+        many = torch.stack([x, 2 * x])
+        targets = torch.tensor([[0, 1, 2, -100, 4, 5], [3, 3, 1, 0, 2, -100]], device=device)
+        call = lambda x, target: ops.linear_cross_entropy(x, w, target)  # noqa: E731
+        expected = [call(*pair) for pair in zip(many, targets, strict=True)]
+        close(torch.func.vmap(call)(many, targets), torch.stack(expected), torch.float64)
+        close(
+            torch.func.vmap(torch.func.grad(call))(many, targets)[1],
+            torch.func.grad(call)(many[1], targets[1]),
+            torch.float64,
+        )
 
     def test_bfloat16_adds_up_in_float32(self, backend, device):
         """Many classes: a sum in bfloat16, or a result in it, would be off by 3 in a thousand."""
