@@ -24,7 +24,8 @@ constexpr int kWarps = cuda::kMaxThreads / cuda::kWarp;
 constexpr int64_t kChunkElements = int64_t{1} << 22;  // distances of a chunk of anchors
 constexpr int kSquare = 32;  // rows and columns of a block of a gradient
 
-// Distances of the anchors [begin, end) to all candidates. Budget: 128 registers, 16640 bytes shared, 8 bytes spilt.
+// Distances of the anchors [begin, end) to all candidates.
+// Budget: 120 registers, 16640 bytes shared, 8 bytes spilt.
 template <typename T>
 __global__ void __launch_bounds__(cuda::kMaxThreads) distance_kernel(Params params, int64_t begin,
                                                                      int64_t end) {
@@ -115,7 +116,7 @@ __device__ Choice<A> block_choice(Choice<A> mine, Choice<A>* shared) {
 
 // One block an anchor of [begin, end): the sum of its losses, and how many triplets count. The
 // backward pass writes the weights of differences in the gradient instead.
-// Budget: 64 registers, 704 bytes shared, 24 bytes spilt.
+// Budget: 64 registers, 704 bytes shared, 32 bytes spilt.
 template <typename T, bool kBackward>
 __global__ void __launch_bounds__(cuda::kMaxThreads) triplet_kernel(Params params, int64_t begin,
                                                                     int64_t end) {
@@ -205,7 +206,7 @@ __global__ void __launch_bounds__(cuda::kMaxThreads) triplet_kernel(Params param
   }
 }
 
-// One block adds the sums of all anchors. Budget: 52 registers, 192 bytes shared.
+// One block adds the sums of all anchors. Budget: 64 registers, 192 bytes shared.
 template <typename T>
 __global__ void __launch_bounds__(cuda::kMaxThreads) reduce_kernel(Params params) {
   using A = acc_t<T>;
@@ -242,11 +243,12 @@ struct Weights {
 };
 
 // out[i] = the sum over j of weight[i][j] (a[i] - b[j]), or `add` it. A block has kSquare rows a and
-// kSquare columns. Budget: 80 registers, 16896 bytes shared.
+// kSquare columns. Budget: 96 registers, 16896 bytes shared.
 template <typename T>
-__global__ void __launch_bounds__(cuda::kMaxThreads)
-    gradient_kernel(Weights<acc_t<T>> weights, RowsOf<T> a, RowsOf<T> b, int64_t cols, bool add,
-                    acc_t<T>* out) {
+__global__ void __launch_bounds__(cuda::kMaxThreads) gradient_kernel(Weights<acc_t<T>> weights,
+                                                                     RowsOf<T> a, RowsOf<T> b,
+                                                                     int64_t cols, bool add,
+                                                                     acc_t<T>* out) {
   using A = acc_t<T>;
   constexpr int kStep = cuda::kMaxThreads / kSquare, kMine = kSquare / kStep;
   __shared__ A factors[kSquare][kSquare + 1], others[kSquare][kSquare + 1];

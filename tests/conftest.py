@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shutil
 import subprocess
@@ -95,6 +96,7 @@ def pytest_configure(config):
         raise pytest.UsageError(f"--nvcc=yes: {_compilers.NO_NVCC}")
     config.quick = config.getoption("markexpr") == QUICK
     config.mounts = _can_mount()
+    config.lint = all(map(importlib.util.find_spec, ("ruff", "mypy")))
     config.nvcc = choice != "no" and _compilers.nvcc() is not None
 
 
@@ -127,6 +129,8 @@ def _not_run(config):
         missing.append("the thorough tests (make test-all)")
     if not config.mounts:
         missing.append("full, read-only and noexec disks, other users (only root can)")
+    if not config.lint:
+        missing.append("ruff and mypy on a new op (not installed)")
     if not config.nvcc:
         missing.append("compiling the CUDA sources (no nvcc)")
     return missing
@@ -144,6 +148,7 @@ def pytest_terminal_summary(terminalreporter, config):
 
 def pytest_collection_modifyitems(config, items):
     told = {
+        "lint": config.lint,
         "nvcc": config.nvcc,
         "mounts": config.mounts,
         "cpp": "cpp" in config.backends,

@@ -48,6 +48,14 @@ def test_the_code_is_that_of_the_examples():
         assert any(code in text for text in texts), code
 
 
+def test_the_small_op_is_that_of_the_template():
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    ((path, code),) = re.findall(
+        r"<!-- (templates/\S+) -->\n\n```python\n(.*?)```", text, re.DOTALL
+    )
+    assert code == (ROOT / path).read_text()
+
+
 def masked(text):
     """Mask times, because they differ from run to run."""
     return re.sub(r"\d+\.\d+s", "0s", text).strip()

@@ -1,8 +1,8 @@
 """Text that pages of the site take from elsewhere, so that it stands in one place.
 
-A line ``<!-- generated: NAME ARGUMENTS -->`` is replaced by Markdown: a file of the repository, the
-reference of an op from its docstrings, the public names, the help of the command. Links that leave
-``docs/`` lead to the pages that hold those files.
+A line ``<!-- generated: NAME ARGUMENTS -->`` is replaced by Markdown: a file of the repository,
+source files, the reference of an op from its docstrings, the public names, the help of the command.
+Links that leave ``docs/`` lead to the pages that hold those files.
 """
 
 from __future__ import annotations
@@ -60,6 +60,19 @@ def op_names() -> list[str]:
 def file(name: str) -> str:
     """A file of the repository, with its links as seen from ``docs/``."""
     return _links((ROOT / name).read_text(), ROOT / name, DOCS)
+
+
+LANGUAGES = {".cpp": "cpp", ".cu": "cpp", ".h": "cpp", ".md": "markdown", ".py": "python"}
+
+
+def sources(folder: str) -> str:
+    """The files below a folder of the repository as they are, each under its path from there."""
+    paths = [path for path in sorted((ROOT / folder).rglob("*.*")) if path.suffix in LANGUAGES]
+    return "\n\n".join(
+        f"`{path.relative_to(ROOT / folder)}`:\n\n"
+        f"````{LANGUAGES[path.suffix]}\n{path.read_text()}````"
+        for path in paths
+    )
 
 
 def reference(module: str) -> str:
@@ -172,6 +185,7 @@ class _Wide(argparse.HelpFormatter):
 
 GENERATORS: dict[str, Callable[..., str]] = {
     "file": file,
+    "sources": sources,
     "reference": reference,
     "described": described,
     "errors": errors,

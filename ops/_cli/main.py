@@ -69,7 +69,7 @@ def _give_up_stdout() -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    from ops._cli import _build, _bundle, _cache, _check, _doctor
+    from ops._cli import _build, _bundle, _cache, _check, _doctor, _new
 
     parser = argparse.ArgumentParser(
         prog="jitops", description="Custom losses and ops for PyTorch."
@@ -102,7 +102,7 @@ def _parser() -> argparse.ArgumentParser:
     explain.add_argument("ops", nargs="*", metavar="OP", help="ops to explain (default: all)")
     explain.set_defaults(run=lambda options: print(ops.explain(*options.ops)))
 
-    for command in (_doctor, _build, _cache, _bundle, _check):
+    for command in (_doctor, _build, _cache, _bundle, _check, _new):
         command.add_to(commands)
     return parser
 

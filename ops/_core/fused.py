@@ -85,35 +85,40 @@ class FusedOp:
         source: str | None = None,
         title: str | None = None,
     ) -> None:
+        if shapes is None and tensor_code is None:
+            raise ValueError(f"{name} has neither compiled kernels nor kernels of tensor code")
         signature = _Signature(definition, results, saved, backward, constants)
         title = title or "".join(part.title() for part in name.split("_"))
         self.definition = definition
         self.op: Op | None = None
         self.Function: type[torch.autograd.Function]
         self._tensors = signature.tensors
-        self._eager = self._traced = definition  # the pure-torch path: outside and inside of graphs
+        # The pure-torch path, outside of graphs and inside.
+        self._run_tensor_code = self._trace_tensor_code = definition
         if tensor_code is not None:
             suffix = "Function" if shapes is None else "TorchFunction"
             if opaque_shapes is not None:
                 operators = _opaque(f"{name}_in_torch", signature, tensor_code, opaque_shapes)
                 tensor_code = operators if opaque_backward else (operators[0], tensor_code[1])
-            self.Function, self._eager = _function(f"{title}{suffix}", signature, *tensor_code)
+            self.Function, self._run_tensor_code = _function(
+                f"{title}{suffix}", signature, *tensor_code
+            )
             if opaque_shapes is not None:
-                autograd.define_in_graphs(f"{name}_in_torch{signature.schema}", self._eager)
-                self._traced = getattr(torch.ops.jitops, f"{name}_in_torch")
+                autograd.define_in_graphs(
+                    f"{name}_in_torch{signature.schema}", self._run_tensor_code
+                )
+                self._trace_tensor_code = getattr(torch.ops.jitops, f"{name}_in_torch")
         if shapes is not None:
             autograd.define(f"{name}_forward{signature.forward_schema}", shapes)
             autograd.define(
                 f"{name}_backward{signature.backward_schema}", signature.gradient_shapes()
             )
             kernels = [getattr(torch.ops.jitops, f"{name}_{one}").default for one in PASSES]
-            self.Function, self._compiled = _function(f"{title}Function", signature, *kernels)
-            autograd.define_in_graphs(f"{name}{signature.schema}", self._compiled)
-            self._in_graphs = getattr(torch.ops.jitops, name)
+            self.Function, self._run_kernels = _function(f"{title}Function", signature, *kernels)
+            autograd.define_in_graphs(f"{name}{signature.schema}", self._run_kernels)
+            self._operator_of_graphs = getattr(torch.ops.jitops, name)
             self.op = built_in(source or name)
             self.op.prepare()
-        elif tensor_code is None:
-            raise ValueError(f"{name} has neither compiled kernels nor kernels of tensor code")
 
     def __call__(self, *arguments: Any) -> Any:
         """The results, on the back end that the first tensor and the settings choose."""
@@ -121,20 +126,24 @@ class FusedOp:
             return self.definition(*arguments)
         if self.op is None or self.op.backend_for(arguments[0]) == "torch":
             if torch.compiler.is_compiling():
-                return self._traced(*arguments)
+                return self._trace_tensor_code(*arguments)
             # Subclasses such as DTensor may not support the out= and in-place calls of tensor code.
             if _PLAIN.issuperset(map(type, arguments[: self._tensors])):
-                return self._eager(*arguments)
+                return self._run_tensor_code(*arguments)
             return self.definition(*arguments)
         if torch.compiler.is_compiling():
-            return self._in_graphs(*arguments)
-        return self._compiled(*arguments)
+            return self._operator_of_graphs(*arguments)
+        return self._run_kernels(*arguments)
 
-    def unchecked(self, *arguments: Any) -> Any:
-        """The results of arguments that only the kernels' own checks have seen, or ``None``.
+    def unchecked(self, *arguments: Any, check: Callable[..., object]) -> Any:
+        """The results of arguments that only the kernels check, or ``None``.
 
-        ``None`` means that the kernels do not take part in this call, or refuse the arguments.
-        Then the caller checks them in Python, whose errors say more.
+        ``None`` means that the kernels do not take part in this call. Then the caller checks the
+        arguments in Python.
+
+        Args:
+            arguments: those of the definition.
+            check: checks them in Python, whose errors say more. It is called if the kernels fail.
         """
         first = arguments[0]
         if (
@@ -147,11 +156,10 @@ class FusedOp:
         ):
             return None
         try:
-            return self._compiled(*arguments)
-        except torch.OutOfMemoryError:
-            raise
+            return self._run_kernels(*arguments)
         except (RuntimeError, TypeError):
-            return None
+            check(*arguments)
+            raise
 
 
 class _Signature:
@@ -169,24 +177,35 @@ class _Signature:
         constants: Sequence[str],
     ) -> None:
         parameters = inspect.signature(definition).parameters
+        for name, one in parameters.items():
+            if one.annotation not in _TYPES:
+                raise ValueError(
+                    f"{name} must be annotated with one of {', '.join(_TYPES)}, "
+                    f"got {one.annotation!r}"
+                )
         types = {name: _TYPES[one.annotation] for name, one in parameters.items()}
         values = [*types, *results, *saved]
         tensors = [name for name in types if types[name].startswith("Tensor")]
+        if list(types)[: len(tensors)] != tensors:
+            raise ValueError("the definition must take its tensors first, then its parameters")
+        for names, allowed in ((backward, values), (constants, [*tensors, *results])):
+            for name in names:
+                if name not in allowed:
+                    raise ValueError(f"a name must be one of {', '.join(allowed)}, got {name!r}")
         differentiable = [name for name in tensors if name not in constants]
         grads = [name for name in results if name not in constants]
 
         def places(names: Sequence[str]) -> list[int]:
             return [values.index(name) for name in names]
 
-        if list(types)[: len(tensors)] != tensors:
-            raise ValueError("the definition must take its tensors first, then its parameters")
         self.definition = definition
         self.tensors, self.count = len(tensors), len(types)
         self.results, self.outputs = len(results), len(results) + len(saved)
         self.differentiable = places(differentiable)
         self.constant_results = [results.index(name) for name in results if name in constants]
         self.backward = places(backward)
-        # The definition takes all tensors again where the backward pass is differentiated.
+        # All tensors, because the definition takes them again where the backward pass is
+        # differentiated.
         taken = [name for name in backward if name in tensors or name not in types]
         self.kept = sorted({*range(len(tensors)), *places(taken)})
 

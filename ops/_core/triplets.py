@@ -199,7 +199,7 @@ def _sum_up(
     """
     losses = positives.new_zeros(len(positives), dtype=torch.float64)
     of_positives = torch.zeros_like(positives)
-    finite = bool((positives < torch.inf).all())
+    regular = bool((positives < torch.inf).all() & ~negatives.isnan().any())
     some = max(1, blocks.elements_for(positives) // negatives.numel())
     for first in range(0, positives.shape[1], some):
         part = slice(first, first + some)
@@ -208,8 +208,9 @@ def _sum_up(
             at = _nearest(positives[:, part], negatives)
             to_negative = torch.gather(to_negative.expand(-1, at.shape[1], -1), 2, at)
         x = to_positive - to_negative
-        if not finite:  # else infinity as a negative distance is enough of a mask
-            x.masked_fill_(to_negative == torch.inf, -torch.inf)
+        if not regular:  # else x is -infinity where one of them is no candidate
+            other = (to_negative == torch.inf) | (to_positive == -torch.inf)
+            x.masked_fill_(other, -torch.inf)
         if soft:
             losses += pairs.softplus(x).sum((1, 2))
             slope = x.sigmoid_()

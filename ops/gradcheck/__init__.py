@@ -12,8 +12,8 @@
 ``_calls``            checks: repeated, interleaved and nested calls, side effects
 ``_layouts``          checks: memory layouts
 ``_agreement``        checks: dtypes and back ends
-``_differences``      compares derivatives with quotients; ``_slopes`` and ``_kinks`` decide
-``_differ``           describes where two results differ
+``_quotients``        compares derivatives with quotients; ``_slopes`` and ``_kinks`` decide
+``_mismatch``         describes where two results differ
 ``_comparison``       the compared derivatives, and a description of the wrong ones
 ``_report``           the results of all checks; ``_plot`` draws them
 ====================  ==============================================================================

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ops.gradcheck._differ import AGREEMENT, differ, largest
+from ops.gradcheck._mismatch import AGREEMENT, differ, largest
 from ops.gradcheck._probe import Outcome, Probe, gradients
 from ops.gradcheck._traits import narrowest, short
 

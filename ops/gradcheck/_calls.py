@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ops.gradcheck._differ import differ, identical
+from ops.gradcheck._mismatch import differ, identical
 from ops.gradcheck._probe import Outcome, Probe, gradients
 from ops.gradcheck._traits import short
 

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from ops.gradcheck._comparison import Comparison
-from ops.gradcheck._differ import differ
-from ops.gradcheck._differences import Compared, compare
+from ops.gradcheck._mismatch import differ
 from ops.gradcheck._probe import Outcome, Probe, gradients
+from ops.gradcheck._quotients import Compared, compare
 from ops.gradcheck._second_opinion import second_opinion
 from ops.gradcheck._traits import short
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ops.gradcheck._agreement import shaken
-from ops.gradcheck._differ import AGREEMENT, differ, identical, largest
+from ops.gradcheck._mismatch import AGREEMENT, differ, identical, largest
 from ops.gradcheck._probe import Outcome, Probe, gradients
 from ops.gradcheck._traits import short
 

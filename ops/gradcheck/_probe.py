@@ -12,8 +12,8 @@ from torch import Tensor
 
 from ops._core.selection import use_backend
 from ops.gradcheck._comparison import Comparison, Tolerance
-from ops.gradcheck._differ import AGREEMENT
 from ops.gradcheck._draws import SameDraws
+from ops.gradcheck._mismatch import AGREEMENT
 from ops.gradcheck._subject import Subject
 from ops.gradcheck._traits import Traits
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from ops.gradcheck._differ import AGREEMENT, differ
+from ops.gradcheck._mismatch import AGREEMENT, differ
 from ops.gradcheck._probe import Outcome, Probe, gradients
 from ops.gradcheck._traits import default_dtype, short
 

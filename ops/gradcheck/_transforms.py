@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from ops.gradcheck._differ import differ
+from ops.gradcheck._mismatch import differ
 from ops.gradcheck._probe import Outcome, Probe, gradients
 
 # ---- the checks ----------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from ops._errors import (
 )
 from ops.gradcheck import _table, _traits
 from ops.gradcheck._comparison import Tolerance
-from ops.gradcheck._differ import AGREEMENT
+from ops.gradcheck._mismatch import AGREEMENT
 from ops.gradcheck._probe import Probe, Settings
 from ops.gradcheck._report import CANNOT_TELL, FAIL, NOT_RUN, Check, GradientReport
 from ops.gradcheck._subject import Subject

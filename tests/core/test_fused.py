@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 
 import pytest
@@ -10,6 +11,7 @@ from torch import Tensor
 
 import ops
 from ops._core.fused import FusedOp
+from ops.layers import lltm
 
 
 def _cube(x: Tensor, y: Tensor, scale: float) -> Tensor:
@@ -89,6 +91,54 @@ def test_a_tensor_of_another_class_gets_the_definition():
         assert result.tolist() == [8.0, 24.0]
 
 
+def unordered(scale: float, x: Tensor) -> Tensor:
+    raise NotImplementedError
+
+
+def untyped(x: Tensor, scale) -> Tensor:
+    raise NotImplementedError
+
+
+@pytest.mark.parametrize(
+    ("definition", "names", "message"),
+    [
+        (_cube, {"backward": ["sqare"]}, "must be one of x, y, scale, cube, square, got 'sqare'"),
+        (_cube, {"constants": ["square"]}, "must be one of x, y, cube, got 'square'"),
+        (unordered, {}, "the definition must take its tensors first, then its parameters"),
+        (
+            untyped,
+            {},
+            "scale must be annotated with one of Tensor, Tensor | None, float, int, bool",
+        ),
+    ],
+)
+def test_a_wrong_declaration_is_refused(definition, names, message):
+    names = {"results": ["cube"], "saved": ["square"], "backward": [], **names}
+    with pytest.raises(ValueError, match=re.escape(message)):
+        FusedOp("wrong_of_a_test", definition, **names, tensor_code=(_forward, _backward))
+
+
 def test_an_op_without_kernels_is_refused():
     with pytest.raises(ValueError, match="nothing has neither compiled kernels nor kernels of"):
         FusedOp("nothing", _cube, results=["cube"], backward=[])
+
+
+@pytest.mark.cpp
+def test_an_error_of_a_kernel_is_told_and_the_kernel_is_not_run_again(monkeypatch):
+    """The Python checks find nothing wrong, so the reason is another one."""
+    x = torch.ones(2, 2)
+    arguments = x, torch.ones(9, 5), torch.ones(9), torch.ones(2, 3), torch.ones(2, 3)
+    runs = []
+
+    def fails(*arguments):
+        runs.append(arguments)
+        raise RuntimeError("a kernel failed")
+
+    with ops.use_backend("cpp"):
+        ops.lltm(*arguments)
+        monkeypatch.setattr(lltm._step, "_run_kernels", fails)
+        with pytest.raises(RuntimeError, match="a kernel failed"):
+            ops.lltm(*arguments)
+        assert len(runs) == 1
+        with pytest.raises(ops.ArgumentError, match="cell must have shape"):
+            ops.lltm(*arguments[:4], torch.ones(2, 4))

@@ -8,6 +8,7 @@ compiler compiles the ``.cpp`` with its CUDA branch. The ``.cu`` defines every f
 from __future__ import annotations
 
 import ast
+import functools
 import re
 import subprocess
 from dataclasses import dataclass
@@ -52,18 +53,21 @@ def architectures():
 
 @dataclass
 class Compiled:
+    """Both objects of an op, and the output of ptxas for its kernels."""
+
     folder: Path
-    reports: dict[str, str]  # the output of ptxas for the kernels of each op
+    report: str
 
 
 @pytest.fixture(scope="module")
-def compiled_sources(tmp_path_factory):
-    """Both objects of every op, compiled with the flags of users' builds."""
+def compiled_op(tmp_path_factory):
+    """Compiles both files of an op, once, with the flags of users' builds."""
     folder = tmp_path_factory.mktemp("objects")
     flags, _ = architectures()
-    reports = {}
-    for op in extensions.stems():
-        reports[op] = run(
+
+    @functools.cache
+    def compiled(op):
+        report = run(
             *nvcc(),
             *extensions.cuda_cflags(),
             *flags,
@@ -98,12 +102,9 @@ def compiled_sources(tmp_path_factory):
             "-o",
             folder / f"{op}.o",
         )
-    return Compiled(folder, reports)
+        return Compiled(folder, report)
 
-
-@pytest.fixture(scope="module")
-def objects(compiled_sources):
-    return compiled_sources.folder
+    return compiled
 
 
 # ---- registers and shared memory of kernels ------------------------------------------------------
@@ -147,18 +148,18 @@ def kernels_text(op):
 
 
 @pytest.mark.parametrize("op", extensions.stems())
-def test_budgets(compiled_sources, op):
+def test_budgets(compiled_op, op):
     text = kernels_text(op)
-    over, seen = over_budget(compiled_sources.reports[op], text)
+    over, seen = over_budget(compiled_op(op).report, text)
     assert not over
     _, ours = architectures()
     kernels = re.findall(r"__global__ void \w+\(.*\) (\w+)\(", text)
     assert seen == {(kernel, arch) for kernel in kernels for arch in ours}
 
 
-def test_budgets_that_are_exceeded_are_told(compiled_sources):
+def test_budgets_that_are_exceeded_are_told(compiled_op):
     text = kernels_text("lltm")
-    report = compiled_sources.reports["lltm"]
+    report = compiled_op("lltm").report
     over, _ = over_budget(report, text.replace("Budget: 104 registers", "Budget: 16 registers"))
     assert len([line for line in over if "registers, not 16" in line]) == len(over) > 20
     assert all("backward_kernel" in line for line in over)
@@ -176,7 +177,8 @@ def symbols(path, *kinds):
 
 
 @pytest.mark.parametrize("op", extensions.stems())
-def test_every_launcher_called_is_defined(objects, op):
+def test_every_launcher_called_is_defined(compiled_op, op):
+    objects = compiled_op(op).folder
     called = {name for name in symbols(objects / f"{op}.o", "U") if "launch_" in name}
     defined = {name for name in symbols(objects / f"{op}.cu.o", "T") if "launch_" in name}
     assert called
@@ -184,15 +186,16 @@ def test_every_launcher_called_is_defined(objects, op):
 
 
 @pytest.mark.parametrize("op", extensions.stems())
-def test_kernels_read_no_header_of_torch(objects, op):
-    read = (objects / f"{op}.d").read_text()
+def test_kernels_read_no_header_of_torch(compiled_op, op):
+    read = (compiled_op(op).folder / f"{op}.d").read_text()
     assert f"{op}.h" in read
     assert str(TORCH) not in read
 
 
 @pytest.mark.parametrize("op", extensions.stems())
-def test_two_files_make_a_library(objects, op):
+def test_two_files_make_a_library(compiled_op, op):
     """Only symbols of torch and CUDA may be undefined."""
+    objects = compiled_op(op).folder
     library = objects / f"{op}.so"
     home = _compilers.cuda_home()
     run(

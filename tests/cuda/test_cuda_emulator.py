@@ -19,6 +19,7 @@ from tests.harness.op_under_test import (
     Mutation,
     backward,
     check_far_rows,
+    close,
     compiled_ops,
     leaves,
     misaligned,
@@ -308,7 +309,8 @@ CHECKS = {
     "elements": lambda op: op.elements(),
 }
 
-# Bugs in the code that all ops share, planted under each op.
+FIRST_OF_A_SOURCE = {op.source: name for name, op in reversed(OPS.items())}.values()
+# Bugs in the code that all ops share, planted under one op of each source.
 SHARED = (
     Mutation(
         "common/tensor.h",
@@ -342,7 +344,10 @@ def planted_into_a_copy(folder, file, before, after):
 
 @pytest.mark.parametrize(
     ("op", "mutation"),
-    [(name, one) for name, op in OPS.items() for one in (*op.mutations, *SHARED)],
+    [
+        *((name, one) for name, op in OPS.items() for one in op.mutations),
+        *((name, one) for name in FIRST_OF_A_SOURCE for one in SHARED),
+    ],
 )
 def test_bugs_in_shipped_kernels_are_caught(emulated, tmp_path, op, mutation):
     stem = OPS[op].source
@@ -359,6 +364,27 @@ def test_bugs_in_shipped_kernels_are_caught(emulated, tmp_path, op, mutation):
     error = RuntimeError if mutation.by in ("launches", "far") else AssertionError
     with pytest.raises(error, match=mutation.caught):
         build_and_check()
+
+
+def test_batch_all_in_several_chunks(emulated, tmp_path):
+    """The launchers take some anchors at a time, in tests all of them."""
+    stem = "batch_all_triplet_loss"
+    folder = planted_into_a_copy(
+        tmp_path / "cuda_src", f"{stem}.cu", "int64_t{1} << 22", "int64_t{100}"
+    )
+    sources = (folder / f"{stem}.cpp", folder / f"{stem}.cu")
+    extension = cuda_emulator.library(f"jitops_{stem}_cpp", *sources, include=folder)
+    cuda_emulator.exchange(built_in(stem), extension)
+    for name in (stem, f"{stem}, references"):
+        op = OPS[name]
+        inputs = leaves(op.inputs((33, 5), torch.float64, "cpu"))
+        theirs = leaves(inputs)
+        for one, other in zip(
+            torch.autograd.grad(op.call(*inputs), inputs),
+            torch.autograd.grad(op.reference(*theirs), theirs),
+            strict=True,
+        ):
+            close(one, other, torch.float64)
 
 
 # ---- conversions, bit for bit --------------------------------------------------------------------

@@ -14,7 +14,7 @@ from torch import nn
 import ops
 from ops._core import selection
 from ops.gradcheck._comparison import Tolerance
-from ops.gradcheck._differences import Compared, compare
+from ops.gradcheck._quotients import Compared, compare
 from tests.cuda import emulator as cuda_emulator
 from tests.gradcheck.test_planted_gradients import (
     FlippedSign,

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import ops
-from ops.gradcheck._differ import identical
+from ops.gradcheck._mismatch import identical
 
 # ---- each is x**2 with one error -----------------------------------------------------------------
 

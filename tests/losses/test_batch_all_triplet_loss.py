@@ -53,7 +53,7 @@ def operator_samples(device):
 
 
 # Parts of a tile, of a chunk of columns, several tiles, several chunks of 256 candidates.
-LAUNCHES = ((1, 3), (31, 16), (33, 17), (64, 33), (65, 2), (130, 40), (300, 3))
+LAUNCHES = ((1, 3), (33, 17), (64, 33), (65, 2), (90, 34), (260, 3))
 
 VARIANTS = (
     {},
@@ -107,10 +107,10 @@ def description(
         names=("embeddings", "ref_emb")[:count],
         inputs=inputs(count),
         # Small, because a rounding that moves a triplet across the hinge's edge changes a count.
-        shapes=((3, 2), (33, 20), (20, 33), (7, 5)),
+        shapes=((3, 2), (33, 20), (20, 33), (5, 3)),
         variants=variants,
         edges=((0, 4), (4, 0), (0, 0), (1, 4), (1, 1)),
-        large=(300, 130),
+        large=(130, 70),
         operator_samples=operator_samples,
         launches=lambda dtype, device: (inputs(count)(one, dtype, device) for one in launches),
         busy=lambda dtype, device: inputs(count)((512, 128), dtype, device),
