@@ -78,11 +78,13 @@ def in_turns(
     contenders: dict[str, Callable[[], object]],
     backends: dict[str, str],
     device: str = "cpu",
+    slow: bool = False,
 ) -> dict[str, float]:
     """Median seconds of a call of each contender, timed in alternating blocks of calls.
 
     ``backends`` maps a contender to the back end that it requests, if any. On a GPU a block is
-    timed as a whole, because a call starts before the previous one is done.
+    timed as a whole, because a call starts before the previous one is done. Calls that take seconds
+    are ``slow``: one of them warms up, and five are timed, each after one of another contender.
 
     Contenders alternate in blocks, not in single calls. A call then finds the caches and the memory
     allocator as its own predecessor left them, as in a training loop. Warm-up does not count,
@@ -92,10 +94,13 @@ def in_turns(
     wait = torch.cuda.synchronize if device == "cuda" else None
     for name, call in contenders.items():
         with ops.use_backend(backends.get(name, "auto")):
-            for _ in range(3):
+            for _ in range(1 if slow else 3):
                 call()  # compiles and loads, which must not affect the length of the blocks
             if wait:
                 wait()
+            if slow:
+                calls[name] = 1
+                continue
             started = time.perf_counter()
             for _ in range(12):
                 call()
@@ -103,10 +108,11 @@ def in_turns(
                 wait()
         calls[name] = max(3, min(50, round(0.04 / ((time.perf_counter() - started) / 12))))
     times: dict[str, list[float]] = {name: [] for name in contenders}
-    for _ in range(15):
+    for _ in range(5 if slow else 15):
         for name, call in contenders.items():
             with ops.use_backend(backends.get(name, "auto")):
-                call()  # not timed, because it finds the caches of the other contender
+                if not slow:
+                    call()  # not timed, because it finds the caches of the other contender
                 times[name] += _timed(call, calls[name], wait)
     return {name: statistics.median(values) for name, values in times.items()}
 
