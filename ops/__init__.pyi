@@ -70,6 +70,12 @@ from .losses.info_nce_loss import (
     InfoNCELoss as InfoNCELoss,
     info_nce_loss as info_nce_loss,
 )
+from .losses.linear_cross_entropy import (
+    LinearCrossEntropyLoss as LinearCrossEntropyLoss,
+    LinearLogProb as LinearLogProb,
+    linear_cross_entropy as linear_cross_entropy,
+    linear_log_prob as linear_log_prob,
+)
 from .losses.set_matching_loss import (
     SetMatching as SetMatching,
     SetMatchingLoss as SetMatchingLoss,

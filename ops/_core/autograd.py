@@ -48,7 +48,7 @@ def define_opaque(schema: str, kernel: Callable[..., Any], shapes: Callable[...,
 
 
 def define_in_torch(schema: str, kernel: Callable[..., Any], shapes: Callable[..., Any]) -> None:
-    """Declare an opaque operator, each of whose results is a tensor, for :func:`torch.vmap` too.
+    """Declare an opaque operator of one tensor or several, for :func:`torch.vmap` too.
 
     There it runs once for each element of the batch.
     """
@@ -65,6 +65,8 @@ def define_in_torch(schema: str, kernel: Callable[..., Any], shapes: Callable[..
 
         operator = getattr(torch.ops.jitops, name)
         results = [operator(*one(number)) for number in range(info.batch_size)]
+        if isinstance(results[0], Tensor):
+            return torch.stack(results), 0
         stacked = tuple(torch.stack(column) for column in zip(*results, strict=True))
         return stacked, (0,) * len(stacked)
 

@@ -141,6 +141,20 @@ def dense(name: str, value: Tensor) -> None:
         raise ArgumentError(f"{name} must be a dense tensor, got {layout}")
 
 
+def integers(name: str, value: Any) -> None:
+    """A dense tensor of integers.
+
+    Raises:
+        ArgumentTypeError: not a tensor, or another dtype.
+        ArgumentError: a layout other than strided.
+    """
+    if not isinstance(value, Tensor):
+        raise ArgumentTypeError(f"{name} must be a torch.Tensor, got {type(value).__name__}")
+    if value.is_floating_point() or value.is_complex() or value.dtype is torch.bool:
+        raise ArgumentTypeError(f"{name} must have an integer dtype, got {_short(value.dtype)}")
+    dense(name, value)
+
+
 def same_kind(**tensors: Any) -> None:
     """The tensors are dense and floating, of one dtype and on one device.
 

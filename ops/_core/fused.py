@@ -63,6 +63,8 @@ class FusedOp:
         opaque_shapes: like ``shapes``, for the forward kernel of tensor code. With it, graphs of
             :func:`torch.compile` hold these kernels as operators that it does not look into. It is
             for definitions that stay slow, or take much memory, when torch.compile fuses them.
+        opaque_backward: whether this holds for the backward kernel too, or graphs hold the tensor
+            code of that one.
         source: the stem of the op's files in ``cuda_src``, by default ``name``.
         title: begins the name of the Function, by default ``name`` in CamelCase.
     """
@@ -79,6 +81,7 @@ class FusedOp:
         shapes: Callable[..., Any] | None = None,
         tensor_code: tuple[Callable[..., Any], Callable[..., Any]] | None = None,
         opaque_shapes: Callable[..., Any] | None = None,
+        opaque_backward: bool = True,
         source: str | None = None,
         title: str | None = None,
     ) -> None:
@@ -95,7 +98,8 @@ class FusedOp:
         if tensor_code is not None:
             suffix = "Function" if shapes is None else "TorchFunction"
             if opaque_shapes is not None:
-                tensor_code = _opaque(f"{name}_in_torch", signature, tensor_code, opaque_shapes)
+                operators = _opaque(f"{name}_in_torch", signature, tensor_code, opaque_shapes)
+                tensor_code = operators if opaque_backward else (operators[0], tensor_code[1])
             self.Function, self._run_tensor_code = _function(
                 f"{title}{suffix}", signature, *tensor_code
             )

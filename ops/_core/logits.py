@@ -277,7 +277,7 @@ def _with_one_exponential(tiles: _Tiles, columns: bool) -> tuple[Tensor, Tensor]
     for i, j, z, _ in tiles:
         if level:
             z.sub_(level)
-        _exp_(z, NEGLIGIBLE)
+        exp_(z, NEGLIGIBLE)
         total[i] += z.sum(1)
         if columns or tiles.twice(i, j):
             other_total[j] += z.sum(0)
@@ -301,7 +301,7 @@ class _Online:
     def add(self, place: slice, z: Tensor, dim: int, other: Tensor) -> None:
         """Take the sums of ``z`` over ``dim`` for the rows at ``place``; overwrite ``other``."""
         level = self._raise(place, z.amax(dim))
-        _exp_(torch.sub(z, level.unsqueeze(dim), out=other), NEGLIGIBLE)
+        exp_(torch.sub(z, level.unsqueeze(dim), out=other), NEGLIGIBLE)
         self.total[place] += other.sum(dim)
 
     def add_with_entropy(
@@ -309,7 +309,7 @@ class _Online:
     ) -> None:
         """As :meth:`add` over dimension 1, and for the entropy too; overwrites ``z`` as well."""
         z -= self._raise(place, z.amax(1))[:, None]
-        _exp_(other.copy_(z), NEGLIGIBLE)
+        exp_(other.copy_(z), NEGLIGIBLE)
         tiles.hide(z, place, columns, 0.0)  # instead of −∞, so that the product is 0
         self.total[place] += other.sum(1)
         self.weighted[place] += z.mul_(other).sum(1)
@@ -318,7 +318,7 @@ class _Online:
         """Make the sums relative to the largest logit so far, and return it."""
         before, total, weighted = (one[place] for one in (self.largest, self.total, self.weighted))
         torch.maximum(before, largest, out=largest)
-        level = _finite(largest)
+        level = finite(largest)
         shift = before - level
         weighted += torch.where(total == 0, total, total * shift)
         shrink = shift.exp_()
@@ -329,7 +329,7 @@ class _Online:
 
     def log_sum(self) -> Tensor:
         """The log-sum-exp; −∞ of nothing."""
-        return self.total.log() + _finite(self.largest)
+        return self.total.log() + finite(self.largest)
 
     def entropy(self) -> Tensor:
         """The entropy of the softmax; 0 of nothing."""
@@ -337,7 +337,7 @@ class _Online:
         return some.log() - self.weighted / some
 
 
-def _exp_(z: Tensor, negligible: float) -> Tensor:
+def exp_(z: Tensor, negligible: float) -> Tensor:
     """The exponential in place, but 0 where it is negligible."""
     limit = NEGLIGIBLE_FLOAT64 if z.dtype is torch.float64 else negligible
     # Exponentials that underflow, and those of −∞, take 20 times as long as others.
@@ -345,7 +345,7 @@ def _exp_(z: Tensor, negligible: float) -> Tensor:
     return torch.threshold_(z, 1.01 * math.exp(limit), 0.0)  # NaN stays
 
 
-def _finite(level: Tensor) -> Tensor:
+def finite(level: Tensor) -> Tensor:
     """0 instead of ±∞, from which nothing can be subtracted."""
     return level.masked_fill(level.isinf(), 0.0)
 
@@ -457,16 +457,16 @@ class _Slopes:
         """The gradient with respect to the tile ``z``, which is overwritten, as is ``other``."""
         if self.one_exponential:
             torch.add(self.of_rows[i, None], self.of_columns[j], out=other)
-            return _exp_(z.sub_(self.level), NEGLIGIBLE_BACKWARD).mul_(other)
+            return exp_(z.sub_(self.level), NEGLIGIBLE_BACKWARD).mul_(other)
         if self.both:
             torch.sub(z, self.columns[j], out=other)
-            _exp_(other, NEGLIGIBLE_BACKWARD).mul_(self.grad_columns[j])
+            exp_(other, NEGLIGIBLE_BACKWARD).mul_(self.grad_columns[j])
         z -= self.rows[i, None]
         grad = self.grad_rows[i, None]
         if self.grad_entropy is None:
-            _exp_(z, NEGLIGIBLE_BACKWARD).mul_(grad)
+            exp_(z, NEGLIGIBLE_BACKWARD).mul_(grad)
         else:
-            p = _exp_(z.clone(), NEGLIGIBLE_BACKWARD)
+            p = exp_(z.clone(), NEGLIGIBLE_BACKWARD)
             self.tiles.hide(z, i, j, 0.0)
             to_entropy = self.grad_entropy[i, None]
             z.mul_(-to_entropy).add_(grad - to_entropy * self.of_entropy[i, None]).mul_(p)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ops._core import autograd, checks
-from ops._errors import ArgumentError, ArgumentTypeError
+from ops._errors import ArgumentError
 
 if TYPE_CHECKING:
     from ops._core.distributed import Spread
@@ -62,13 +62,7 @@ def embeddings(*, labels: Any, ref_labels: Any, **tensors: Any) -> list[Tensor]:
 
 
 def check_labels(name: str, labels: Any, of: Tensor) -> None:
-    if not isinstance(labels, Tensor):
-        raise ArgumentTypeError(f"{name} must be a torch.Tensor, got {type(labels).__name__}")
-    if labels.is_floating_point() or labels.is_complex() or labels.dtype is torch.bool:
-        raise ArgumentTypeError(
-            f"{name} must have an integer dtype, got {str(labels.dtype).removeprefix('torch.')}"
-        )
-    checks.dense(name, labels)
+    checks.integers(name, labels)
     if labels.shape != of.shape[:1]:
         raise ArgumentError(
             f"{name} must have shape [{of.shape[0]}], one label for each row, got "

@@ -28,21 +28,24 @@ from tests.harness.op_under_test import (
 class Battery(CompileBattery):
     """Subclass with ``op = OpUnderTest(...)``, and ``backends`` if the op has not all of them."""
 
+    layout_dtypes = (torch.float64, torch.float32)
+
     # ---- values and gradients against the naive reference ----------------------------------------
 
     def agree(self, inputs, keywords, needed=None):
         """Results and gradients agree with the reference computed in float64."""
         dtype = inputs[0].dtype
+        kind = torch.float32 if self.op.widens and dtype.itemsize == 2 else dtype
         ours = leaves(inputs, needed)
         theirs = [t.detach().double().requires_grad_(t.requires_grad) for t in ours]
         results, expected = self.op.results(ours, keywords), self.op.naive(theirs, keywords)
         grads = []
         for result, reference in zip(results, expected, strict=True):
-            assert result.dtype == (dtype if result.is_floating_point() else reference.dtype)
+            assert result.dtype == (kind if result.is_floating_point() else reference.dtype)
             assert result.shape == reference.shape
             assert result.requires_grad == reference.requires_grad
-            close(result, reference, dtype)
-            grads.append(torch.randn_like(reference).to(dtype) if reference.requires_grad else None)
+            close(result, reference, kind)
+            grads.append(torch.randn_like(reference).to(kind) if reference.requires_grad else None)
         backward(results, grads)
         backward(expected, [grad if grad is None else grad.double() for grad in grads])
         for name, mine, reference in zip(self.op.names, ours, theirs, strict=True):
@@ -78,7 +81,7 @@ class Battery(CompileBattery):
             "offset": lambda t: torch.cat([t.flatten()[:1], t.flatten()])[1:].view(t.shape),
             "one shared row": lambda t: t[:1].expand(t.shape),
         }
-        for dtype in (torch.float64, torch.float32):
+        for dtype in self.layout_dtypes:
             plain = self.inputs(device, dtype, self.op.shapes[-1])
             for lay in layouts.values():
                 self.agree([lay(t) for t in plain], self.op.variants[0])

@@ -85,6 +85,7 @@ class OpUnderTest:
         large: a shape that several threads share.
         module: makes the module, where there is one; it takes the first ``module_takes`` inputs.
         autocast: the dtype the op computes in under autocast.
+        widens: whether results of half precisions are float32.
         compiles: whether ``torch.compile`` traces it in one graph.
         numpy: whether NumPy computes its gradients, so that there are neither forward mode nor
             batched gradients: they must be refused.
@@ -119,6 +120,7 @@ class OpUnderTest:
     module: Callable[[], torch.nn.Module] | None = None
     module_takes: int | None = None
     autocast: torch.dtype = torch.float32
+    widens: bool = False
     compiles: bool = True
     numpy: bool = False
     operator_samples: Callable[[torch.device], list] | None = None
