@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ops._core import autograd, checks
-from ops._errors import ArgumentError
+from ops._errors import ArgumentError, ArgumentTypeError
 
 if TYPE_CHECKING:
     from ops._core.distributed import Spread
