@@ -87,7 +87,7 @@ def linear_cross_entropy(
         factor. So it takes three matrix products in all, and a block of logits, 16 MB in float32.
         A backward pass with ``retain_graph=True`` takes the size of the gradients once more.
         Without gradients none is formed. ``reduction="none"`` takes four products. On a CPU rows
-        that do not count cost nothing.
+        that do not count cost nothing. Half precisions take the weight and its gradient in float32.
     """
     given = _checked(input, linear_weight, target, linear_bias, ignore_index, softcap)
     number = checks.check_reduction(reduction)
