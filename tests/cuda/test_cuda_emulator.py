@@ -308,7 +308,7 @@ CHECKS = {
     "elements": lambda op: op.elements(),
 }
 
-# Bugs in the code that all ops share, planted under each op.
+# Bugs in the code that all ops share, planted once under each source.
 SHARED = (
     Mutation(
         "common/tensor.h",
@@ -342,7 +342,14 @@ def planted_into_a_copy(folder, file, before, after):
 
 @pytest.mark.parametrize(
     ("op", "mutation"),
-    [(name, one) for name, op in OPS.items() for one in (*op.mutations, *SHARED)],
+    [
+        *((name, one) for name, op in OPS.items() for one in op.mutations),
+        *(
+            (name, one)
+            for name in {op.source: name for name, op in OPS.items()}.values()
+            for one in SHARED
+        ),
+    ],
 )
 def test_bugs_in_shipped_kernels_are_caught(emulated, tmp_path, op, mutation):
     stem = OPS[op].source
