@@ -14,6 +14,8 @@ import subprocess
 import tempfile
 from pathlib import Path
 
+from torch.utils import cpp_extension
+
 import ops.jit
 from ops._core import extensions
 from ops._core.dispatch import Op, built_in
@@ -82,17 +84,29 @@ def kernels(name: str, source: Path, include: Path) -> Path:
     return path
 
 
+_hosts: dict[tuple[str, ...], Path] = {}  # objects, by all text that they are made of
+
+
+def host_side(name: str, host: Path, include: Path) -> Path:
+    """The object of a ``.cpp``. It is compiled once for all copies of the same text."""
+    text = tuple(path.read_text() for path in (host, *sorted(include.rglob("*.h"))))
+    if text not in _hosts:
+        flags = [*extensions.cflags(), "-DUSE_CUDA", "-DJITOPS_DISPATCH_KEY=CPU", f"-I{include}"]
+        flags += [f"-isystem{path}" for path in cpp_extension.include_paths()]
+        (_hosts[text],) = compile_all((f"{name}_host", [*flags, str(host)]))
+    return _hosts[text]
+
+
 def library(name: str, host: Path, source: Path, include: Path) -> Extension:
     """The extension of a host source and its kernels, for tensors on the CPU.
 
     ``include`` is the folder of the headers ``common/...``.
     """
+    objects = (host_side(name, host, include), kernels(name, source, include), *emulator())
     return ops.jit.files(
         name,
-        [host],
-        extra_cflags=[*extensions.cflags(), "-DUSE_CUDA", "-DJITOPS_DISPATCH_KEY=CPU"],
-        extra_include_paths=[include],
-        extra_ldflags=[str(path) for path in (kernels(name, source, include), *emulator())],
+        [FOLDER / "library.cpp"],
+        extra_ldflags=[str(path) for path in objects],
         is_python_module=False,
     )
 

@@ -10,7 +10,7 @@
 
 namespace jitops::smooth_distance {
 
-constexpr int64_t kMaxBlocks = 2048;  // of a grid; each block writes one partial sum
+constexpr int64_t kMaxBlocks = 1024;  // of a grid; each block writes one partial sum
 
 struct Params {
   // Inputs: (rows, cols). A row is dense; rows lie `*_stride` elements apart (0: one shared row).

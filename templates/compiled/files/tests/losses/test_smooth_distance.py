@@ -36,7 +36,7 @@ def operator_samples(device):
 
 
 # More rows than the grid has places for; parts of a warp to a row; a block to a row.
-LAUNCHES = ((16400, 33), *((37, cols) for cols in (1, 3, 20, 70)), (2049, 1030), (3, 4099))
+LAUNCHES = ((8200, 33), *((37, cols) for cols in (1, 3, 20, 70)), (1025, 1030), (3, 4099))
 
 
 def far(device):
