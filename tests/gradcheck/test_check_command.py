@@ -128,7 +128,7 @@ def test_command_with_bad_inputs(text, message, capsys):
         (["math:sin", "--input", "3", "--plot", "k.xyz"], "--plot must end in ."),
         (
             ["nothing"],
-            "TARGET must be MODULE:NAME, FILE.py:NAME or one of batch_hard_triplet_loss,",
+            "TARGET must be MODULE:NAME, FILE.py:NAME or one of batch_",
         ),
         (["math:sin"], "--input must give the shape of each argument of math:sin"),
         (["nowhere:f", "--input", "3"], "TARGET must name a module, got 'nowhere'"),
