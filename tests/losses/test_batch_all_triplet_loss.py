@@ -282,7 +282,7 @@ class TestBatchAllTripletLoss(Battery):
         loss, fraction = ops.batch_all_triplet_loss(x, labels, margin, return_fraction=True)
         assert loss.item() == math.inf
         assert fraction.item() == 1
-        for loss, like in (
+        for infinite, like in (
             (loss, ops.batch_all_triplet_loss(x, labels, 1e3)),
             *(
                 [
@@ -292,8 +292,8 @@ class TestBatchAllTripletLoss(Battery):
                 for negatives in ("nearest", "all")
             ),
         ):
-            assert loss.item() == math.inf
-            gradient, expected = (torch.autograd.grad(one, x)[0] for one in (loss, like))
+            assert infinite.item() == math.inf
+            gradient, expected = (torch.autograd.grad(one, x)[0] for one in (infinite, like))
             close(gradient, expected, torch.float32)
 
     def test_an_empty_memory_bank(self, backend, device):
