@@ -92,13 +92,19 @@ def scalar(name: str, value: Any, like: Tensor, *, positive: bool = True) -> Ten
     Raises:
         ArgumentTypeError: neither a number nor a floating-point tensor.
         ArgumentError: several elements, another device, or a number that is NaN, or not positive
-            and finite although it must be.
+            and finite although it must be, or then beyond the range of the dtype.
     """
     dtype = checks.widened(like).dtype
     if not isinstance(value, Tensor):
         value = checks.check_number(name, value)
         if positive and not 0 < value < float("inf"):
             raise ArgumentError(f"{name} must be positive and finite, got {value}")
+        limits = torch.finfo(dtype)
+        if positive and not limits.tiny <= value <= limits.max:  # 1 / value is finite too
+            raise ArgumentError(
+                f"{name} must be in the range of {str(dtype).removeprefix('torch.')}, got {value}"
+            )
+        value = checks.rounded(value, dtype)
         return torch.full((), value, dtype=dtype, device=like.device)
     checks.dense(name, value)
     if not value.is_floating_point():

@@ -199,7 +199,9 @@ def _sum_up(
     """
     losses = positives.new_zeros(len(positives), dtype=torch.float64)
     of_positives = torch.zeros_like(positives)
+    # Then x is -infinity where one of them is no candidate, even after adding the margin.
     regular = bool((positives < torch.inf).all() & ~negatives.isnan().any())
+    regular = regular and margin <= torch.finfo(positives.dtype).max
     some = max(1, blocks.elements_for(positives) // negatives.numel())
     for first in range(0, positives.shape[1], some):
         part = slice(first, first + some)
@@ -207,15 +209,15 @@ def _sum_up(
         if rule == NEAREST:
             at = _nearest(positives[:, part], negatives)
             to_negative = torch.gather(to_negative.expand(-1, at.shape[1], -1), 2, at)
-        x = to_positive - to_negative
-        if not regular:  # else x is -infinity where one of them is no candidate
+        x = (to_positive - to_negative).add_(margin)  # 0 if soft
+        if not regular:
             other = (to_negative == torch.inf) | (to_positive == -torch.inf)
             x.masked_fill_(other, -torch.inf)
         if soft:
             losses += autograd.softplus(x).sum((1, 2))
             slope = x.sigmoid_()
         else:
-            x.add_(margin).clamp_(min=0)
+            x.clamp_(min=0)
             if rule == SEMI_HARD:
                 x.masked_fill_(to_negative <= to_positive, 0)
             losses += x.sum((1, 2))

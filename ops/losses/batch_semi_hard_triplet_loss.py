@@ -80,7 +80,8 @@ def batch_semi_hard_triplet_loss(
 
     Memory:
         O(N + M) beyond the gradients: distances and triplets of some anchors at a time, in a
-        scratch memory of fixed size. Half precisions sum their gradients in float32.
+        scratch memory of fixed size. Half precisions sum their gradients in float32. The pure-torch
+        path also takes some copies of the embeddings in float64.
     """
     rule = NEGATIVES[checks.one_of("negatives", negatives, NEGATIVES)]
     margin = checks.check_number("margin", margin)

@@ -102,9 +102,9 @@ def info_nce_loss(
             that is neither a number nor a floating-point tensor.
         ArgumentError: shapes that do not fit together, different devices, an unknown form or
             reduction, both temperature and scale, a NaN; a temperature or scale that is a number
-            and not positive; negatives, bias or labels with a form that does not take them; both
-            negatives and group; processes whose queries differ in columns, dtype or
-            ``requires_grad``.
+            and not positive, or beyond the range of float32; negatives, bias or labels with a form
+            that does not take them; both negatives and group; processes whose queries differ in
+            columns, dtype or ``requires_grad``.
 
     Gradients:
         For the embeddings, temperature, scale and bias, of any order. The first order computes the
@@ -205,13 +205,17 @@ class InfoNCELoss(LossModule):
         negatives: Tensor | None = None,
         labels: Tensor | None = None,
         *,
+        temperature: Tensor | None = None,
         scale: Tensor | None = None,
         bias: Tensor | None = None,
     ) -> Tensor:
-        """The loss of ``(N, D)`` pairs; a scale or bias given here replaces that of the module."""
+        """The loss of ``(N, D)`` pairs.
+
+        A temperature or scale given here replaces both of the module, a bias replaces its bias.
+        """
         more: dict[str, Any] = {"negatives": negatives, "labels": labels, "group": self.group}
-        if scale is not None:
-            more |= {"scale": scale, "temperature": None}
+        if temperature is not None or scale is not None:
+            more |= {"temperature": temperature, "scale": scale}
         if bias is not None:
             more["bias"] = bias
         return self.loss(query, key, **more)

@@ -68,9 +68,9 @@ def supcon_loss(
             labels that are not tensors of integers; a temperature that is neither a number nor a
             floating-point tensor.
         ArgumentError: a wrong shape, different devices, ``ref_emb`` without ``ref_labels``, an
-            unknown reduction or ``incomplete``; a temperature that is a number and not positive;
-            both ``ref_emb`` and ``group``; processes whose embeddings differ in columns, dtype or
-            ``requires_grad``.
+            unknown reduction or ``incomplete``; a temperature that is a number and not positive,
+            or beyond the range of float32; both ``ref_emb`` and ``group``; processes whose
+            embeddings differ in columns, dtype or ``requires_grad``.
 
     Gradients:
         For ``embeddings``, ``ref_emb`` and ``temperature``, of any order. The first order computes
@@ -203,9 +203,8 @@ def _positives(
 def _numbered(labels: Tensor) -> Tensor:
     """The classes numbered from 0, by sorting: no shape depends on how many there are."""
     labels, order = labels.sort()
-    begins = torch.ones_like(labels)
-    begins[1:] = labels[1:] != labels[:-1]
-    return torch.empty_like(order).scatter_(0, order, begins.cumsum(0) - 1)
+    ends = (labels != labels.roll(-1)).long()  # a slice of N - 1 would specialize graphs to N > 2
+    return torch.empty_like(order).scatter(0, order, ends.cumsum(0) - ends)
 
 
 def samples() -> Iterator[checks.Sample]:

@@ -276,6 +276,28 @@ class TestBatchAllTripletLoss(Battery):
         )
         assert losses.tolist() == [math.inf, math.inf, 0.0, 0.0]
 
+    @pytest.mark.parametrize("margin", [math.inf, 1e39])  # both are infinite in float32
+    def test_infinite_margin(self, backend, device, margin):
+        """All triplets count. Other candidates do not, although infinity minus infinity is NaN."""
+        x = torch.randn(9, 3, device=device, requires_grad=True)
+        labels = torch.tensor([0, 0, 0, 1, 1, 2, 0, 1, 3], device=device)
+        loss, fraction = ops.batch_all_triplet_loss(x, labels, margin, return_fraction=True)
+        assert loss.item() == math.inf
+        assert fraction.item() == 1
+        for infinite, like in (
+            (loss, ops.batch_all_triplet_loss(x, labels, 1e3)),
+            *(
+                [
+                    ops.batch_semi_hard_triplet_loss(x, labels, one, negatives=negatives)
+                    for one in (margin, 1e3)
+                ]
+                for negatives in ("nearest", "all")
+            ),
+        ):
+            assert infinite.item() == math.inf
+            gradient, expected = (torch.autograd.grad(one, x)[0] for one in (infinite, like))
+            close(gradient, expected, torch.float32)
+
     def test_an_empty_memory_bank(self, backend, device):
         x = torch.randn(4, 3, device=device, requires_grad=True)
         none = torch.empty(0, 3, device=device)

@@ -5,6 +5,7 @@ The file is also the program that each process runs.
 
 from __future__ import annotations
 
+import copy
 import subprocess
 import sys
 from pathlib import Path
@@ -101,6 +102,16 @@ def refusals():
         torch.autograd.grad(loss, x, create_graph=True)
 
 
+def copies():
+    """A copy of a module talks to the same processes, as a model's moving average needs."""
+    for module in (ops.BatchHardTripletLoss, ops.InfoNCELoss, ops.SupConLoss):
+        loss = module(reduction="sum", group=dist.group.WORLD)
+        other = copy.deepcopy(torch.nn.ModuleList([loss, loss]))
+        assert other[0] is other[1] is not loss
+        assert other[0].group is loss.group
+        assert repr(other[0]) == repr(loss)
+
+
 def main():
     dist.init_process_group("gloo")
     for loss, keywords in CASES:
@@ -108,6 +119,7 @@ def main():
             for backend in ("torch", "cpp"):
                 check(loss, keywords, dtype, backend)
     refusals()
+    copies()
     dist.destroy_process_group()
     print("all equal")
 

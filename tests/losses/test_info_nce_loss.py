@@ -313,6 +313,12 @@ def test_half_precision_multiplies_in_float32():
 # ---- the module, and bad input -------------------------------------------------------------------
 
 
+def test_bias_beyond_the_range():
+    """A bias of 1e300 is infinite in float32, as a margin would be."""
+    x = torch.randn(3, 4)
+    assert ops.info_nce_loss(x, x, form="sigmoid", bias=1e300).item() == torch.inf
+
+
 def test_module():
     loss = ops.InfoNCELoss("sigmoid", scale=5.0)
     query, key = torch.randn(2, 6, 4)
@@ -322,6 +328,11 @@ def test_module():
     assert torch.equal(loss(query, key, scale=scale, bias=bias), learned)
     warm = ops.InfoNCELoss(temperature=0.5)
     assert torch.equal(warm(query, key, scale=scale), ops.info_nce_loss(query, key, scale=3.0))
+    temperature = torch.tensor(0.25)
+    assert torch.equal(
+        ops.InfoNCELoss(scale=2.0)(query, key, temperature=temperature),
+        ops.info_nce_loss(query, key, temperature=temperature),
+    )
     labels = torch.arange(6) // 2
     assert torch.equal(
         warm(query, key, labels=labels),
@@ -390,6 +401,16 @@ GOOD = torch.ones(4, 2)
             {"temperature": float("nan")},
             ops.ArgumentError,
             "temperature must be a number, got nan",
+        ),
+        (
+            {"temperature": 1e-40},
+            ops.ArgumentError,
+            "temperature must be in the range of float32, got 1e-40",
+        ),
+        (
+            {"scale": 1e300},
+            ops.ArgumentError,
+            r"scale must be in the range of float32, got 1e\+300",
         ),
         ({"scale": float("inf")}, ops.ArgumentError, "scale must be positive and finite, got inf"),
         ({"scale": "10"}, ops.ArgumentTypeError, "scale must be a real number, got str"),

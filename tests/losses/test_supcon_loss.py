@@ -210,6 +210,28 @@ def test_identical_embeddings():
     assert x.grad.abs().max() < 1e-6
 
 
+def test_export_from_two_rows_on():
+    class Loss(torch.nn.Module):
+        def forward(self, x, labels):
+            return ops.supcon_loss(x, labels)
+
+    rows = torch.export.Dim("rows", min=2)
+    shapes = ({0: rows}, {0: rows})
+    x = torch.randn(9, 4)
+    exported = torch.export.export(Loss(), (x, labels_of(x)), dynamic_shapes=shapes).module()
+    for x in (torch.randn(2, 4), torch.randn(12, 4)):
+        close(exported(x, labels_of(x)), call(x), torch.float32)
+
+
+def test_vmap_over_labels():
+    """Without a warning, because each operator has a batching rule."""
+    x = torch.randn(7, 4)
+    labels = torch.stack((labels_of(x), torch.arange(7)))
+    losses = torch.func.vmap(lambda one: ops.supcon_loss(x, one, incomplete="zero"))(labels)
+    for loss, one in zip(losses, labels, strict=True):
+        close(loss, ops.supcon_loss(x, one, incomplete="zero"), torch.float32)
+
+
 def test_module():
     loss = ops.SupConLoss(0.3, incomplete="zero")
     x, y = torch.randn(2, 7, 4)
@@ -249,6 +271,11 @@ def test_module():
             {"temperature": 0},
             ops.ArgumentError,
             "temperature must be positive and finite, got 0",
+        ),
+        (
+            {"temperature": 1e300},
+            ops.ArgumentError,
+            r"temperature must be in the range of float32, got 1e\+300",
         ),
         ({"temperature": None}, ops.ArgumentTypeError, "temperature must be a real number, got No"),
         (
