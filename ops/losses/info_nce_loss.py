@@ -116,10 +116,11 @@ def info_nce_loss(
     Numerics:
         Half precisions are multiplied and summed up in float32. The loss is log(1 + exp(d)), where
         d is the log-sum-exp of the negatives minus the positive logit. So it is never negative, and
-        small losses keep their digits. Logits of any size give finite losses. NaN and infinities
-        pass through. The value of a tensor ``temperature`` or ``scale`` is not checked. Rows of
-        zeros stay, as with :func:`torch.nn.functional.normalize`. Under autocast the embeddings are
-        cast to float32.
+        small losses keep their digits. Large logits give finite losses, within the range of the
+        dtype. NaN and infinities pass through. The value of a tensor ``temperature`` or ``scale``
+        is not checked. Rows of zeros stay, as with :func:`torch.nn.functional.normalize`. Under
+        autocast the embeddings are cast to float32, but :func:`torch.func.grad` then multiplies in
+        the lower precision.
 
     Memory:
         The N × N logits are never stored, in graphs of :func:`torch.compile` neither. A call takes

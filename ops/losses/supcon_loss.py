@@ -80,10 +80,11 @@ def supcon_loss(
         so multiply the loss by their number.
 
     Numerics:
-        Half precisions are multiplied and summed up in float32. Logits of any size give finite
-        losses. NaN and infinities pass through. The value of a tensor ``temperature`` is not
-        checked. Rows of zeros stay, as with :func:`torch.nn.functional.normalize`. Under autocast
-        the embeddings are cast to float32.
+        Half precisions are multiplied and summed up in float32. Large logits give finite
+        losses, within the range of the dtype. NaN and infinities pass through. The value of a
+        tensor ``temperature`` is not checked. Rows of zeros stay, as with
+        :func:`torch.nn.functional.normalize`. Under autocast the embeddings are cast to float32,
+        but :func:`torch.func.grad` then multiplies in the lower precision.
 
     Memory:
         The N × N logits are never stored, in graphs of :func:`torch.compile` neither. A call takes
