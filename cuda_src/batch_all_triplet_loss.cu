@@ -51,12 +51,12 @@ __global__ void __launch_bounds__(cuda::kMaxThreads) distance_kernel(Params para
   }
 }
 
-// What a pair of an anchor and a candidate is.
-enum class Kind { kOther, kPositive, kNegative };
+// A candidate is a positive or a negative of an anchor, or the anchor itself.
+enum class Kind { kItself, kPositive, kNegative };
 
 __device__ inline Kind kind_of(const Params& params, int64_t i, int64_t j) {
   if (params.candidate_labels[j] != params.anchor_labels[i]) return Kind::kNegative;
-  return is_itself(params, i, j) ? Kind::kOther : Kind::kPositive;
+  return is_itself(params, i, j) ? Kind::kItself : Kind::kPositive;
 }
 
 template <typename A>
@@ -227,13 +227,6 @@ __global__ void __launch_bounds__(cuda::kMaxThreads) reduce_kernel(Params params
   if (params.reduction == Reduction::kNone) return;
   store(*static_cast<T*>(params.loss), static_cast<A>(totals.loss / totals.divisor(params)));
 }
-
-// Rows with strides, and how many there are.
-template <typename T>
-struct RowsOf {
-  const T* data;
-  int64_t stride, count;
-};
 
 // Weights of the differences between `a` and `b`: data[i * row + j * col].
 template <typename A>

@@ -4,16 +4,37 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from types import ModuleType
 
 import torch
 from torch import Tensor, nn
 
-from benchmarks.common import COMPILED, child, compiled, in_turns, table
+from benchmarks.common import COMPILED, child, compiled, devices, in_turns, table
 
 
 def inputs(rows: int, cols: int, of_a_class: int, device: str) -> tuple[Tensor, Tensor]:
     labels = torch.arange(rows, device=device) // of_a_class
     return torch.randn(rows, cols, device=device).requires_grad_(), labels
+
+
+def run(
+    module: ModuleType,
+    title: str,
+    sizes: Sequence[tuple[int, int]],
+    of_a_class: Sequence[int],
+    memory_size: tuple[int, int],
+) -> dict:
+    """Speed and memory of ``module.ours()`` against ``module.Eager()``."""
+    return {
+        COMPILED[device]: {
+            "speed": [
+                speed(title, sizes, count, module.Eager(), module.ours(), device)
+                for count in of_a_class
+            ],
+            "memory": [memory(module.__name__, memory_size, count, device) for count in of_a_class],
+        }
+        for device in devices()
+    }
 
 
 def speed(

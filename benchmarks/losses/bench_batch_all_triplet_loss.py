@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
 
 import ops
-from benchmarks.common import COMPILED, Kernel, devices
-from benchmarks.losses.batches import inputs, memory, speed
+from benchmarks.common import Kernel
+from benchmarks.losses import batches
 
 SIZES = ((64, 128), (128, 128), (256, 128), (512, 128), (1024, 128))
 OF_A_CLASS = (4, 32)
@@ -34,24 +35,13 @@ def ours() -> nn.Module:
 
 
 def run() -> dict:
-    return {
-        COMPILED[device]: {
-            "speed": [
-                speed("Batch-all", SIZES, of_a_class, Eager(), ours(), device)
-                for of_a_class in OF_A_CLASS
-            ],
-            "memory": [
-                memory(__name__, (512, 128), of_a_class, device) for of_a_class in OF_A_CLASS
-            ],
-        }
-        for device in devices()
-    }
+    return batches.run(sys.modules[__name__], "Batch-all", SIZES, OF_A_CLASS, (512, 128))
 
 
 def kernels(device: str, dtype: torch.dtype) -> Iterator[Kernel]:
     """Both passes compute all distances; the backward pass sums up twice as many differences."""
     for rows, cols in SIZES[3:]:
-        x, labels = inputs(rows, cols, OF_A_CLASS[0], device)
+        x, labels = batches.inputs(rows, cols, OF_A_CLASS[0], device)
         x = x.detach().to(dtype)
         arguments = (x, labels, None, None, MARGIN, False, False, 0, False, 1)
         forward = torch.ops.jitops.batch_all_triplet_loss_forward.default

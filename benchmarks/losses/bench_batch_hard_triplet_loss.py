@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
 
 import ops
-from benchmarks.common import COMPILED, Kernel, devices
-from benchmarks.losses.batches import inputs, memory, speed
+from benchmarks.common import Kernel
+from benchmarks.losses import batches
 
 SIZES = ((256, 128), (512, 128), (1024, 128), (2048, 128), (4096, 128))
 OF_A_CLASS = 4
@@ -33,19 +34,13 @@ def ours() -> nn.Module:
 
 
 def run() -> dict:
-    return {
-        COMPILED[device]: {
-            "speed": speed("Batch-hard", SIZES, OF_A_CLASS, Eager(), ours(), device),
-            "memory": memory(__name__, (2048, 128), OF_A_CLASS, device),
-        }
-        for device in devices()
-    }
+    return batches.run(sys.modules[__name__], "Batch-hard", SIZES, (OF_A_CLASS,), (2048, 128))
 
 
 def kernels(device: str, dtype: torch.dtype) -> Iterator[Kernel]:
     """Both passes: the forward pass is bound by arithmetic, as a product of half the rate is."""
     for rows, cols in SIZES[2:]:
-        x, labels = inputs(rows, cols, OF_A_CLASS, device)
+        x, labels = batches.inputs(rows, cols, OF_A_CLASS, device)
         x = x.detach().to(dtype)
         arguments = (x, labels, None, None, MARGIN, False, False, False, -1, 1)
         forward = torch.ops.jitops.batch_hard_triplet_loss_forward.default

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import sys
+
 import torch
 from torch import Tensor, nn
 
 import ops
-from benchmarks.common import COMPILED, devices
-from benchmarks.losses.batches import memory, speed
+from benchmarks.losses import batches
 
 SIZES = ((64, 128), (128, 128), (256, 128), (512, 128), (1024, 128))
 OF_A_CLASS = (4, 32)
@@ -35,15 +36,4 @@ def ours() -> nn.Module:
 
 
 def run() -> dict:
-    return {
-        COMPILED[device]: {
-            "speed": [
-                speed("Batch semi-hard", SIZES, of_a_class, Eager(), ours(), device)
-                for of_a_class in OF_A_CLASS
-            ],
-            "memory": [
-                memory(__name__, (512, 128), of_a_class, device) for of_a_class in OF_A_CLASS
-            ],
-        }
-        for device in devices()
-    }
+    return batches.run(sys.modules[__name__], "Batch semi-hard", SIZES, OF_A_CLASS, (512, 128))

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "cpu_gemm.h"
+#include "triplets.h"
 
 namespace jitops::cpu {
 
@@ -83,13 +84,6 @@ JITOPS_KERNEL bool all_finite(const A* values, int64_t count) {
   for (int64_t n = 0; n < count; ++n) sum += values[n] * A(0);
   return sum == A(0);
 }
-
-// A set of rows with strides.
-template <typename T>
-struct RowsOf {
-  const T* data;
-  int64_t stride, count;
-};
 
 // Adds the gradients to to_a and to_b, dense matrices with `cols` columns; null if not needed.
 // Threads take some columns each, so every sum has a fixed order.

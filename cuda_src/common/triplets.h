@@ -9,6 +9,13 @@
 
 namespace jitops {
 
+// `count` dense rows, `stride` elements apart.
+template <typename T>
+struct RowsOf {
+  const T* data;
+  int64_t stride, count;
+};
+
 struct Triplets {
   // Anchors (rows, cols) and candidates (others, cols). A row is dense; rows lie `*_stride`
   // elements apart. Without references the candidates are the anchors.

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor
 
-from ops._core import autograd, checks, pairs
+from ops._core import autograd, checks, mining, pairs
 from ops._core.fused import FusedOp
 from ops._core.modules import LossModule
 from ops._errors import ArgumentError
@@ -183,7 +183,7 @@ def _definition(
     reduction: int,
 ) -> Tensor:
     """The pure-torch path."""
-    positive, negative = pairs.hardest(embeddings, labels, ref_emb, ref_labels, own)
+    positive, negative = mining.hardest(embeddings, labels, ref_emb, ref_labels, own)
     both = (positive >= 0) & (negative >= 0)
     anchors = checks.widened(embeddings)
     candidates = anchors if ref_emb is None else checks.widened(ref_emb)
@@ -222,18 +222,8 @@ _fused = FusedOp(
 
 
 def samples() -> Iterator[checks.Sample]:
-    """Where ``jitops check`` checks the gradients: with and without references."""
-    labels = torch.arange(6) % 3
+    """Where ``jitops check`` checks the gradients."""
     for margin in (0.2, "soft"):
         for distance in pairs.DISTANCES:
             loss = BatchHardTripletLoss(margin, distance=distance)
-
-            def call(x: Tensor, loss: BatchHardTripletLoss = loss) -> Tensor:
-                return loss(x, labels)
-
-            def with_references(x: Tensor, y: Tensor, loss: BatchHardTripletLoss = loss) -> Tensor:
-                return loss(x, labels, y, labels)
-
-            title = f"margin={margin!r}, distance={distance!r}"
-            yield title, call, (torch.randn(6, 4),)
-            yield f"{title}, references", with_references, tuple(torch.randn(2, 6, 4))
+            yield from pairs.samples(f"margin={margin!r}, distance={distance!r}", loss)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import torch
 from torch import Tensor
 
 from ops._core import checks, pairs, triplets
@@ -122,20 +121,8 @@ class BatchSemiHardTripletLoss(LossModule):
 
 
 def samples() -> Iterator[checks.Sample]:
-    """Where ``jitops check`` checks the gradients: with and without references."""
-    labels = torch.arange(6) % 3
+    """Where ``jitops check`` checks the gradients."""
     for negatives in NEGATIVES:
         for distance in pairs.DISTANCES:
             loss = BatchSemiHardTripletLoss(0.8, negatives=negatives, distance=distance)
-
-            def call(x: Tensor, loss: BatchSemiHardTripletLoss = loss) -> Tensor:
-                return loss(x, labels)
-
-            def with_references(
-                x: Tensor, y: Tensor, loss: BatchSemiHardTripletLoss = loss
-            ) -> Tensor:
-                return loss(x, labels, y, labels)
-
-            title = f"negatives={negatives!r}, distance={distance!r}"
-            yield title, call, (torch.randn(6, 4),)
-            yield f"{title}, references", with_references, tuple(torch.randn(2, 6, 4))
+            yield from pairs.samples(f"negatives={negatives!r}, distance={distance!r}", loss)

@@ -80,7 +80,8 @@ def test_a_line_has_its_place(checkout):
     assert lines[-1].split()[1] == ".losses.zz_last"
     for document, after in (("README.md", "## Layers"), ("CHANGELOG.md", None)):
         text = (checkout / document).read_text()
-        *_, one, other = text[: text.index(after) if after else None].strip().splitlines()
+        *_, before, one, other = text[: text.index(after) if after else None].strip().splitlines()
+        assert before[:2] in ("| ", "- ", "  ")  # of the same table or list
         assert "ops.zz_last" in one
         assert "ops.aa_first" in other
 

@@ -1,4 +1,4 @@
-"""Sums over tiles of logits: against the whole matrix, at every choice of what is summed."""
+"""Sums over tiles of logits, compared with those over the whole matrix, for all arguments."""
 
 from __future__ import annotations
 
