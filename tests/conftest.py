@@ -29,6 +29,10 @@ from ops import _config  # noqa: E402
 from ops._core import dispatch  # noqa: E402
 from ops.jit._compile import _compilers  # noqa: E402
 from tests.cuda import emulator as cuda_emulator  # noqa: E402
+from tests.harness.op_under_test import (  # noqa: E402
+    EMULATED_OF_A_VARIATION,
+    QUICK_OF_A_VARIATION,
+)
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     torch.set_num_threads(1)  # threads of several workers would wait for each other
@@ -166,7 +170,7 @@ def pytest_collection_modifyitems(config, items):
     for item in items:
         if (
             _is_emulated(item)
-            or _is_of_a_variation(item)
+            or _is_rare(item, QUICK_OF_A_VARIATION)
             or item.module.__name__.removeprefix("tests.") in THOROUGH
         ):
             item.add_marker("thorough")
@@ -176,19 +180,19 @@ def _is_emulated(item):
     return hasattr(item, "callspec") and cuda_emulator.NAME in item.callspec.params.values()
 
 
-# Of an op's variations, the quick tests hold these checks.
-OF_A_VARIATION = ("test_values_and_gradients", "test_every_requires_grad_subset")
-
-
-def _is_of_a_variation(item):
+def _is_rare(item, checks):
+    """Whether it is of the battery, but not one of these checks, for a variation of an op."""
     described = getattr(item.cls, "op", None)
-    its_own = item.originalname in vars(item.cls) if item.cls else True
-    return getattr(described, "variation", False) and not (
-        its_own or item.originalname in OF_A_VARIATION
+    return (
+        getattr(described, "variation", False)
+        and item.originalname not in checks
+        and item.originalname not in vars(item.cls)
     )
 
 
 def _applies(item):
+    if _is_emulated(item) and _is_rare(item, EMULATED_OF_A_VARIATION):
+        return False
     marker = item.get_closest_marker("applies")
     return marker is None or marker.args[0](item.cls.op, item.callspec.params["backend"])
 

@@ -124,6 +124,7 @@ WITHOUT = """
 """
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("package", "op", "call"),
     [

@@ -71,6 +71,7 @@ def test_nowhere_to_write_compile_commands_to_is_said_first(cache, tmp_path, cap
     assert entries(cache) == []
 
 
+@pytest.mark.thorough
 @pytest.mark.cpp
 def test_build_for_other_machines(cache, capsys):
     levels = ["--cpu=baseline", "--cpu=x86-64-v3"]
@@ -244,6 +245,7 @@ def test_bundle(full, tmp_path, settings, capsys):
 # ---- demo
 
 
+@pytest.mark.thorough
 @pytest.mark.cpp
 def test_the_demo_says_what_it_does_before_it_is_done(tmp_path):
     """A slow step is announced before it starts, even if stdout is a pipe."""

@@ -47,6 +47,7 @@ def test_doctor_here(tmp_path):
     assert verdict in words
 
 
+@pytest.mark.thorough
 @pytest.mark.cpp
 def test_doctor_of_what_is_built_and_what_would_be(tmp_path):
     full = tmp_path / "cache"
@@ -83,11 +84,13 @@ def test_doctor_without_a_compiler(tmp_path):
     assert verdict.startswith("Back end compiled: does NOT work for ")
 
 
+@pytest.mark.thorough
 def test_doctor_with_a_compiler_that_is_named_and_missing(tmp_path):
     found, _, _ = report(CXX="/no/such/g++", JITOPS_CACHE_DIR=tmp_path / "cache")
     assert "'/no/such/g++', which is not found" in found["tools", "C++ compiler"]["found"]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("variable", "topic"),
     [
@@ -136,6 +139,7 @@ def test_doctor_without_ninja(tmp_path):
     assert "does NOT work" in verdict
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("where", ["TORCH_EXTENSIONS_DIR", "XDG_CACHE_HOME", "HOME"])
 def test_doctor_with_a_stale_lock_of_torchs(tmp_path, where):
     """The doctor finds the lock, because torch's own loader waits for it forever."""
@@ -153,6 +157,7 @@ def test_doctor_with_a_stale_lock_of_torchs(tmp_path, where):
     assert f"rm {lock}" in words.replace("\n", "")
 
 
+@pytest.mark.thorough
 def test_doctor_with_an_unusable_cache(tmp_path):
     (tmp_path / "file").touch()
     found, _, words = report(JITOPS_CACHE_DIR=tmp_path / "file", TMPDIR=tmp_path)
@@ -160,6 +165,7 @@ def test_doctor_with_an_unusable_cache(tmp_path):
     assert "is used instead; set JITOPS_CACHE_DIR" in words
 
 
+@pytest.mark.thorough
 @pytest.mark.cpp
 def test_doctor_of_a_build_that_failed(tmp_path, root):
     """It reports the last failure without another build."""

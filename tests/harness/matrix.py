@@ -11,7 +11,7 @@ from pathlib import Path
 
 from tests.cuda import emulator as cuda_emulator
 from tests.harness.battery import Battery
-from tests.harness.op_under_test import TESTS
+from tests.harness.op_under_test import EMULATED_OF_A_VARIATION, TESTS
 
 PAGE = TESTS.parent / "docs/checks.md"
 START = "<!-- written by: python -m tests.harness.matrix -->\n"
@@ -36,12 +36,15 @@ def backends(battery: type[Battery], check: str) -> str:
     function = getattr(battery, check, None)
     if function is None:
         return ""
+    names = dict(LETTERS)
+    if battery.op.variation and check not in EMULATED_OF_A_VARIATION and check not in vars(battery):
+        del names[cuda_emulator.NAME]
     conditions = [
         mark.args[0] for mark in getattr(function, "pytestmark", ()) if mark.name == "applies"
     ]
     return "".join(
         letter
-        for name, letter in LETTERS.items()
+        for name, letter in names.items()
         if name in battery.backends and all(condition(battery.op, name) for condition in conditions)
     )
 

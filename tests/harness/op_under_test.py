@@ -34,6 +34,19 @@ TOLERANCE = {
 }
 
 
+# Another description of an op that has one takes part in these checks of the battery in the quick
+# tests, and in these on the emulator, where a gradient check takes half a minute.
+QUICK_OF_A_VARIATION = ("test_values_and_gradients", "test_every_requires_grad_subset")
+EMULATED_OF_A_VARIATION = (
+    *QUICK_OF_A_VARIATION,
+    "test_empty_and_single",
+    "test_every_launch_shape",
+    "test_layouts",
+    "test_non_finite_inputs",
+    "test_same_bits_every_time",
+)
+
+
 @dataclass(frozen=True)
 class Mutation:
     """A bug to plant into a file of an op, and how it is caught.
@@ -96,8 +109,8 @@ class OpUnderTest:
         elements: compares each element with float64 where functions are flat, on back end cpp.
         far: makes inputs that 32-bit indices cannot reach, for a device.
         mutations: bugs that the emulator must catch when they are planted into its files.
-        variation: whether another description of the op comes first. Then the quick tests hold few
-            of its checks.
+        variation: whether another description of the op comes first. Then fewer checks of the
+            battery are quick, and fewer run on the emulator.
     """
 
     name: str

@@ -237,6 +237,7 @@ NAMES = [
 ]
 
 
+@pytest.mark.thorough
 def test_text_with_default_headers(cache):
     """Torch's load_inline is used for this most: half a minute, once."""
     sources = [TORCHS_TESTS, "// another"]
@@ -274,6 +275,7 @@ int {name}() {{ return {value}; }}
 BARE = {"no_implicit_headers": True, "with_pytorch_error_handling": False}
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("functions", ["f", ["f", "g"], {"f": "Of f.", "g": "Of g."}])
 def test_functions_in_every_form(cache, functions):
     texts = [BOUND.format(name="f", value=1), BOUND.format(name="g", value=2)]
@@ -313,6 +315,7 @@ def test_files_with_folders_of_headers_and_lenient_flags(cache, tmp_path, capfd)
     assert "bound.cpp" in capfd.readouterr().out
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("change", ["text", "flags"])
 def test_one_name_loaded_again_with_other_arguments(cache, change):
     for value in (123, 456, 123):
@@ -342,6 +345,7 @@ def test_build_directory(cache, tmp_path):
     assert len(entries(cache)) == 1
 
 
+@pytest.mark.thorough
 def test_what_is_returned_can_be_loaded_again(cache, tmp_path):
     """As torch's examples do; a copy would register its operators beside those of the cache's."""
     code = f"""
