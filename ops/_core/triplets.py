@@ -21,17 +21,22 @@ ALL, SEMI_HARD, NEAREST = range(3)
 # ---- the formula ---------------------------------------------------------------------------------
 
 
-def _nearest(positives: Tensor, negatives: Tensor) -> Tensor:
-    """For each positive the index of the nearest negative beyond it, or else of the farthest one.
+def _fallback(negatives: Tensor) -> tuple[Tensor, Tensor]:
+    """The index of the farthest negative, or of one with a NaN distance; and whether it is NaN.
 
-    A NaN distance is taken before all others. Infinity is in the place of other candidates.
+    Infinity is in the place of other candidates.
     """
+    finite = torch.where(negatives == torch.inf, -torch.inf, negatives)
+    farthest, at = finite.max(1, keepdim=True)
+    return at.unsqueeze(1), farthest.isnan().unsqueeze(1)
+
+
+def _nearest(positives: Tensor, negatives: Tensor, fallback: Tensor, is_nan: Tensor) -> Tensor:
+    """For each positive the index of the nearest negative beyond it, or else the fallback."""
     others = negatives.unsqueeze(1)
     beyond = torch.where(others > positives.unsqueeze(2), others, torch.inf)
     nearest, at = beyond.min(2, keepdim=True)
-    finite = torch.where(negatives == torch.inf, -torch.inf, negatives)
-    farthest, farthest_at = (x.unsqueeze(1) for x in finite.max(1, keepdim=True))
-    return torch.where((nearest < torch.inf) & ~farthest.isnan(), at, farthest_at)
+    return torch.where((nearest < torch.inf) & ~is_nan, at, fallback)
 
 
 def _masks(labels: Tensor, ref_labels: Tensor | None, begin: int, end: int) -> list[Tensor]:
@@ -77,7 +82,8 @@ def definition(
     valid = positive.unsqueeze(2) & negative.unsqueeze(1)
     every = valid.sum()
     if rule == NEAREST and d.numel():
-        at = _nearest(d, torch.where(negative, d, torch.inf))
+        to_negatives = torch.where(negative, d, torch.inf)
+        at = _nearest(d, to_negatives, *_fallback(to_negatives))
         negatives = torch.gather(negatives.expand_as(valid), 2, at)
         valid = valid.any(2, keepdim=True)
     if soft:
@@ -97,6 +103,18 @@ def definition(
 # ---- kernels over blocks -------------------------------------------------------------------------
 
 
+class _Candidates:
+    """All candidates; of float32 the differences from their mean in float64, and the lengths."""
+
+    def __init__(self, rows: Tensor) -> None:
+        self.rows = rows
+        self.by_product = rows.dtype is not torch.float64
+        if self.by_product:
+            self.centre = rows.mean(0, dtype=torch.float64)
+            self.centred = rows - self.centre
+            self.lengths = self.centred.square().sum(1)
+
+
 class _Distances:
     """The distances of some anchors x to all candidates y, and the gradients of losses.
 
@@ -105,13 +123,12 @@ class _Distances:
     differences. Float64 always does.
     """
 
-    def __init__(self, x: Tensor, y: Tensor, in_use: Tensor) -> None:
-        self.x, self.y = x, y
-        self.by_product = x.dtype is not torch.float64
+    def __init__(self, x: Tensor, candidates: _Candidates, in_use: Tensor) -> None:
+        self.x, self.y = x, candidates.rows
+        self.by_product = candidates.by_product
         if self.by_product:
-            centre = y.mean(0, dtype=torch.float64)
-            a, b = x - centre, y - centre
-            lengths = a.square().sum(1, keepdim=True) + b.square().sum(1)
+            a, b = x - candidates.centre, candidates.centred
+            lengths = a.square().sum(1, keepdim=True) + candidates.lengths
             squares = torch.addmm(lengths, a, b.mT, alpha=-2)
             # The product is off by up to about cols * 2^-52 of the lengths: here 2^-27 of a square.
             far = squares >= lengths * ((x.shape[1] + 8) * 2.0**-25)  # not where anything is NaN
@@ -119,7 +136,7 @@ class _Distances:
         if self.by_product:
             self.x, self.y, self.values = a, b, squares.clamp_(min=0).to(x.dtype).sqrt_()
         else:
-            self.values = torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist")
+            self.values = torch.cdist(x, self.y, compute_mode="donot_use_mm_for_euclid_dist")
 
     def gradient_of_x(self, factors: Tensor) -> Tensor:
         """The sums of ``factors * (x - y)`` over all candidates."""
@@ -145,7 +162,8 @@ class _Block(NamedTuple):
     """Some anchors: their distances to all candidates, and sums over the triplets of each.
 
     Attributes:
-        factors: of the differences between anchor and candidate, in the gradient of its loss.
+        factors: of the differences between anchor and candidate, in the gradient of its loss; of
+            a forward pass, nothing.
     """
 
     rows: slice
@@ -158,15 +176,16 @@ class _Block(NamedTuple):
 
 def _over_blocks(
     x: Tensor, y: Tensor, labels: Tensor, ref_labels: Tensor | None,
-    margin: float, soft: bool, squared: bool, rule: int,
+    margin: float, soft: bool, squared: bool, rule: int, with_factors: bool,
 ) -> Iterator[_Block]:  # fmt: skip
+    candidates = _Candidates(y)
     # Elsewhere than on a CPU, cdist's backward pass makes a tensor of all differences.
     columns = y.shape[0] * (1 if x.is_cpu else x.shape[1])
     step = max(1, blocks.elements_for(x) // max(1, columns))
     for begin in range(0, x.shape[0] if y.shape[0] else 0, step):
         rows = slice(begin, min(x.shape[0], begin + step))
         positive, negative = _masks(labels, ref_labels, rows.start, rows.stop)
-        distances = _Distances(x[rows], y, positive | negative)
+        distances = _Distances(x[rows], candidates, positive | negative)
         d = distances.values.square() if squared else distances.values
         count = positive.sum(1)
         every = count * negative.sum(1)
@@ -177,37 +196,45 @@ def _over_blocks(
         to_positives[anchor, rank] = d[anchor, column]
         negative &= (every > 0).unsqueeze(1)
         to_negatives = d.masked_fill(~negative, torch.inf)
-        slopes = torch.zeros_like(d)
+        slopes = torch.zeros_like(d) if with_factors else None
         losses, slopes_p = _sum_up(to_positives, to_negatives, margin, soft, rule, slopes)
-        slopes[anchor, column] = slopes_p[anchor, rank]
         if soft:
             counted = every
         elif rule == NEAREST:
             counted = torch.where(every > 0, count, 0)
         else:
             counted = slopes_p.sum(1).long()
-        factors = 2 * slopes if squared else torch.where(d == 0, 0.0, slopes / d)
+        factors = d[:0]
+        if slopes is not None:
+            slopes[anchor, column] = slopes_p[anchor, rank]
+            factors = 2 * slopes if squared else torch.where(d == 0, 0.0, slopes / d)
         yield _Block(rows, distances, losses, counted, every, factors)
 
 
 def _sum_up(
-    positives: Tensor, negatives: Tensor, margin: float, soft: bool, rule: int, slopes: Tensor
+    positives: Tensor,
+    negatives: Tensor,
+    margin: float,
+    soft: bool,
+    rule: int,
+    slopes: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """The loss of each anchor, and the derivatives with respect to the distances.
 
-    Those for negatives are added to ``slopes``, those for positives are returned.
+    Those for negatives are added to ``slopes``, if it is there. Those for positives are returned.
     """
     losses = positives.new_zeros(len(positives), dtype=torch.float64)
     of_positives = torch.zeros_like(positives)
     # Then x is -infinity where one of them is no candidate, even after adding the margin.
     regular = bool((positives < torch.inf).all() & ~negatives.isnan().any())
     regular = regular and margin <= torch.finfo(positives.dtype).max
+    fallback = _fallback(negatives) if rule == NEAREST else None
     some = max(1, blocks.elements_for(positives) // negatives.numel())
     for first in range(0, positives.shape[1], some):
         part = slice(first, first + some)
         to_positive, to_negative = positives[:, part].unsqueeze(2), negatives.unsqueeze(1)
-        if rule == NEAREST:
-            at = _nearest(positives[:, part], negatives)
+        if fallback is not None:
+            at = _nearest(positives[:, part], negatives, *fallback)
             to_negative = torch.gather(to_negative.expand(-1, at.shape[1], -1), 2, at)
         x = (to_positive - to_negative).add_(margin)  # 0 if soft
         if not regular:
@@ -223,10 +250,10 @@ def _sum_up(
             losses += x.sum((1, 2))
             slope = x.ne_(0)  # NaN is not 0
         of_positives[:, part] = slope.sum(2)
-        if rule == NEAREST:  # sums of ones, which are exact in any order
-            slopes.scatter_add_(1, at.squeeze(2), -slope.squeeze(2))
-        else:
+        if slopes is not None and fallback is None:
             slopes -= slope.sum(1)
+        elif slopes is not None:  # sums of ones, which are exact in any order
+            slopes.scatter_add_(1, at.squeeze(2), -slope.squeeze(2))
     return losses, of_positives
 
 
@@ -247,7 +274,7 @@ def forward(
     y = x if ref_emb is None else checks.widened(ref_emb)
     losses = x.new_zeros(x.shape[0], dtype=torch.float64)
     counted, every = labels.new_zeros(2, x.shape[0]).unbind()
-    for block in _over_blocks(x, y, labels, ref_labels, margin, soft, squared, rule):
+    for block in _over_blocks(x, y, labels, ref_labels, margin, soft, squared, rule, False):
         losses[block.rows] = block.losses
         counted[block.rows], every[block.rows] = block.counted, block.every
     total, of_all = counted.sum(), every.sum()
@@ -282,7 +309,7 @@ def backward(
         of_y = of_x
     else:
         of_y = torch.zeros_like(y) if needs_ref_emb else None
-    for block in _over_blocks(x, y, labels, ref_labels, margin, soft, squared, rule):
+    for block in _over_blocks(x, y, labels, ref_labels, margin, soft, squared, rule, True):
         factors = block.factors * scales[block.rows]
         if of_x is not None:
             of_x[block.rows] += block.distances.gradient_of_x(factors)
