@@ -205,15 +205,20 @@ def selected_distance(
 # ---- gradient checks -----------------------------------------------------------------------------
 
 
-def samples(title: str, loss: Callable[..., Tensor]) -> Iterator[checks.Sample]:
-    """Where ``jitops check`` checks a loss of embeddings and labels: alone, and with references."""
-    labels = torch.arange(6) % 3
+def samples(losses: dict[str, Callable[..., Tensor]]) -> Iterator[checks.Sample]:
+    """Where ``jitops check`` checks losses of embeddings and labels, by their titles.
 
-    def alone(x: Tensor) -> Tensor:
-        return loss(x, labels)
+    The last one is checked with references too.
+    """
+    labels = torch.arange(6) % 3
+    for title, loss in losses.items():
+
+        def alone(x: Tensor, loss: Callable[..., Tensor] = loss) -> Tensor:
+            return loss(x, labels)
+
+        yield title, alone, (torch.randn(6, 4),)
 
     def with_references(x: Tensor, y: Tensor) -> Tensor:
         return loss(x, labels, y, labels)
 
-    yield title, alone, (torch.randn(6, 4),)
     yield f"{title}, references", with_references, tuple(torch.randn(2, 6, 4))

@@ -223,7 +223,13 @@ _fused = FusedOp(
 
 def samples() -> Iterator[checks.Sample]:
     """Where ``jitops check`` checks the gradients."""
-    for margin in (0.2, "soft"):
-        for distance in pairs.DISTANCES:
-            loss = BatchHardTripletLoss(margin, distance=distance)
-            yield from pairs.samples(f"margin={margin!r}, distance={distance!r}", loss)
+    margins: tuple[float | Literal["soft"], ...] = (0.2, "soft")
+    yield from pairs.samples(
+        {
+            f"margin={margin!r}, distance={distance!r}": BatchHardTripletLoss(
+                margin, distance=distance
+            )
+            for margin in margins
+            for distance in pairs.DISTANCES
+        }
+    )

@@ -122,7 +122,12 @@ class BatchSemiHardTripletLoss(LossModule):
 
 def samples() -> Iterator[checks.Sample]:
     """Where ``jitops check`` checks the gradients."""
-    for negatives in NEGATIVES:
-        for distance in pairs.DISTANCES:
-            loss = BatchSemiHardTripletLoss(0.8, negatives=negatives, distance=distance)
-            yield from pairs.samples(f"negatives={negatives!r}, distance={distance!r}", loss)
+    yield from pairs.samples(
+        {
+            f"negatives={negatives!r}, distance={distance!r}": BatchSemiHardTripletLoss(
+                0.8, negatives=negatives, distance=distance
+            )
+            for negatives in NEGATIVES
+            for distance in pairs.DISTANCES
+        }
+    )

@@ -168,7 +168,7 @@ def test_the_new_op_passes_its_tests(checkout, kind, request):
         tests += ["tests/cuda/test_cuda_emulator.py"] if emulated else []
         tests += ["tests/cuda/test_cuda_compiles.py"] if request.config.nvcc else []
     options = [f"--backends={','.join(told)}", "-p", "no:cacheprovider", "-q", "-n0"]
-    mine = f"{name} or not (test_cuda_emulator or test_cuda_compiles)"
+    mine = f"{name} or not (test_cuda_emulator or test_cuda_compiles or test_site)"
     said = in_copy(checkout, "pytest", *options, "-k", mine, *tests)
     assert " passed" in said
     assert " skipped" not in said
