@@ -167,8 +167,8 @@ class Anchor {
         negatives_(params.others),
         weights_(params.others) {}
 
-  // Takes anchor i and its distances. With `g`, the derivative of the result with respect to the
-  // anchor's loss, `distances` becomes the weights of the differences in the gradient.
+  // Takes anchor i and its distances. With `g`, the factor of its loss in the gradient, `distances`
+  // becomes the weights of the differences.
   void take(int64_t i, A* distances, const A* g) {
     const int64_t others = params_.others;
     find_positives(i);
@@ -295,24 +295,11 @@ void for_each_anchor(const Params& params, const Labels<T>& anchors, const Label
   });
 }
 
+// Adds up the losses of all anchors, and writes the results.
 template <typename T>
-void forward_cpu(const Params& params) {
+void sum_up(const Params& params, const std::vector<double>& losses,
+            const std::vector<int64_t>& counted, const std::vector<int64_t>& all) {
   using A = acc_t<T>;
-  Labels<T> anchors, candidates;
-  cpu::number_labels(params, &anchors, &candidates);
-  std::vector<double> losses(params.rows);
-  std::vector<int64_t> counted(params.rows), all(params.rows);
-  const Chunks chunks(params);
-  std::vector<A> distances(chunks.size() * params.others);
-  chunks.for_each([&](int64_t begin, int64_t end) {
-    for_each_anchor<T>(params, anchors, candidates, begin, end, distances.data(),
-                       [&](Anchor<T>& anchor, int64_t i, A* row) {
-                         anchor.take(i, row, nullptr);
-                         losses[i] = anchor.loss;
-                         counted[i] = anchor.counted;
-                         all[i] = anchor.all;
-                       });
-  });
   Totals totals;
   for (int64_t i = 0; i < params.rows; ++i) {
     totals.loss += losses[i];
@@ -329,7 +316,7 @@ void forward_cpu(const Params& params) {
 }
 
 template <typename T>
-void backward_cpu(const Params& params) {
+void triplets_cpu(const Params& params) {
   using A = acc_t<T>;
   Labels<T> anchors, candidates;
   cpu::number_labels(params, &anchors, &candidates);
@@ -337,22 +324,31 @@ void backward_cpu(const Params& params) {
   A* of_anchors = params.same ? of_candidates : static_cast<A*>(params.grad_anchors);
   if (of_candidates) std::fill_n(of_candidates, params.others * params.cols, A(0));
   if (of_anchors) std::fill_n(of_anchors, params.rows * params.cols, A(0));
+  const bool weighs = of_candidates || of_anchors;
   const T* grad_loss = static_cast<const T*>(params.grad_loss);
-  const A scale = *static_cast<const A*>(params.scale);
   const bool reduces = params.reduction != Reduction::kNone;
+  std::vector<double> losses(params.rows);
+  std::vector<int64_t> counted(params.rows), all(params.rows);
   const Chunks chunks(params);
-  std::vector<A> weights(chunks.size() * params.others);
+  std::vector<A> distances(chunks.size() * params.others);
   chunks.for_each([&](int64_t begin, int64_t end) {
-    for_each_anchor<T>(params, anchors, candidates, begin, end, weights.data(),
+    for_each_anchor<T>(params, anchors, candidates, begin, end, distances.data(),
                        [&](Anchor<T>& anchor, int64_t i, A* row) {
-                         const A g = cpu::load(grad_loss[reduces ? 0 : i]) * scale;
-                         anchor.take(i, row, &g);
+                         const A g = grad_loss ? cpu::load(grad_loss[reduces ? 0 : i]) *
+                                                     *static_cast<const A*>(params.scale)
+                                               : A(1);
+                         anchor.take(i, row, weighs ? &g : nullptr);
+                         losses[i] = anchor.loss;
+                         counted[i] = anchor.counted;
+                         all[i] = anchor.all;
                        });
+    if (!weighs) return;
     cpu::add_differences<T>(
-        weights.data(), {anchor_row<T>(params, begin), params.anchor_stride, end - begin},
+        distances.data(), {anchor_row<T>(params, begin), params.anchor_stride, end - begin},
         {candidate_row<T>(params, 0), params.candidate_stride, params.others}, params.cols,
         of_anchors ? of_anchors + begin * params.cols : nullptr, of_candidates);
   });
+  if (params.fraction) sum_up<T>(params, losses, counted, all);
 }
 #endif
 
@@ -397,27 +393,34 @@ struct Scratch {
 };
 #endif
 
-std::tuple<Tensor, Tensor, Tensor> forward(
-    const Tensor& embeddings, const Tensor& labels, const std::optional<Tensor>& ref_emb,
-    const std::optional<Tensor>& ref_labels, double margin, bool soft, bool squared, int64_t rule,
-    bool counts_all, int64_t reduction) {
-  const TripletInputs inputs(embeddings, labels, ref_emb, ref_labels);
-  Params params = params_of(inputs, margin, soft, squared, rule, counts_all, reduction);
-  const bool reduces = params.reduction != Reduction::kNone;
-  const Tensor loss = empty(IntHeaderOnlyArrayRef(&params.rows, reduces ? 0 : 1), embeddings);
-  const auto number = [&] {
-    return empty(IntHeaderOnlyArrayRef(&params.rows, size_t{0}), wide(embeddings), embeddings);
-  };
-  const Tensor fraction = number(), scale = number();
-  params.loss = loss.mutable_data_ptr();
-  params.fraction = fraction.mutable_data_ptr();
-  params.scale = scale.mutable_data_ptr();
+void run(Params& params, const Tensor& embeddings) {
 #ifdef USE_CUDA
   const Scratch scratch(params, embeddings);
 #endif
   const OnDeviceOf device(embeddings);
-  JITOPS_RUN("batch_all_triplet_loss", forward, embeddings, params, device);
-  return {loss, fraction, scale};
+  JITOPS_RUN("batch_all_triplet_loss", triplets, embeddings, params, device);
+}
+
+// Returns the loss, the fraction, the scale, and the gradients of the sum of losses; those that are
+// not needed are empty. With kNone none is formed, because each anchor has its own factor.
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> forward(
+    const Tensor& embeddings, const Tensor& labels, const std::optional<Tensor>& ref_emb,
+    const std::optional<Tensor>& ref_labels, double margin, bool soft, bool squared, int64_t rule,
+    bool counts_all, int64_t reduction, bool needs_embeddings, bool needs_ref_emb) {
+  const TripletInputs inputs(embeddings, labels, ref_emb, ref_labels);
+  Params params = params_of(inputs, margin, soft, squared, rule, counts_all, reduction);
+  const bool reduces = params.reduction != Reduction::kNone;
+  const auto number = [&](ScalarType dtype) {
+    return empty(IntHeaderOnlyArrayRef(&params.rows, size_t{0}), dtype, embeddings);
+  };
+  const Tensor loss = empty(IntHeaderOnlyArrayRef(&params.rows, reduces ? 0 : 1), embeddings);
+  const Tensor fraction = number(wide(embeddings)), scale = number(wide(embeddings));
+  params.loss = loss.mutable_data_ptr();
+  params.fraction = fraction.mutable_data_ptr();
+  params.scale = scale.mutable_data_ptr();
+  TripletGradients gradients(params, inputs, needs_embeddings && reduces, needs_ref_emb && reduces);
+  run(params, embeddings);
+  return {loss, fraction, scale, gradients.of_embeddings(), gradients.of_ref_emb()};
 }
 
 std::vector<Tensor> backward(const Tensor& grad_loss, const Tensor& embeddings,
@@ -434,14 +437,8 @@ std::vector<Tensor> backward(const Tensor& grad_loss, const Tensor& embeddings,
   params.grad_loss = grad.const_data_ptr();
   params.scale = const_cast<void*>(scale.const_data_ptr());
   TripletGradients gradients(params, inputs, needs_embeddings, needs_ref_emb);
-  if (!gradients.empty()) {
-#ifdef USE_CUDA
-    const Scratch scratch(params, embeddings);
-#endif
-    const OnDeviceOf device(embeddings);
-    JITOPS_RUN("batch_all_triplet_loss", backward, embeddings, params, device);
-  }
-  return std::move(gradients).in_dtype_of(embeddings);
+  if (!gradients.empty()) run(params, embeddings);
+  return gradients.in_dtype_of(embeddings);
 }
 
 }  // namespace

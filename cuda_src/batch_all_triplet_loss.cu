@@ -1,8 +1,7 @@
 // The batch-all and the batch semi-hard triplet loss on CUDA: kernels and launchers. No torch header.
 //
-// Both passes are bound by arithmetic. The floor is 2 instructions for each of the rows * others *
-// cols differences, and in the backward pass 4 more. The triplets take about 4 for each anchor,
-// positive and negative.
+// Bound by arithmetic. The floor is 2 instructions for each of the rows * others * cols differences,
+// and 4 more for gradients. The triplets take about 4 for each anchor, positive and negative.
 //
 // Each sum belongs to one thread, or to one block in a fixed order. No atomics, so results are
 // bitwise deterministic.
@@ -114,10 +113,10 @@ __device__ Choice<A> block_choice(Choice<A> mine, Choice<A>* shared) {
   return mine;
 }
 
-// One block an anchor of [begin, end): the sum of its losses, and how many triplets count. The
-// backward pass writes the weights of differences in the gradient instead.
+// One block an anchor of [begin, end): the sum of its losses, and how many triplets count. For
+// gradients also the weights of differences.
 // Budget: 64 registers, 704 bytes shared, 32 bytes spilt.
-template <typename T, bool kBackward>
+template <typename T, bool kWeigh>
 __global__ void __launch_bounds__(cuda::kMaxThreads) triplet_kernel(Params params, int64_t begin,
                                                                     int64_t end) {
   using A = acc_t<T>;
@@ -134,7 +133,7 @@ __global__ void __launch_bounds__(cuda::kMaxThreads) triplet_kernel(Params param
       const Kind kind = kind_of(params, i, j);
       is_positive += kind == Kind::kPositive ? 1 : 0;
       is_negative += kind == Kind::kNegative ? 1 : 0;
-      if (kBackward) weights[j] = A(0);
+      if (kWeigh) weights[j] = A(0);
     }
     is_positive = cuda::block_sum(is_positive, of_sums[0]);
     const double all = is_positive * cuda::block_sum(is_negative, of_sums[1]);
@@ -165,7 +164,7 @@ __global__ void __launch_bounds__(cuda::kMaxThreads) triplet_kernel(Params param
             counted += 1;
           }
           const bool mine = choice.at >= 0 && choice.at % cuda::kMaxThreads == thread;
-          if (kBackward && mine) weights[choice.at] += one.slope;
+          if (kWeigh && mine) weights[choice.at] += one.slope;
         } else {
           for (int64_t n = thread; n < params.others; n += cuda::kMaxThreads) {
             if (kind_of(params, i, n) != Kind::kNegative) continue;
@@ -173,35 +172,36 @@ __global__ void __launch_bounds__(cuda::kMaxThreads) triplet_kernel(Params param
             sum += one.loss;
             slope += one.slope;
             counted += one.slope != A(0) ? 1 : 0;
-            if (kBackward) weights[n] += one.slope;
+            if (kWeigh) weights[n] += one.slope;
           }
         }
         loss += static_cast<double>(sum);
-        if (kBackward) {
+        if (kWeigh) {
           slope = cuda::block_sum(slope, of_slopes[number++ % 2]);
           if (thread == 0) weights[first + k] = slope;
         }
       }
     }
-    if (kBackward) {
+    if (kWeigh) {
       __syncthreads();  // thread 0 has written the slopes of positives
       const bool reduces = params.reduction != Reduction::kNone;
-      const A g = load(static_cast<const T*>(params.grad_loss)[reduces ? 0 : i]) *
-                  *static_cast<const A*>(params.scale);
+      const T* grad_loss = static_cast<const T*>(params.grad_loss);
+      const A g = grad_loss ? load(grad_loss[reduces ? 0 : i]) * *static_cast<const A*>(params.scale)
+                            : A(1);
       for (int64_t j = thread; j < params.others; j += cuda::kMaxThreads) {
         const A signed_g = kind_of(params, i, j) == Kind::kNegative ? -g : g;
         weights[j] *= signed_g * distance_factor(params, distances[j]);
       }
-    } else {
-      loss = cuda::block_sum(loss, of_sums[0]);
-      counted = cuda::block_sum(counted, of_sums[1]);
-      if (thread != 0) continue;
-      params.sums[i] = loss;
-      params.counts[i] = static_cast<int64_t>(params.soft ? all : counted);
-      params.counts[params.rows + i] = static_cast<int64_t>(all);
-      if (params.reduction == Reduction::kNone) {
-        store(static_cast<T*>(params.loss)[i], static_cast<A>(loss));
-      }
+    }
+    if (!params.fraction) continue;
+    loss = cuda::block_sum(loss, of_sums[0]);
+    counted = cuda::block_sum(counted, of_sums[1]);
+    if (thread != 0) continue;
+    params.sums[i] = loss;
+    params.counts[i] = static_cast<int64_t>(params.soft ? all : counted);
+    params.counts[params.rows + i] = static_cast<int64_t>(all);
+    if (params.reduction == Reduction::kNone) {
+      store(static_cast<T*>(params.loss)[i], static_cast<A>(loss));
     }
   }
 }
@@ -295,7 +295,7 @@ unsigned at_most(int64_t wanted, int64_t limit) {
 }
 
 // The distances of a chunk, then its triplets.
-template <typename T, bool kBackward>
+template <typename T, bool kWeigh>
 const char* triplets_of(const Params& params, int64_t begin, int64_t end, void* stream) {
   if (begin == end) return nullptr;
   if (params.others > 0) {
@@ -305,7 +305,7 @@ const char* triplets_of(const Params& params, int64_t begin, int64_t end, void* 
         launch(distance_kernel<T>, grid, dim3(kSide, kSide), 0, stream, params, begin, end);
     if (error) return error;
   }
-  return launch(triplet_kernel<T, kBackward>, dim3(at_most(end - begin, 65535)),
+  return launch(triplet_kernel<T, kWeigh>, dim3(at_most(end - begin, 65535)),
                 dim3(cuda::kMaxThreads), 0, stream, params, begin, end);
 }
 
@@ -344,29 +344,21 @@ int64_t chunk_of(int64_t rows, int64_t others) {
   return some < rows ? some : rows;
 }
 
-const char* launch_forward(DType dtype, const Params& params, void* stream) {
+const char* launch_triplets(DType dtype, const Params& params, void* stream) {
   return cuda::dispatch(dtype, [&](auto zero) -> const char* {
     using T = decltype(zero);
-    for (int64_t begin = 0; begin < params.rows; begin += params.chunk) {
-      const int64_t end = begin + params.chunk < params.rows ? begin + params.chunk : params.rows;
-      if (const char* error = triplets_of<T, false>(params, begin, end, stream)) return error;
-    }
-    return launch(reduce_kernel<T>, dim3(1), dim3(cuda::kMaxThreads), 0, stream, params);
-  });
-}
-
-const char* launch_backward(DType dtype, const Params& params, void* stream) {
-  return cuda::dispatch(dtype, [&](auto zero) -> const char* {
-    using T = decltype(zero);
+    const bool weighs = params.grad_anchors || params.grad_candidates;
     int64_t begin = 0;
     do {  // once without any anchors, because candidates get a gradient of zeros
       const int64_t end = begin + params.chunk < params.rows ? begin + params.chunk : params.rows;
-      const char* error = triplets_of<T, true>(params, begin, end, stream);
+      const char* error = weighs ? triplets_of<T, true>(params, begin, end, stream)
+                                 : triplets_of<T, false>(params, begin, end, stream);
       if (!error) error = gradients_of<T>(params, begin, end, stream);
       if (error) return error;
       begin += params.chunk;
     } while (begin < params.rows);
-    return nullptr;
+    if (!params.fraction) return nullptr;
+    return launch(reduce_kernel<T>, dim3(1), dim3(cuda::kMaxThreads), 0, stream, params);
   });
 }
 

@@ -2,8 +2,12 @@
 // kernels (.cu). It includes no header of torch or CUDA, so both compilers read it fast.
 //
 // Both passes work on some anchors at a time. They compute the distances of these to all candidates
-// into scratch memory. The backward pass turns them into the weights of the differences a - b in
-// the gradient. So memory does not grow with rows * others.
+// into scratch memory, and turn them into the weights of the differences a - b in the gradient. So
+// memory does not grow with rows * others.
+//
+// The forward pass forms the gradients of a sum of losses, because it has the distances. Only a
+// factor is missing then. Losses that are not reduced have a factor for each anchor. So their
+// gradients are formed in the backward pass, which computes the distances again.
 #pragma once
 
 #include "common/triplets.h"
@@ -20,7 +24,7 @@ enum class Rule : int64_t {
 struct Params : Triplets {
   Rule rule;
 
-  // Forward: written. One element of acc_t<T> each.
+  // Forward: written. One element of acc_t<T> each. Null in the backward pass.
   void* fraction;  // of the triplets with a loss above 0 among all
   void* scale;     // of the sum of losses in the result; the backward pass reads it
 
@@ -46,9 +50,8 @@ struct Totals {
   }
 };
 
-// CUDA launchers for the current device. They return null, or CUDA's error message.
-const char* launch_forward(DType dtype, const Params& params, void* stream);
-const char* launch_backward(DType dtype, const Params& params, void* stream);
+// The CUDA launcher of both passes, for the current device. It returns null, or CUDA's error message.
+const char* launch_triplets(DType dtype, const Params& params, void* stream);
 
 // The anchors of a chunk on CUDA.
 int64_t chunk_of(int64_t rows, int64_t others);

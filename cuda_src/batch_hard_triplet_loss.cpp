@@ -271,7 +271,7 @@ std::vector<Tensor> backward(const Tensor& grad_loss, const Tensor& embeddings,
     const OnDeviceOf device(embeddings);
     JITOPS_RUN("batch_hard_triplet_loss", backward, embeddings, params, device);
   }
-  return std::move(gradients).in_dtype_of(embeddings);
+  return gradients.in_dtype_of(embeddings);
 }
 
 }  // namespace

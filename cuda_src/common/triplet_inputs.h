@@ -67,33 +67,47 @@ inline void check_grad_loss(const Tensor& grad, const Tensor& embeddings, const 
         " must have the shape of the loss");
 }
 
-// The gradients that are needed. They are summed in acc_t<T>, and rounded once.
+// The gradients that are needed. They are summed in acc_t<T>.
 class TripletGradients {
  public:
   TripletGradients(Triplets& params, const TripletInputs& inputs, bool needs_embeddings,
-                   bool needs_ref_emb) {
-    void* of_embeddings = allocate(needs_embeddings, inputs.anchors.tensor);
-    void* of_references = allocate(needs_ref_emb && !inputs.same, inputs.candidates.tensor);
-    params.grad_anchors = inputs.same ? nullptr : of_embeddings;
-    params.grad_candidates = inputs.same ? of_embeddings : of_references;
+                   bool needs_ref_emb)
+      : needs_embeddings_(needs_embeddings),
+        needs_ref_emb_(needs_ref_emb && !inputs.same),
+        of_embeddings_(sums(needs_embeddings_, inputs.anchors.tensor)),
+        of_ref_emb_(sums(needs_ref_emb_, inputs.candidates.tensor)) {
+    void* embeddings = needs_embeddings_ ? of_embeddings_.mutable_data_ptr() : nullptr;
+    void* references = needs_ref_emb_ ? of_ref_emb_.mutable_data_ptr() : nullptr;
+    params.grad_anchors = inputs.same ? nullptr : embeddings;
+    params.grad_candidates = inputs.same ? embeddings : references;
   }
 
-  bool empty() const { return sums_.empty(); }
+  bool empty() const { return !needs_embeddings_ && !needs_ref_emb_; }
 
-  std::vector<Tensor> in_dtype_of(const Tensor& embeddings) && {
+  // The sums, or tensors of no elements.
+  const Tensor& of_embeddings() const { return of_embeddings_; }
+  const Tensor& of_ref_emb() const { return of_ref_emb_; }
+
+  // Those that are needed, rounded once.
+  std::vector<Tensor> in_dtype_of(const Tensor& embeddings) const {
+    std::vector<Tensor> gradients;
+    if (needs_embeddings_) gradients.push_back(of_embeddings_);
+    if (needs_ref_emb_) gradients.push_back(of_ref_emb_);
     if (wide(embeddings) != embeddings.scalar_type()) {
-      for (Tensor& sum : sums_) sum = torch::stable::to(sum, embeddings.scalar_type());
+      for (Tensor& one : gradients) one = torch::stable::to(one, embeddings.scalar_type());
     }
-    return std::move(sums_);
+    return gradients;
   }
 
  private:
-  void* allocate(bool needed, const Tensor& like) {
-    if (!needed) return nullptr;
-    return sums_.emplace_back(jitops::empty(like.sizes(), wide(like), like)).mutable_data_ptr();
+  static Tensor sums(bool needed, const Tensor& like) {
+    constexpr int64_t kNone = 0;
+    const auto sizes = needed ? like.sizes() : IntHeaderOnlyArrayRef(&kNone, size_t{1});
+    return jitops::empty(sizes, wide(like), like);
   }
 
-  std::vector<Tensor> sums_;
+  bool needs_embeddings_, needs_ref_emb_;
+  Tensor of_embeddings_, of_ref_emb_;
 };
 
 }  // namespace jitops

@@ -39,9 +39,9 @@ struct Triplets {
 
   void* loss;  // forward: (rows,) for kNone, else one element
 
-  // Backward: gradients of anchors and candidates, dense, of acc_t<T>. Null if not needed. If
-  // `same`, the first is null and the second is the gradient of both.
-  const void* grad_loss;  // (rows,) for kNone, else one element
+  // Gradients of anchors and candidates, dense, of acc_t<T>. Null if not needed. If `same`, the
+  // first is null and the second is the gradient of both.
+  const void* grad_loss;  // backward: (rows,) for kNone, else one element
   void* grad_anchors;
   void* grad_candidates;
 };

@@ -57,14 +57,17 @@ class FusedOp:
         constants: names of the tensors, among arguments and results, that have no gradient.
         shapes: for an op with compiled kernels: the results and saved tensors of the forward
             kernel, with no content, from the arguments of the definition.
-        tensor_code: the forward and the backward kernel of the pure-torch path. Without it that
-            path runs the definition. What these two save may differ in shape and dtype from what
-            the compiled kernels save.
+        tensor_code: the forward and the backward kernel of the pure-torch path, or the forward
+            kernel alone: then gradients that it has not formed are those of the definition. Without
+            ``tensor_code`` that path runs the definition. What these two save may differ in shape
+            and dtype from what the compiled kernels save.
         opaque_shapes: like ``shapes``, for the forward kernel of tensor code. With it, graphs of
             :func:`torch.compile` hold these kernels as operators that it does not look into. It is
             for definitions that stay slow, or take much memory, when torch.compile fuses them.
-        opaque_backward: whether this holds for the backward kernel too, or graphs hold the tensor
-            code of that one.
+        formed: names of saved tensors, one for each differentiable argument: its gradient for a
+            ``grad`` of 1, if the forward kernel has formed it, or else an empty tensor. If all that
+            are needed were formed, the backward pass multiplies them, and runs no kernel.
+        factor: the name of a saved scalar by which the formed gradients are multiplied too.
         source: the stem of the op's files in ``cuda_src``, by default ``name``.
         title: begins the name of the Function, by default ``name`` in CamelCase.
     """
@@ -76,18 +79,19 @@ class FusedOp:
         *,
         results: Sequence[str],
         saved: Sequence[str] = (),
-        backward: Sequence[str],
+        backward: Sequence[str] = (),
         constants: Sequence[str] = (),
+        formed: Sequence[str] = (),
+        factor: str | None = None,
         shapes: Callable[..., Any] | None = None,
-        tensor_code: tuple[Callable[..., Any], Callable[..., Any]] | None = None,
+        tensor_code: Sequence[Callable[..., Any]] | None = None,
         opaque_shapes: Callable[..., Any] | None = None,
-        opaque_backward: bool = True,
         source: str | None = None,
         title: str | None = None,
     ) -> None:
         if shapes is None and tensor_code is None:
             raise ValueError(f"{name} has neither compiled kernels nor kernels of tensor code")
-        signature = _Signature(definition, results, saved, backward, constants)
+        signature = _Signature(definition, results, saved, backward, constants, formed, factor)
         title = title or "".join(part.title() for part in name.split("_"))
         self.definition = definition
         self.op: Op | None = None
@@ -98,8 +102,7 @@ class FusedOp:
         if tensor_code is not None:
             suffix = "Function" if shapes is None else "TorchFunction"
             if opaque_shapes is not None:
-                operators = _opaque(f"{name}_in_torch", signature, tensor_code, opaque_shapes)
-                tensor_code = operators if opaque_backward else (operators[0], tensor_code[1])
+                tensor_code = _opaque(f"{name}_in_torch", signature, tensor_code, opaque_shapes)
             self.Function, self._run_tensor_code = _function(
                 f"{title}{suffix}", signature, *tensor_code
             )
@@ -175,6 +178,8 @@ class _Signature:
         saved: Sequence[str],
         backward: Sequence[str],
         constants: Sequence[str],
+        formed: Sequence[str],
+        factor: str | None,
     ) -> None:
         parameters = inspect.signature(definition).parameters
         for name, one in parameters.items():
@@ -188,12 +193,21 @@ class _Signature:
         tensors = [name for name in types if types[name].startswith("Tensor")]
         if list(types)[: len(tensors)] != tensors:
             raise ValueError("the definition must take its tensors first, then its parameters")
-        for names, allowed in ((backward, values), (constants, [*tensors, *results])):
+        factors = [] if factor is None else [factor]
+        for names, allowed in (
+            (backward, values),
+            (constants, [*tensors, *results]),
+            ([*formed, *factors], saved),
+        ):
             for name in names:
                 if name not in allowed:
                     raise ValueError(f"a name must be one of {', '.join(allowed)}, got {name!r}")
         differentiable = [name for name in tensors if name not in constants]
         grads = [name for name in results if name not in constants]
+        if formed and (len(formed) != len(differentiable) or len(grads) != 1):
+            raise ValueError(
+                "formed must name a gradient for each differentiable argument, of one result"
+            )
 
         def places(names: Sequence[str]) -> list[int]:
             return [values.index(name) for name in names]
@@ -203,11 +217,11 @@ class _Signature:
         self.results, self.outputs = len(results), len(results) + len(saved)
         self.differentiable = places(differentiable)
         self.constant_results = [results.index(name) for name in results if name in constants]
-        self.backward = places(backward)
+        self.backward, self.formed, self.factor = places(backward), places(formed), places(factors)
         # All tensors, because the definition takes them again where the backward pass is
         # differentiated.
         taken = [name for name in backward if name in tensors or name not in types]
-        self.kept = sorted({*range(len(tensors)), *places(taken)})
+        self.kept = sorted({*range(len(tensors)), *places([*taken, *formed, *factors])})
 
         listed = ", ".join(f"{type_} {name}" for name, type_ in types.items())
         maybe = "?" if len(grads) > 1 else ""  # a result that is not used has no gradient
@@ -239,17 +253,17 @@ class _Signature:
 def _opaque(
     name: str,
     signature: _Signature,
-    kernels: tuple[Callable[..., Any], Callable[..., Any]],
+    kernels: Sequence[Callable[..., Any]],
     shapes: Callable[..., Any],
-) -> tuple[Callable[..., Any], Callable[..., Any]]:
-    """The two kernels of tensor code as operators."""
-    forward, backward = kernels
-    autograd.define_opaque(f"{name}_forward{signature.forward_schema}", forward, shapes)
-    autograd.define_opaque(
-        f"{name}_backward{signature.backward_schema}", backward, signature.gradient_shapes()
-    )
-    operators = [getattr(torch.ops.jitops, f"{name}_{one}").default for one in PASSES]
-    return operators[0], operators[1]
+) -> list[Callable[..., Any]]:
+    """The kernels of tensor code as operators."""
+    schemas = (signature.forward_schema, signature.backward_schema)
+    operators = []
+    for one, kernel, schema in zip(PASSES, kernels, schemas, strict=False):
+        its_shapes = shapes if one == "forward" else signature.gradient_shapes()
+        autograd.define_opaque(f"{name}_{one}{schema}", kernel, its_shapes)
+        operators.append(getattr(torch.ops.jitops, f"{name}_{one}").default)
+    return operators
 
 
 def _tensors(count: int) -> str:
@@ -267,9 +281,9 @@ def _function(
     name: str,
     signature: _Signature,
     forward: Callable[..., Any],
-    backward: Callable[..., Any],
+    backward: Callable[..., Any] | None = None,
 ) -> tuple[type[torch.autograd.Function], Callable[..., Any]]:
-    """The autograd Function over the two kernels, and what applies it to an op's arguments.
+    """The autograd Function over the kernels, and what applies it to an op's arguments.
 
     It takes the parameters as one tuple, behind the tensors: torch looks at each argument.
     """
@@ -279,8 +293,11 @@ def _function(
     kept_and_parameters = [*kept, *range(tensors, count)]
     pick_kept = _picker(kept)
     pick_taken = _picker([kept_and_parameters.index(place) for place in signature.backward])
+    pick_arguments = _picker([kept_and_parameters.index(place) for place in differentiable])
+    pick_formed = _picker([kept_and_parameters.index(place) for place in signature.formed])
+    pick_factor = _picker([kept_and_parameters.index(place) for place in signature.factor])
     pick_needed = _picker(differentiable)
-    has_parameters, several = count > tensors, results > 1
+    has_parameters, several, forms = count > tensors, results > 1, bool(signature.formed)
     all_differentiable = differentiable == list(range(tensors))
 
     class Function(torch.autograd.Function):
@@ -314,15 +331,26 @@ def _function(
             if has_parameters:
                 values += ctx.parameters
             needed = pick_needed(ctx.needs_input_grad)
-            computed: list[Tensor]
-            if autograd.needs_torch_backward(*grads):
-                named = dict(zip(kept_and_parameters, values, strict=True))
-                arguments = [named[place] for place in range(count)]
-                computed = autograd.differentiable(
-                    signature.definition, arguments, differentiable, needed, grads, constant_results
+            computed: list[Tensor] | None = None
+            recorded = autograd.needs_torch_backward(*grads)
+            if forms and not recorded:
+                computed = _multiplied(
+                    pick_formed(values),
+                    pick_arguments(values),
+                    needed,
+                    *grads,
+                    *pick_factor(values),
                 )
-            else:
-                computed = backward(*grads, *pick_taken(values), *needed)
+            if computed is None:
+                if recorded or backward is None:
+                    named = dict(zip(kept_and_parameters, values, strict=True))
+                    arguments = [named[place] for place in range(count)]
+                    computed = autograd.differentiable(
+                        signature.definition, arguments, differentiable, needed, grads,
+                        constant_results,
+                    )  # fmt: skip
+                else:
+                    computed = backward(*grads, *pick_taken(values), *needed)
             if all_differentiable and len(computed) == tensors:
                 return (*computed, None) if has_parameters else tuple(computed)
             rest = iter(computed)
@@ -341,3 +369,29 @@ def _function(
         return autograd.apply(function, *arguments)
 
     return function, apply
+
+
+def _multiplied(
+    formed: Sequence[Tensor],
+    arguments: Sequence[Tensor],
+    needed: Sequence[bool],
+    grad: Any,
+    factor: Tensor | None = None,
+) -> list[Tensor] | None:
+    """The formed gradients times ``grad``, or ``None`` if one that is needed was not formed."""
+    wanted = [
+        (one, argument)
+        for one, argument, need in zip(formed, arguments, needed, strict=True)
+        if need
+    ]
+    if any(one.shape != argument.shape for one, argument in wanted):
+        return None
+    grad = grad if factor is None else grad * factor
+    # The graph does not need them again, if it is not retained. Graphs of torch.compile record
+    # this code with tensors of other types, and decide for themselves where results are stored.
+    if (
+        all(type(one) is Tensor for one, _ in wanted)
+        and not torch._C._autograd._get_current_graph_task_keep_graph()
+    ):
+        return [one.mul_(grad).to(argument.dtype) for one, argument in wanted]
+    return [(one * grad).to(argument.dtype) for one, argument in wanted]

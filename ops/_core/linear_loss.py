@@ -119,28 +119,6 @@ def _stored(dtype: torch.dtype) -> torch.dtype:
     return torch.float32 if dtype is torch.float16 else dtype
 
 
-def _backward(
-    grad_loss: Tensor,
-    input: Tensor,
-    linear_weight: Tensor,
-    linear_bias: Tensor | None,
-    to_input: Tensor,
-    to_weight: Tensor,
-    to_bias: Tensor,
-    *needed: bool,
-) -> list[Tensor]:
-    """Multiply the gradients by the factor that was not known in the forward pass."""
-    formed = [one for one, need in zip((to_input, to_weight, to_bias), needed, strict=True) if need]
-    # The graph does not need them again, if it is not retained. Graphs of torch.compile record
-    # this code with tensors of other types, and decide for themselves where results are stored.
-    if (
-        all(type(one) is Tensor for one in formed)
-        and not torch._C._autograd._get_current_graph_task_keep_graph()
-    ):
-        return [one.mul_(grad_loss).to(input.dtype) for one in formed]
-    return [(one * grad_loss).to(input.dtype) for one in formed]
-
-
 def _shapes(
     input: Tensor,
     linear_weight: Tensor,
@@ -166,9 +144,8 @@ linear_loss = FusedOp(
     _definition,
     results=["loss"],
     saved=["to_input", "to_weight", "to_bias"],
-    backward=["input", "linear_weight", "linear_bias", "to_input", "to_weight", "to_bias"],
+    formed=["to_input", "to_weight", "to_bias"],
     constants=["label", "factors", "class_weight"],
-    tensor_code=(_forward, _backward),
+    tensor_code=[_forward],
     opaque_shapes=_shapes,
-    opaque_backward=False,
 )

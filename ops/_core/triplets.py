@@ -72,6 +72,8 @@ def definition(
     rule: int,
     counts_all: bool,
     reduction: int,
+    needs_embeddings: bool,
+    needs_ref_emb: bool,
 ) -> tuple[Tensor, Tensor]:
     """The formula, which autograd differentiates."""
     x = checks.widened(embeddings)
@@ -257,6 +259,25 @@ def _sum_up(
     return losses, of_positives
 
 
+class _Gradients:
+    """The gradients that are needed, as sums over the blocks."""
+
+    def __init__(self, x: Tensor, y: Tensor, same: bool, needs_x: bool, needs_y: bool) -> None:
+        self.same = same
+        self.of_x = torch.zeros_like(x) if needs_x else None
+        self.of_y = self.of_x if same else torch.zeros_like(y) if needs_y else None
+        self.needed = self.of_x is not None or self.of_y is not None
+
+    def add(self, block: _Block, factors: Tensor) -> None:
+        if self.of_x is not None:
+            self.of_x[block.rows] += block.distances.gradient_of_x(factors)
+        if self.of_y is not None:
+            self.of_y += block.distances.gradient_of_y(factors)
+
+    def sums(self) -> list[Tensor | None]:
+        return [self.of_x, None if self.same else self.of_y]
+
+
 def forward(
     embeddings: Tensor,
     labels: Tensor,
@@ -268,20 +289,38 @@ def forward(
     rule: int,
     counts_all: bool,
     reduction: int,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The loss, the fraction of triplets that count, and the factor of the sum in the loss."""
-    x = checks.widened(embeddings)
-    y = x if ref_emb is None else checks.widened(ref_emb)
+    needs_embeddings: bool,
+    needs_ref_emb: bool,
+) -> tuple[Tensor, ...]:
+    """The loss, the fraction of triplets that count, the factor of the sum in the loss, gradients.
+
+    The gradients are those of the sum. Losses that are not reduced have a factor for each anchor,
+    so their gradients are not formed here.
+    """
+    x = checks.widened(embeddings).contiguous()
+    y = x if ref_emb is None else checks.widened(ref_emb).contiguous()
+    forms = reduction != 0
+    gradients = _Gradients(
+        x, y, ref_emb is None, forms and needs_embeddings, forms and needs_ref_emb
+    )
     losses = x.new_zeros(x.shape[0], dtype=torch.float64)
     counted, every = labels.new_zeros(2, x.shape[0]).unbind()
-    for block in _over_blocks(x, y, labels, ref_labels, margin, soft, squared, rule, False):
+    for block in _over_blocks(
+        x, y, labels, ref_labels, margin, soft, squared, rule, gradients.needed
+    ):
         losses[block.rows] = block.losses
         counted[block.rows], every[block.rows] = block.counted, block.every
+        if gradients.needed:
+            gradients.add(block, block.factors)
     total, of_all = counted.sum(), every.sum()
     divisor = _divisor(total, of_all, counts_all, reduction)
     loss = losses if reduction == 0 else losses.sum() / divisor
-    fraction = _fraction(total, of_all).to(x.dtype)
-    return loss.to(embeddings.dtype), fraction, divisor.reciprocal().to(x.dtype)
+    return (
+        loss.to(embeddings.dtype),
+        _fraction(total, of_all).to(x.dtype),
+        divisor.reciprocal().to(x.dtype),
+        *(x.new_empty(0) if one is None else one for one in gradients.sums()),
+    )
 
 
 def backward(
@@ -304,29 +343,29 @@ def backward(
     x = checks.widened(embeddings).contiguous()
     y = x if ref_emb is None else checks.widened(ref_emb).contiguous()
     scales = (checks.widened(grad) * scale).expand(x.shape[0]).unsqueeze(1)
-    of_x = torch.zeros_like(x) if needs_embeddings else None
-    if ref_emb is None:
-        of_y = of_x
-    else:
-        of_y = torch.zeros_like(y) if needs_ref_emb else None
+    gradients = _Gradients(x, y, ref_emb is None, needs_embeddings, needs_ref_emb)
     for block in _over_blocks(x, y, labels, ref_labels, margin, soft, squared, rule, True):
-        factors = block.factors * scales[block.rows]
-        if of_x is not None:
-            of_x[block.rows] += block.distances.gradient_of_x(factors)
-        if of_y is not None:
-            of_y += block.distances.gradient_of_y(factors)
-    sums = [of_x, of_y] if ref_emb is not None else [of_x]
-    return [gradient.to(embeddings.dtype) for gradient in sums if gradient is not None]
+        gradients.add(block, block.factors * scales[block.rows])
+    return [one.to(embeddings.dtype) for one in gradients.sums() if one is not None]
 
 
 def shapes(
     embeddings: Tensor, labels: Tensor, ref_emb: Tensor | None, ref_labels: Tensor | None,
     margin: float, soft: bool, squared: bool, rule: int, counts_all: bool, reduction: int,
+    needs_embeddings: bool, needs_ref_emb: bool,
 ) -> tuple[Tensor, ...]:  # fmt: skip
     """The results of :func:`forward`, with no content."""
     wide = torch.float64 if embeddings.dtype is torch.float64 else torch.float32
+
+    def gradient(tensor: Tensor | None, needed: bool) -> Tensor:
+        if tensor is None or not needed or reduction == 0:
+            return embeddings.new_empty(0, dtype=wide)
+        return embeddings.new_empty(tensor.shape, dtype=wide)
+
     return (
         embeddings.new_empty((embeddings.shape[0],) if reduction == 0 else ()),
         embeddings.new_empty((), dtype=wide),
         embeddings.new_empty((), dtype=wide),
+        gradient(embeddings, needs_embeddings),
+        gradient(ref_emb, needs_ref_emb),
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from ops._core import checks, pairs, triplets
@@ -77,8 +78,11 @@ def batch_all_triplet_loss(
 
     Memory:
         O(N + M) beyond the gradients: distances and triplets of some anchors at a time, in a
-        scratch memory of fixed size. Half precisions sum their gradients in float32. The pure-torch
-        path also takes some copies of the embeddings in float64.
+        scratch memory of fixed size. The forward pass of a mean or a sum forms the gradients,
+        because it has the distances. Half precisions sum them in float32. A backward pass with
+        ``retain_graph=True`` takes their size once more. ``reduction="none"`` computes the
+        distances again in its backward pass. The pure-torch path also takes some copies of the
+        embeddings in float64.
     """
     checks.one_of("reduction", reduction, REDUCTIONS)
     loss, fraction = loss_of_triplets(
@@ -145,6 +149,7 @@ def loss_of_triplets(
     if distance == "cosine":
         embeddings = pairs.scaled_to_cosine(embeddings)
         reference = None if reference is None else pairs.scaled_to_cosine(reference)
+    recorded = torch.is_grad_enabled()
     loss, fraction = _fused(
         embeddings,
         pairs.whole(labels),
@@ -156,6 +161,8 @@ def loss_of_triplets(
         rule,
         reduction == "mean_all",
         checks.REDUCTIONS["mean" if reduction == "mean_all" else reduction],
+        recorded and embeddings.requires_grad,
+        recorded and reference is not None and reference.requires_grad,
     )
     return loss.to(dtype), fraction
 
@@ -164,10 +171,12 @@ _fused = FusedOp(
     "batch_all_triplet_loss",
     triplets.definition,
     results=["loss", "fraction"],
-    saved=["scale"],
+    saved=["scale", "to_embeddings", "to_ref_emb"],
     backward=["embeddings", "labels", "ref_emb", "ref_labels", "scale", "margin", "soft", "squared",
               "rule", "counts_all", "reduction"],
     constants=["labels", "ref_labels", "fraction"],
+    formed=["to_embeddings", "to_ref_emb"],
+    factor="scale",
     shapes=triplets.shapes,
     tensor_code=(triplets.forward, triplets.backward),
     opaque_shapes=triplets.shapes,

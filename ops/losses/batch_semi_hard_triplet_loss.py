@@ -79,8 +79,11 @@ def batch_semi_hard_triplet_loss(
 
     Memory:
         O(N + M) beyond the gradients: distances and triplets of some anchors at a time, in a
-        scratch memory of fixed size. Half precisions sum their gradients in float32. The pure-torch
-        path also takes some copies of the embeddings in float64.
+        scratch memory of fixed size. The forward pass of a mean or a sum forms the gradients,
+        because it has the distances. Half precisions sum them in float32. A backward pass with
+        ``retain_graph=True`` takes their size once more. ``reduction="none"`` computes the
+        distances again in its backward pass. The pure-torch path also takes some copies of the
+        embeddings in float64.
     """
     rule = NEGATIVES[checks.one_of("negatives", negatives, NEGATIVES)]
     margin = checks.check_number("margin", margin)

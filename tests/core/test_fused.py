@@ -82,6 +82,44 @@ class Subclass(Tensor):
     """As DTensor is one."""
 
 
+def _half_square(x: Tensor, y: Tensor, half: float, forms_x: bool, forms_y: bool) -> Tensor:
+    return half * (x * x + y).sum()
+
+
+def _half_square_forward(x, y, half, forms_x, forms_y):
+    nothing = x.new_empty(0)
+    of_x, of_y = 2 * x if forms_x else nothing, torch.ones_like(y) if forms_y else nothing
+    return half * (x * x + y).sum(), of_x, of_y, x.new_tensor(half)
+
+
+half_square = FusedOp(
+    "half_square_of_a_test",
+    _half_square,
+    results=["sum"],
+    saved=["of_x", "of_y", "factor"],
+    formed=["of_x", "of_y"],
+    factor="factor",
+    tensor_code=[_half_square_forward],
+)
+
+
+@pytest.mark.parametrize("formed", [(True, True), (True, False), (False, True), (False, False)])
+def test_gradients_formed_in_the_forward_pass(formed):
+    """Those that were not formed are the definition's."""
+    x, y = leaf(1.0, 2.0), leaf(3.0, 4.0)
+    for needed in ((x, y), (x,), (y,)):
+        loss = half_square(x, y, 0.5, *formed)
+        for _ in range(2):
+            gradients = torch.autograd.grad(3 * loss, needed, retain_graph=True)
+            expected = {x: [3.0, 6.0], y: [1.5, 1.5]}
+            assert [one.tolist() for one in gradients] == [expected[one] for one in needed]
+        (3 * loss).backward()
+        assert x.grad.tolist() == [3.0, 6.0]
+        x.grad = y.grad = None
+    assert torch.autograd.gradcheck(half_square, (x, y, 0.5, *formed), check_batched_grad=True)
+    assert torch.autograd.gradgradcheck(half_square, (x, y, 0.5, *formed))
+
+
 def test_a_tensor_of_another_class_gets_the_definition():
     x, y = leaf(1.0, 2.0), leaf(3.0, 4.0)
     for arguments in ((x.as_subclass(Subclass), y), (x, y.as_subclass(Subclass))):
@@ -104,6 +142,8 @@ def untyped(x: Tensor, scale) -> Tensor:
     [
         (_cube, {"backward": ["sqare"]}, "must be one of x, y, scale, cube, square, got 'sqare'"),
         (_cube, {"constants": ["square"]}, "must be one of x, y, cube, got 'square'"),
+        (_cube, {"formed": ["of_x"]}, "must be one of square, got 'of_x'"),
+        (_cube, {"formed": ["square"]}, "formed must name a gradient for each differentiable"),
         (unordered, {}, "the definition must take its tensors first, then its parameters"),
         (
             untyped,
@@ -142,3 +182,27 @@ def test_an_error_of_a_kernel_is_told_and_the_kernel_is_not_run_again(monkeypatc
         assert len(runs) == 1
         with pytest.raises(ops.ArgumentError, match="cell must have shape"):
             ops.lltm(*arguments[:4], torch.ones(2, 4))
+
+
+class BatchAll(torch.nn.Module):
+    def forward(self, x, labels):
+        return ops.batch_all_triplet_loss(x, labels)
+
+
+class LinearCrossEntropy(torch.nn.Module):
+    def forward(self, x, labels):
+        return ops.linear_cross_entropy(x, x[:3], labels)
+
+
+@pytest.mark.parametrize("request_", ["torch", "cpp"])
+@pytest.mark.parametrize("loss", [BatchAll(), LinearCrossEntropy()])
+def test_exported_without_gradients_but_trained(loss, request_):
+    """The exported forward pass forms no gradient."""
+    x, labels = torch.randn(9, 4), torch.arange(9) // 3
+    with ops.use_backend(request_):
+        exported = torch.export.export(loss, (x, labels)).module()
+        x.requires_grad_()
+        (gradient,) = torch.autograd.grad(exported(x, labels), x)
+        (expected,) = torch.autograd.grad(loss(x, labels), x)
+    torch.testing.assert_close(gradient, expected)
+    assert expected.any()

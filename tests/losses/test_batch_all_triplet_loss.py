@@ -43,8 +43,10 @@ def operator_samples(device):
             for reduction, rule in ((0, 0), (1, 1), (2, 2)):
                 parameters = (0.2, False, False, rule, False, reduction)
                 forward = torch.ops.jitops.batch_all_triplet_loss_forward.default
-                yield forward, (*tensors, *parameters)
-                loss, _, scale = forward(*tensors, *parameters)
+                needs = reduction != 0, reduction != 0 and references[0] is not None
+                yield forward, (*tensors, *parameters, *needs)
+                yield forward, (*tensors, *parameters, False, False)
+                loss, _, scale, _, _ = forward(*tensors, *parameters, *needs)
                 backward = torch.ops.jitops.batch_all_triplet_loss_backward.default
                 for needed in ((True, True), (False, True), (True, False), (False, False)):
                     if references[0] is None and needed[1]:
@@ -259,6 +261,11 @@ class TestBatchAllTripletLoss(Battery):
         loss.backward()
         assert loss.item() == fraction.item() == 0
         assert not x.grad.any()
+        of_each, fraction = ops.batch_all_triplet_loss(
+            x, labels, reduction="none", return_fraction=True
+        )
+        assert of_each.tolist() == [0.0] * len(labels)
+        assert fraction.item() == 0
 
     @pytest.mark.parametrize("margin", [0.2, "soft"])
     def test_nan_stays(self, backend, device, margin):
