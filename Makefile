@@ -49,12 +49,16 @@ gpu: $(if $(strip $(GPU_PYTHON)),,$(INSTALLED))
 
 $(INSTALLED): pyproject.toml
 	$(PYTHON) -m venv .venv
-	rm -f .venv/with-* .venv/dev .venv/docs
+	rm -f .venv/with-* .venv/dev .venv/docs .venv/peers
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check "$(TORCH)" -e ".[demo,test]"
 	touch $@
 
 .venv/dev: $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[dev]"
+	touch $@
+
+.venv/peers: $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[peers]"
 	touch $@
 
 .venv/docs: $(INSTALLED)

@@ -54,7 +54,10 @@ THOROUGH = (
     "jit.test_processes",
     "jit.test_reload",
     "jit.test_stale",
+    "losses.test_peers",
 )
+# The packages of the extra `peers`.
+PEERS = ("info_nce", "online_triplet_loss", "pytorch_metric_learning", "sentence_transformers")
 DEVICES = {"torch": "cpu", "cpp": "cpu", cuda_emulator.NAME: "cpu", "cuda": "cuda"}
 
 
@@ -101,6 +104,7 @@ def pytest_configure(config):
     config.quick = config.getoption("markexpr") == QUICK
     config.mounts = _can_mount()
     config.lint = all(map(importlib.util.find_spec, ("ruff", "mypy")))
+    config.peers = all(map(importlib.util.find_spec, PEERS))
     config.nvcc = choice != "no" and _compilers.nvcc() is not None
 
 
@@ -135,6 +139,8 @@ def _not_run(config):
         missing.append("full, read-only and noexec disks, other users (only root can)")
     if not config.lint:
         missing.append("ruff and mypy on a new op (not installed)")
+    if not config.peers:
+        missing.append("comparisons with other packages' losses (not installed: the extra peers)")
     if not config.nvcc:
         missing.append("compiling the CUDA sources (no nvcc)")
     return missing
@@ -153,6 +159,7 @@ def pytest_terminal_summary(terminalreporter, config):
 def pytest_collection_modifyitems(config, items):
     told = {
         "lint": config.lint,
+        "peers": config.peers,
         "nvcc": config.nvcc,
         "mounts": config.mounts,
         "cpp": "cpp" in config.backends,

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from types import ModuleType
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from benchmarks.common import COMPILED, child, compiled, devices, in_turns, table
 
@@ -24,14 +24,11 @@ def run(
     of_a_class: Sequence[int],
     memory_size: tuple[int, int],
 ) -> dict:
-    """Speed and memory of ``module.ours()`` against ``module.Eager()``."""
+    """Speed and memory of ``module.ours()`` against ``module.Eager()`` and ``module.peers()``."""
     return {
         COMPILED[device]: {
-            "speed": [
-                speed(title, sizes, count, module.Eager(), module.ours(), device)
-                for count in of_a_class
-            ],
-            "memory": [memory(module.__name__, memory_size, count, device) for count in of_a_class],
+            "speed": [speed(title, sizes, count, module, device) for count in of_a_class],
+            "memory": [memory(module, memory_size, count, device) for count in of_a_class],
         }
         for device in devices()
     }
@@ -41,16 +38,22 @@ def speed(
     title: str,
     sizes: Sequence[tuple[int, int]],
     of_a_class: int,
-    eager: nn.Module,
-    ours: nn.Module,
+    module: ModuleType,
     device: str,
 ) -> list[dict]:
     """Forward and backward pass, for sizes that double, and the exponent of the cost in them."""
     backend, figures = COMPILED[device], []
+    eager, ours, peers = module.Eager(), module.ours(), module.peers()
     for size in sizes:
         x, labels = inputs(*size, of_a_class, device)
         torch._dynamo.reset()
-        losses = {"eager": eager, **compiled(eager, device), "torch": ours, backend: ours}
+        losses = {
+            "eager": eager,
+            **compiled(eager, device),
+            **peers,
+            "torch": ours,
+            backend: ours,
+        }
 
         def step(loss, x=x, labels=labels):
             return lambda: torch.autograd.grad(loss(x, labels), x)
@@ -61,13 +64,20 @@ def speed(
         figures.append({"shape": size, "of_a_class": of_a_class, "us": us})
     table(
         f"{title}, {of_a_class} of a class, forward + backward, {backend}: microseconds",
-        ["shape", *figures[0]["us"], "eager / ours", "compile / ours", "eager / torch"],
+        [
+            "shape",
+            *figures[0]["us"],
+            *(f"{name} / ours" for name in ("eager", "compile", *peers)),
+            "eager / torch",
+        ],
         [
             [
                 row["shape"],
                 *(f"{us:.0f}" for us in row["us"].values()),
-                f"**{row['us']['eager'] / row['us'][backend]:.2f}x**",
-                f"**{row['us']['compile'] / row['us'][backend]:.2f}x**",
+                *(
+                    f"**{row['us'][name] / row['us'][backend]:.2f}x**"
+                    for name in ("eager", "compile", *peers)
+                ),
                 f"{row['us']['eager'] / row['us']['torch']:.2f}x",
             ]
             for row in figures
@@ -87,9 +97,9 @@ def speed(
 MEMORY = """
     import ops
     from benchmarks.losses.batches import inputs
-    from {module} import Eager, ours
+    from {module} import Eager, ours, peers
     device, which = {device!r}, {which!r}
-    loss = ours() if which not in ("eager", "compile") else Eager()
+    loss = Eager() if which in ("eager", "compile") else peers().get(which) or ours()
     if which == "compile":
         loss = torch.compile(loss, dynamic=False)
     def peak():
@@ -108,13 +118,18 @@ MEMORY = """
 """
 
 
-def memory(module: str, size: tuple[int, int], of_a_class: int, device: str) -> list[dict]:
-    """Peak memory of a step. The bench's module makes the losses by ``Eager()`` and ``ours()``."""
+def memory(module: ModuleType, size: tuple[int, int], of_a_class: int, device: str) -> list[dict]:
+    """Peak memory of a step of each contender."""
     (rows, cols), backend, figures = size, COMPILED[device], []
-    for which in ("eager", "compile", "torch", backend):
+    for which in ("eager", "compile", *module.peers(), "torch", backend):
         asked = which if which in ("torch", backend) else "auto"
         code = MEMORY.format(
-            module=module, device=device, which=which, rows=rows, cols=cols, of_a_class=of_a_class
+            module=module.__name__,
+            device=device,
+            which=which,
+            rows=rows,
+            cols=cols,
+            of_a_class=of_a_class,
         )
         figures.append({"which": which, **child(code, JITOPS_BACKEND=asked)})
     table(

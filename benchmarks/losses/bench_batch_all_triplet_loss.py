@@ -11,6 +11,7 @@ from torch import Tensor, nn
 import ops
 from benchmarks.common import Kernel
 from benchmarks.losses import batches
+from benchmarks.losses.peers import Loss, installed, sentence_transformers
 
 SIZES = ((64, 128), (128, 128), (256, 128), (512, 128), (1024, 128))
 OF_A_CLASS = (4, 32)
@@ -34,22 +35,23 @@ def ours() -> nn.Module:
     return ops.BatchAllTripletLoss(MARGIN)
 
 
+def peers() -> dict[str, Loss]:
+    return installed(
+        sentence_transformers=lambda: sentence_transformers("BatchAllTripletLoss", margin=MARGIN)
+    )
+
+
 def run() -> dict:
     return batches.run(sys.modules[__name__], "Batch-all", SIZES, OF_A_CLASS, (512, 128))
 
 
 def kernels(device: str, dtype: torch.dtype) -> Iterator[Kernel]:
-    """Both passes compute all distances; the backward pass sums up twice as many differences."""
+    """The forward pass: all distances, and with gradients twice as many differences to sum up."""
     for rows, cols in SIZES[3:]:
         x, labels = batches.inputs(rows, cols, OF_A_CLASS[0], device)
         x = x.detach().to(dtype)
-        arguments = (x, labels, None, None, MARGIN, False, False, 0, False, 1)
         forward = torch.ops.jitops.batch_all_triplet_loss_forward.default
-        product = (rows, cols, rows)
-        yield Kernel(
-            "batch-all, forward", (rows, cols), forward, arguments, x.nbytes, (product,) * 2
-        )
-        loss, _, scale = forward(*arguments)
-        backward = torch.ops.jitops.batch_all_triplet_loss_backward.default
-        call = (torch.ones_like(loss), *arguments[:4], scale, *arguments[4:], True, False)
-        yield Kernel("batch-all, backward", (rows, cols), backward, call, x.nbytes, (product,) * 6)
+        for title, forms, products in (("value", False, 2), ("value and gradient", True, 6)):
+            arguments = (x, labels, None, None, MARGIN, False, False, 0, False, 1, forms, False)
+            product = ((rows, cols, rows),) * products
+            yield Kernel(f"batch-all, {title}", (rows, cols), forward, arguments, x.nbytes, product)

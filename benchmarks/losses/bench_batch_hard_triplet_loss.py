@@ -11,6 +11,7 @@ from torch import Tensor, nn
 import ops
 from benchmarks.common import Kernel
 from benchmarks.losses import batches
+from benchmarks.losses.peers import Loss, installed, pytorch_metric_learning
 
 SIZES = ((256, 128), (512, 128), (1024, 128), (2048, 128), (4096, 128))
 OF_A_CLASS = 4
@@ -31,6 +32,14 @@ class Eager(nn.Module):
 
 def ours() -> nn.Module:
     return ops.BatchHardTripletLoss(MARGIN)
+
+
+def peers() -> dict[str, Loss]:
+    return installed(
+        pytorch_metric_learning=lambda: pytorch_metric_learning(
+            "TripletMarginLoss", "BatchHardMiner", margin=MARGIN
+        )
+    )
 
 
 def run() -> dict:

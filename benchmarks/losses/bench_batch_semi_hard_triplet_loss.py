@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 import ops
 from benchmarks.losses import batches
+from benchmarks.losses.peers import Loss, installed, sentence_transformers
 
 SIZES = ((64, 128), (128, 128), (256, 128), (512, 128), (1024, 128))
 OF_A_CLASS = (4, 32)
@@ -33,6 +34,14 @@ class Eager(nn.Module):
 
 def ours() -> nn.Module:
     return ops.BatchSemiHardTripletLoss(MARGIN)
+
+
+def peers() -> dict[str, Loss]:
+    return installed(
+        sentence_transformers=lambda: sentence_transformers(
+            "BatchSemiHardTripletLoss", margin=MARGIN
+        )
+    )
 
 
 def run() -> dict:

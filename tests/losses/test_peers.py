@@ -1,0 +1,180 @@
+"""Other packages' losses and ours, on the same batches: the calls on the pages of our losses."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import ops
+from benchmarks.losses import peers
+
+pytestmark = pytest.mark.peers
+
+
+def late(make, *arguments, **keywords):
+    """A loss that imports its package when it is called: other tests may run without."""
+
+    def loss(*tensors):
+        return make(*arguments, **keywords)(*tensors)
+
+    return loss
+
+
+def of_pml(*arguments, **keywords):
+    return late(peers.pytorch_metric_learning, *arguments, **keywords)
+
+
+def of_st(*arguments, **keywords):
+    return late(peers.sentence_transformers, *arguments, **keywords)
+
+
+def of_otl(name):
+    return late(peers.online_triplet_loss, name, 0.2)
+
+
+def info_nce(*tensors):
+    return peers.package("info_nce").info_nce(*tensors, temperature=0.1)
+
+
+def halves(loss):
+    """A loss of pairs, on the two halves of a batch."""
+    return lambda x, _: loss(*x.chunk(2))
+
+
+def two_views(x, _):
+    pairs = torch.arange(len(x) // 2).repeat(2)
+    return peers.pytorch_metric_learning("NTXentLoss", temperature=0.07)(x, pairs)
+
+
+def ranking(x, y):
+    losses = peers.package("sentence_transformers.losses")
+    loss = losses.MultipleNegativesRankingLoss(peers.Identity(), 20)
+    return loss([{"x": x}, {"x": y}], None)
+
+
+def supcon_of_pml(x, labels, **references):
+    return peers.pytorch_metric_learning("SupConLoss", temperature=0.1)(x, labels, **references)
+
+
+def with_references(loss):
+    return lambda x, labels: loss(x[:20], labels[:20], ref_emb=x[20:], ref_labels=labels[20:])
+
+
+def normalised(loss, *arguments, **keywords):
+    return lambda x, labels: loss(F.normalize(x), labels, *arguments, **keywords)
+
+
+def ours(loss, *arguments, **keywords):
+    return lambda x, labels: loss(x, labels, *arguments, **keywords)
+
+
+SEMI_HARD = {"margin": 0.2, "type_of_triplets": "semihard"}
+# Every anchor has a positive and a negative here, where packages differ in what others count.
+AGREE = {
+    "batch-all, PML": (
+        of_pml("TripletMarginLoss", margin=0.2),
+        normalised(ops.batch_all_triplet_loss, 0.2),
+    ),
+    "batch-all, ST": (
+        of_st("BatchAllTripletLoss", margin=5),
+        ours(ops.batch_all_triplet_loss, 5.0),
+    ),
+    "batch-all, OTL": (
+        of_otl("batch_all_triplet_loss"),
+        ours(ops.batch_all_triplet_loss, 0.2),
+    ),
+    "batch-hard, PML": (
+        of_pml("TripletMarginLoss", "BatchHardMiner", margin=2.0),
+        normalised(ops.batch_hard_triplet_loss, 2.0),
+    ),
+    "batch-hard, ST": (
+        of_st("BatchHardTripletLoss", margin=5),
+        ours(ops.batch_hard_triplet_loss, 5.0, incomplete="zero"),
+    ),
+    "batch-hard, soft, ST": (
+        of_st("BatchHardSoftMarginTripletLoss"),
+        ours(ops.batch_hard_triplet_loss, "soft", incomplete="zero"),
+    ),
+    "batch-hard, OTL": (
+        of_otl("batch_hard_triplet_loss"),
+        ours(ops.batch_hard_triplet_loss, 0.2, incomplete="zero"),
+    ),
+    "semi-hard, ST": (
+        of_st("BatchSemiHardTripletLoss", margin=5),
+        ours(ops.batch_semi_hard_triplet_loss, 5.0),
+    ),
+    "semi-hard, PML": (
+        of_pml("TripletMarginLoss", "TripletMarginMiner", SEMI_HARD, margin=0.2),
+        normalised(ops.batch_semi_hard_triplet_loss, 0.2, negatives="all"),
+    ),
+    "InfoNCE, info-nce-pytorch": (
+        halves(info_nce),
+        halves(lambda x, y: ops.info_nce_loss(x, y, temperature=0.1)),
+    ),
+    "InfoNCE with negatives, info-nce-pytorch": (
+        halves(lambda x, y: info_nce(x, y, x.flip(0))),
+        halves(lambda x, y: ops.info_nce_loss(x, y, x.flip(0), temperature=0.1)),
+    ),
+    "InfoNCE, ST": (halves(ranking), halves(lambda x, y: ops.info_nce_loss(x, y, scale=20))),
+    "NT-Xent, PML": (two_views, halves(lambda x, y: ops.info_nce_loss(x, y, form="two_views"))),
+    "SupCon, PML": (supcon_of_pml, ops.supcon_loss),
+    "SupCon with references, PML": (
+        with_references(supcon_of_pml),
+        with_references(ops.supcon_loss),
+    ),
+}
+
+
+def value_and_gradient(loss, x, *rest):
+    x = x.detach().requires_grad_()
+    value = loss(x, *rest)
+    return value.detach(), *torch.autograd.grad(value, x)
+
+
+@pytest.mark.parametrize("case", AGREE)
+def test_they_agree(case):
+    """Within 1e-6 of the largest, or 1e-4 for PML, which computes in float32 in part."""
+    theirs, mine = AGREE[case]
+    x, labels = torch.randn(48, 24, dtype=torch.float64), torch.arange(48) % 12
+    tolerance = 1e-4 if "PML" in case else 1e-6
+    for one, other in zip(
+        value_and_gradient(mine, x, labels), value_and_gradient(theirs, x, labels), strict=True
+    ):
+        assert other.abs().max() > 0
+        assert (one - other).abs().max() <= tolerance * other.abs().max()
+
+
+# ---- where they do not agree, float64 shows who is right ----------------------------------------
+
+NEAR = {
+    "batch-all": (AGREE["batch-all, ST"], AGREE["batch-all, OTL"]),
+    "batch-hard": (AGREE["batch-hard, ST"], AGREE["batch-hard, OTL"]),
+    "semi-hard": (AGREE["semi-hard, ST"],),
+}
+
+
+@pytest.mark.parametrize("name", NEAR)
+def test_near_points_far_from_the_origin(name):
+    """Theirs are from a matrix product, whose digits cancel."""
+    labels = torch.arange(48) % 12
+    x = (1000 + 0.05 * torch.randn(48, 24)).float()
+    for theirs, mine in NEAR[name]:
+        exact = value_and_gradient(mine, x.double(), labels)
+        of_mine, of_theirs = (
+            value_and_gradient(mine, x, labels),
+            value_and_gradient(theirs, x, labels),
+        )
+        for one, other in zip(of_mine, exact, strict=True):
+            assert (one - other).abs().max() < 1e-5 * other.abs().max()
+        assert (of_theirs[1] - exact[1]).abs().max() > 0.9 * exact[1].abs().max()
+
+
+def test_an_anchor_without_a_positive():
+    """There its distance to a positive is 0, and its loss 2 - 1.5. Here there is no triplet."""
+    x = torch.tensor([[0.0], [1.0], [2.5]], dtype=torch.float64)
+    labels = torch.tensor([0, 0, 1])
+    theirs = of_st("BatchHardTripletLoss", margin=2)(x, labels)
+    assert theirs.item() == pytest.approx((0.5 + 1.5 + 0.5) / 3)
+    mine = ops.batch_hard_triplet_loss(x, labels, 2.0, reduction="none")
+    assert mine.tolist() == [0.5, 1.5, 0.0]
