@@ -76,6 +76,10 @@ from .losses.linear_cross_entropy import (
     linear_cross_entropy as linear_cross_entropy,
     linear_log_prob as linear_log_prob,
 )
+from .losses.margin_softmax_loss import (
+    MarginSoftmaxLoss as MarginSoftmaxLoss,
+    margin_softmax_loss as margin_softmax_loss,
+)
 from .losses.set_matching_loss import (
     SetMatching as SetMatching,
     SetMatchingLoss as SetMatchingLoss,

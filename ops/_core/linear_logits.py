@@ -80,8 +80,12 @@ def row_definition(
     softcap: float,
     weighted: bool,
     entropy: bool,
+    others: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The formula in tensor code, with the whole matrix."""
+    """The formula in tensor code, with the whole matrix.
+
+    With ``others`` the log-sum is that of the other logits than the target's.
+    """
     skipped = label == IGNORED
     x = checks.widened(input).masked_fill(skipped[:, None], 0.0)
     with checks.without_autocast(x):
@@ -90,8 +94,9 @@ def row_definition(
             z = z + checks.widened(linear_bias)
         if softcap:
             z = softcap * torch.tanh(z / softcap)
-        log_sum = torch.logsumexp(z, 1)
-        of_target = z.gather(1, label.clamp(min=0)[:, None])[:, 0]
+        place = label.clamp(min=0)[:, None]
+        log_sum = torch.logsumexp(z.scatter(1, place, -torch.inf) if others else z, 1)
+        of_target = z.gather(1, place)[:, 0]
         of_target = of_target * torch.where(label == UNKNOWN, torch.nan, 1.0)
         found = [log_sum, of_target]
         if weighted:
@@ -150,6 +155,10 @@ def capped_(z: Tensor, softcap: float) -> Tensor | None:
 def target_logits(z: Tensor, label: Tensor) -> Tensor:
     found = z.gather(1, label.clamp(min=0)[:, None])[:, 0]
     return found.masked_fill_(label == UNKNOWN, torch.nan)
+
+
+def hide_targets_(z: Tensor, label: Tensor) -> None:
+    z.scatter_(1, label.clamp(min=0)[:, None], -torch.inf)
 
 
 def sum_of_logits(z: Tensor, class_weight: Tensor | None) -> Tensor:
@@ -226,9 +235,10 @@ def _row_forward(
     softcap: float,
     weighted: bool,
     entropy: bool,
+    others: bool,
 ) -> tuple[Tensor, ...]:
     results = _row_shapes(
-        input, linear_weight, linear_bias, label, class_weight, softcap, weighted, entropy
+        input, linear_weight, linear_bias, label, class_weight, softcap, weighted, entropy, others
     )
     log_sums, of_targets, of_alls, entropies = (one.zero_() for one in results)
     for rows, _, logits in rows_of_logits(input, linear_weight, linear_bias, label):
@@ -237,6 +247,8 @@ def _row_forward(
             of_targets[numbers] = target_logits(z, its_label)
             if weighted:
                 of_alls[numbers] = sum_of_logits(z, class_weight)
+            if others:
+                hide_targets_(z, its_label)
             kept = z.clone() if entropy else z
             log_sum = softmax_(z)
             log_sums[numbers] = log_sum
@@ -267,6 +279,7 @@ def _row_backward(
     softcap: float,
     weighted: bool,
     entropy: bool,
+    others: bool,
     *needed: bool,
 ) -> list[Tensor]:
     gradients = Gradients(input, linear_weight, linear_bias, needed)
@@ -285,6 +298,8 @@ def _row_backward(
             logits, label[rows], *its
         ):
             capped = capped_(z, softcap)
+            if others:
+                hide_targets_(z, its_label)
             log_p = None if to_entropy is None else z.clone()
             log_sum = softmax_(z)
             factor = torch.zeros_like(log_sum) if to_log_sum is None else to_log_sum
@@ -308,6 +323,7 @@ def _row_shapes(
     softcap: float,
     weighted: bool,
     entropy: bool,
+    others: bool,
 ) -> tuple[Tensor, ...]:
     wide = torch.float64 if input.dtype is torch.float64 else torch.float32
     rows = label.shape[0]
@@ -320,7 +336,7 @@ of_rows = FusedOp(
     row_definition,
     results=["log_sum", "of_target", "of_all", "entropies"],
     backward=["input", "linear_weight", "linear_bias", "label", "class_weight", "entropies",
-              "softcap", "weighted", "entropy"],
+              "softcap", "weighted", "entropy", "others"],
     constants=["label", "class_weight"],
     tensor_code=(_row_forward, _row_backward),
     opaque_shapes=_row_shapes,

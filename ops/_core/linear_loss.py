@@ -73,7 +73,7 @@ def _definition(
     needs_bias: bool,
 ) -> Tensor:
     log_sum, of_target, of_all, _ = row_definition(
-        input, linear_weight, linear_bias, label, class_weight, softcap, weighted, False
+        input, linear_weight, linear_bias, label, class_weight, softcap, weighted, False, False
     )
     loss = combined(factors, log_sum, of_target, of_all if weighted else None)
     return torch.where(label == IGNORED, torch.zeros_like(loss), loss).sum()

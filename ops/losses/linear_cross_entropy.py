@@ -89,7 +89,7 @@ def linear_cross_entropy(
         Without gradients none is formed. ``reduction="none"`` takes four products. On a CPU rows
         that do not count cost nothing. Half precisions take the weight and its gradient in float32.
     """
-    given = _checked(input, linear_weight, target, linear_bias, ignore_index, softcap)
+    given = checked(input, linear_weight, target, linear_bias, ignore_index, softcap)
     number = checks.check_reduction(reduction)
     smoothing = _in_range("label_smoothing", label_smoothing, 1.0)
     z_factor = _in_range("z_loss", z_loss, float("inf"))
@@ -118,7 +118,7 @@ def linear_cross_entropy(
             loss = loss + torch.where(total == 0, torch.nan, 0.0).to(wide)
         return loss
     log_sum, of_target, of_all, _ = linear_logits.of_rows(
-        *given[:4], class_weight, given.softcap, smoothing > 0, False
+        *given[:4], class_weight, given.softcap, smoothing > 0, False, False
     )
     loss = combined(factors, log_sum, of_target, of_all if smoothing else None)
     return torch.where(counts, loss, torch.zeros_like(loss)).reshape(target.shape)
@@ -170,9 +170,9 @@ def linear_log_prob(
         A block of logits, 16 MB in float32. The backward pass computes the logits again, so both
         passes take four matrix products.
     """
-    given = _checked(input, linear_weight, target, linear_bias, ignore_index, softcap)
+    given = checked(input, linear_weight, target, linear_bias, ignore_index, softcap)
     log_sum, of_target, _, entropy = linear_logits.of_rows(
-        *given[:4], None, given.softcap, False, True
+        *given[:4], None, given.softcap, False, True, False
     )
     shape = target.shape
     return LinearLogProb((of_target - log_sum).reshape(shape), entropy.reshape(shape))
@@ -216,7 +216,7 @@ class LinearCrossEntropyLoss(nn.Module):
             _check_class_weight(weight.to(self.linear.weight.device), self.linear.weight)
         self.register_buffer("weight", weight)
         self.reduction = checks.one_of("reduction", reduction, checks.REDUCTIONS)
-        self.ignore_index = _checked_index(ignore_index)
+        self.ignore_index = checked_index(ignore_index)
         self.label_smoothing = _in_range("label_smoothing", label_smoothing, 1.0)
         self.z_loss = _in_range("z_loss", z_loss, float("inf"))
         self.softcap = _checked_softcap(softcap) or None
@@ -278,7 +278,7 @@ def samples() -> Iterator[checks.Sample]:
 # ---- arguments -----------------------------------------------------------------------------------
 
 
-class _Given(NamedTuple):
+class Given(NamedTuple):
     """The checked arguments, with rows in one dimension."""
 
     input: Tensor
@@ -288,14 +288,14 @@ class _Given(NamedTuple):
     softcap: float
 
 
-def _checked(
+def checked(
     input: Tensor,
     linear_weight: Tensor,
     target: Tensor,
     linear_bias: Tensor | None,
     ignore_index: int | None,
     softcap: float | None,
-) -> _Given:
+) -> Given:
     tensors = {"input": input, "linear_weight": linear_weight}
     if linear_bias is not None:
         tensors["linear_bias"] = linear_bias
@@ -327,12 +327,12 @@ def _checked(
         )
     if target.device != input.device:
         raise ArgumentError(f"target must be on device {input.device}, got {target.device}")
-    label = linear_logits.labels(target.reshape(-1).long(), _checked_index(ignore_index), classes)
+    label = linear_logits.labels(target.reshape(-1).long(), checked_index(ignore_index), classes)
     rows = input.reshape(label.shape[0], features)
-    return _Given(rows, linear_weight, linear_bias, label, _checked_softcap(softcap))
+    return Given(rows, linear_weight, linear_bias, label, _checked_softcap(softcap))
 
 
-def _checked_index(ignore_index: int | None) -> int:
+def checked_index(ignore_index: int | None) -> int:
     if ignore_index is None:
         return IGNORE_INDEX
     if isinstance(ignore_index, bool) or not isinstance(ignore_index, int):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -55,6 +57,24 @@ def ranking(x, y):
 
 def supcon_of_pml(x, labels, **references):
     return peers.pytorch_metric_learning("SupConLoss", temperature=0.1)(x, labels, **references)
+
+
+def with_margin_of_pml(name, **parameters):
+    def loss(x, labels):
+        made = peers.pytorch_metric_learning(
+            name, num_classes=12, embedding_size=x.shape[1], **parameters
+        )
+        made.W = torch.nn.Parameter(x[:12].detach().mT.flip(1).clone())
+        return made(x, labels)
+
+    return loss
+
+
+def with_margin(**keywords):
+    def loss(x, labels):
+        return ops.margin_softmax_loss(x, x[:12].detach().flip(0), labels, **keywords)
+
+    return loss
 
 
 def with_references(loss):
@@ -119,6 +139,8 @@ AGREE = {
     "InfoNCE, ST": (halves(ranking), halves(lambda x, y: ops.info_nce_loss(x, y, scale=20))),
     "NT-Xent, PML": (two_views, halves(lambda x, y: ops.info_nce_loss(x, y, form="two_views"))),
     "SupCon, PML": (supcon_of_pml, ops.supcon_loss),
+    "ArcFace, PML": (with_margin_of_pml("ArcFaceLoss", margin=90), with_margin(margin=math.pi / 2)),
+    "CosFace, PML": (with_margin_of_pml("CosFaceLoss"), with_margin(form="cosface")),
     "SupCon with references, PML": (
         with_references(supcon_of_pml),
         with_references(ops.supcon_loss),
