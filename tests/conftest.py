@@ -105,6 +105,7 @@ def pytest_configure(config):
     config.mounts = _can_mount()
     config.lint = all(map(importlib.util.find_spec, ("ruff", "mypy")))
     config.peers = all(map(importlib.util.find_spec, PEERS))
+    config.tmux = shutil.which("tmux") is not None
     config.nvcc = choice != "no" and _compilers.nvcc() is not None
 
 
@@ -141,6 +142,8 @@ def _not_run(config):
         missing.append("ruff and mypy on a new op (not installed)")
     if not config.peers:
         missing.append("comparisons with other packages' losses (not installed: the extra peers)")
+    if not config.tmux:
+        missing.append("the command in a terminal (no tmux)")
     if not config.nvcc:
         missing.append("compiling the CUDA sources (no nvcc)")
     return missing
@@ -160,6 +163,7 @@ def pytest_collection_modifyitems(config, items):
     told = {
         "lint": config.lint,
         "peers": config.peers,
+        "tmux": config.tmux,
         "nvcc": config.nvcc,
         "mounts": config.mounts,
         "cpp": "cpp" in config.backends,

@@ -7,15 +7,13 @@ import json
 import os
 import sys
 import time
-from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
-from ops import _config
 from ops._core import dispatch, extensions
 from ops._errors import ArgumentError, JitopsError, ToolchainError
 from ops.jit import Extension, _admin
-from ops.jit._admin import Entry
 
 
 def add_to(commands: Any) -> None:
@@ -108,18 +106,13 @@ def main(options: argparse.Namespace) -> int:
     told = os.environ.get("MAX_JOBS", "")
     jobs = options.jobs or (int(told) if told.isdecimal() else 0) or _admin.cpu.jobs()
     os.environ["MAX_JOBS"] = str(max(1, jobs // max(1, min(len(extensions), jobs))))
-    entries, failed, started = [], [], time.perf_counter()
-    with _bars(extensions) as show, ThreadPoolExecutor(jobs) as pool:
-        running: dict[Future[Entry], Extension] = {
-            pool.submit(_timed, show, extension): extension for extension in extensions
-        }
-        for future in as_completed(running):
+    entries, started = [], time.perf_counter()
+    with ThreadPoolExecutor(jobs) as pool:
+        for future in as_completed([pool.submit(one.build_entry) for one in extensions]):
             try:
                 entries.append(future.result())
             except JitopsError as error:
-                failed.append(str(error))
-    for message in failed:
-        print(f"jitops: {message}")
+                print(f"jitops: {error}", flush=True)
     print(
         f"{len(entries)} of {len(extensions)} built or in the cache, "
         f"{time.perf_counter() - started:.1f} s"
@@ -131,55 +124,8 @@ def main(options: argparse.Namespace) -> int:
             for command in _admin.commands_of(entry)
         ]
         editors.write_text(json.dumps(found, indent=1) + "\n")
-    return 1 if failed else 0
+    return int(len(entries) < len(extensions))
 
 
 def _can_be_written(folder: Path) -> bool:
     return folder.is_dir() and os.access(folder, os.W_OK)
-
-
-def _timed(show: Any, extension: Extension) -> Entry:
-    show(extension.name, "building")
-    try:
-        entry = extension.build_entry()
-    except BaseException:
-        show(extension.name, "failed")
-        raise
-    show(extension.name, "done")
-    return entry
-
-
-class _bars:  # noqa: N801 - a context manager
-    """A progress bar for each extension, on a terminal."""
-
-    def __init__(self, extensions: list[Extension]) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-
-        self._progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TextColumn("{task.fields[state]}"),
-            TimeElapsedColumn(),
-            console=Console(stderr=True),
-            disable=not _config.settings().progress or not Console(stderr=True).is_terminal,
-        )
-        self._tasks = {
-            one.name: self._progress.add_task(one.name, total=1, state="waiting", start=False)
-            for one in extensions
-        }
-
-    def __enter__(self) -> Any:
-        self._progress.start()
-        return self._show
-
-    def __exit__(self, *_: object) -> None:
-        self._progress.stop()
-
-    def _show(self, name: str, state: str) -> None:
-        task = self._tasks[name]
-        if state == "building":
-            self._progress.start_task(task)
-        self._progress.update(task, state=state, completed=int(state == "done"))
-        if state != "building":
-            self._progress.stop_task(task)

@@ -10,9 +10,9 @@ from typing import Any
 
 from ops import _config
 from ops._errors import BuildError, CacheError, JitopsError, NotBuiltError
-from ops.jit import _inputs, _key, _pch, _record
+from ops.jit import _inputs, _key, _pch, _progress, _record
 from ops.jit._cache import _entries, _eviction, _location, _publish
-from ops.jit._compile import _build, _compilers, _runner
+from ops.jit._compile import _build, _compilers
 from ops.jit._spec import COMMANDS, Spec
 
 # Kept beside the library: the sources of text, and how it was built.
@@ -42,7 +42,7 @@ def build(
     started = time.time()
     try:
         path = _publish.lock_path(root, name)
-        with _publish.exclusive(path, spec.name, settings.build_timeout, _runner.say) as lock:
+        with _publish.exclusive(path, spec.name, settings.build_timeout, _progress.say) as lock:
             entry = find()
             if entry:
                 return entry

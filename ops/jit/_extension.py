@@ -10,7 +10,7 @@ from types import ModuleType
 
 from ops import _config
 from ops._errors import BuildError, CacheError, CacheWarning
-from ops.jit import _inputs, _key, _load
+from ops.jit import _inputs, _key, _load, _progress
 from ops.jit._cache import _entries
 from ops.jit._cache._entries import Entry
 from ops.jit._compile import _compilers
@@ -125,9 +125,7 @@ class Extension:
             said = f"{missing}: {self.name} is used as another compiler has built it"
             warnings.warn(said, CacheWarning, stacklevel=3)
         if verbose:
-            from ops.jit._compile import _runner
-
-            _runner.say(f"{self.name} is in the cache: {entry.place}")
+            _progress.say(f"{self.name} is in the cache: {entry.place}")
         return entry
 
     def _find(self) -> tuple[Entry | None, dict[str, object], str]:

@@ -25,9 +25,9 @@ import torch
 
 from ops import _config
 from ops._errors import BuildTimeoutError, JitopsError
-from ops.jit import _flags, _inputs, _key, _record
+from ops.jit import _flags, _inputs, _key, _progress, _record
 from ops.jit._cache import _entries, _eviction, _publish
-from ops.jit._compile import _build, _compilers, _cpu, _runner
+from ops.jit._compile import _build, _compilers, _cpu
 from ops.jit._spec import Spec
 
 NAME = "torch_extension_h"
@@ -130,13 +130,13 @@ def schedule(spec: Spec, folder: Path, root: Path) -> None:
             or _is_being_made(asked, root)
         ):
             return
-        _runner.say(
+        _progress.say(
             f"precompiling {_HEADER} in the background, for builds to come: a minute of one core, "
             f"0.8 GB of the cache (JITOPS_PCH=0: never)"
         )
         _spawn(python, {"asked": asked, "command": _command(folder), "root": str(root)})
     except Exception as error:
-        _runner.say(f"{_HEADER} is not precompiled: {error}")
+        _progress.say(f"{_HEADER} is not precompiled: {error}")
 
 
 def _is_being_made(asked: dict[str, Any], root: Path) -> bool:

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 from ops._errors import BuildError, ToolchainError
-from ops.jit import _flags
+from ops.jit import _flags, _progress
 from ops.jit._compile import _compilers, _cpu, _runner, _torch_build
 from ops.jit._spec import COMMANDS, HERE, RETIRE, Spec
 
@@ -64,11 +64,11 @@ def build(
     count = len(spec.sources) or 1 + bool(spec.cuda_sources)  # load_inline writes a main.cpp
     files = f"{spec.name} ({count} file{'s' if count > 1 else ''})"
     environ = _environ(folder)
-    started = time.perf_counter()
+    line, started = _progress.Line(), time.perf_counter()
 
     def run(_: str) -> None:
         _amend(folder / "build.ninja", spec)
-        _runner.say(f"compiling {files}")
+        line.say(f"compiling {files}")
         _run(spec, folder, environ, echo)
 
     module = _torch_build.module(environ, _compilers.cuda_home(), run)
@@ -79,7 +79,7 @@ def build(
 
         # Not "from error", because the log has all that a page of torch's frames could say.
         raise _diagnostics.failed(spec, folder, log, str(error)) from None
-    _runner.say(f"compiled {files} in {time.perf_counter() - started:.1f} s")
+    line.say(f"compiled {files} in {time.perf_counter() - started:.1f} s")
     _keep_commands(folder)
     library = folder / (spec.name if spec.is_standalone else f"{spec.name}.so")
     if not library.is_file():
@@ -133,7 +133,7 @@ def _run(spec: Spec, folder: Path, environ: dict[str, str], echo: bool) -> None:
 
         if _diagnostics.diagnose(str(error)).name != "out_of_memory" or jobs == 1:
             raise
-        _runner.say(f"{spec.name}: out of memory; trying once more with one compiler at a time")
+        _progress.say(f"{spec.name}: out of memory; trying once more with one compiler at a time")
         _runner.run(folder, [*command, "1"], environ, echo)
 
 

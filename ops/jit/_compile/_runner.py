@@ -9,9 +9,8 @@ import signal
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
-from ops import _config
+from ops.jit import _progress
 
 _TO_END = 5.0  # seconds that ninja has to end its compilers
 
@@ -69,7 +68,7 @@ def run(folder: Path, command: list[str], environ: dict[str, str], echo: bool) -
         while block := os.read(output, 1 << 16):
             said += block
             if echo:
-                _write(sys.stdout, _STATUS.sub("", block.decode(errors="replace")))
+                _progress.write(sys.stdout, _STATUS.sub("", block.decode(errors="replace")))
     except BaseException:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(child, signal.SIGTERM)
@@ -102,16 +101,3 @@ def _drain(output: int, child: int) -> None:
             time.sleep(0.01)
     with contextlib.suppress(ProcessLookupError):
         os.killpg(child, signal.SIGKILL)
-
-
-def say(text: str) -> None:
-    """Print a line to stderr, unless ``JITOPS_PROGRESS=0``."""
-    if _config.settings().progress:
-        _write(sys.stderr, f"jitops: {text}\n")
-
-
-def _write(stream: Any, text: str) -> None:
-    # It may be closed, full, a broken pipe or no stream at all. That is no reason to fail.
-    with contextlib.suppress(AttributeError, OSError, ValueError):
-        stream.write(text)
-        stream.flush()

@@ -1,0 +1,49 @@
+"""Lines on stderr about a build. A notebook shows one line for each build, and updates it."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from typing import Any
+
+from ops import _config
+
+
+class Line:
+    """One line. Outside a notebook, each text is a line of its own."""
+
+    def __init__(self) -> None:
+        self._shown: Any = None  # the output of a notebook's cell
+
+    def say(self, text: str) -> None:
+        """Show a text, in place of the one before; ``JITOPS_PROGRESS=0`` shows none."""
+        if not _config.settings().progress:
+            return
+        if not _in_notebook():
+            write(sys.stderr, f"jitops: {text}\n")
+            return
+        from IPython.display import display
+
+        content = {"text/plain": f"jitops: {text}"}
+        if self._shown is None:
+            self._shown = display(content, raw=True, display_id=True)
+        else:
+            self._shown.update(content, raw=True)
+
+
+def say(text: str) -> None:
+    """Say what changes no more."""
+    Line().say(text)
+
+
+def write(stream: Any, text: str) -> None:
+    """Write to a stream. If it is closed, full, a broken pipe or ``None``, nothing fails."""
+    with contextlib.suppress(AttributeError, OSError, ValueError):
+        stream.write(text)
+        stream.flush()
+
+
+def _in_notebook() -> bool:
+    """Whether a kernel of Jupyter runs this process. A shell in a terminal has no kernel."""
+    ipython = sys.modules.get("IPython")
+    return ipython is not None and hasattr(ipython.get_ipython(), "kernel")
