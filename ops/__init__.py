@@ -12,4 +12,16 @@ import lazy_loader
 __version__ = "0.1.0"
 
 # __init__.pyi lists the public names.
-__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+_attribute, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+
+
+def __getattr__(name: str) -> object:
+    try:
+        return _attribute(name)
+    except Exception as error:
+        from ops._errors import JitopsError
+
+        if not isinstance(error, JitopsError):
+            raise
+        # An error of the settings or of a build. The frames of imports help nobody.
+        raise error.with_traceback(None) from error.__cause__

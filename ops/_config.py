@@ -14,10 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ops._errors import ConfigError, ConfigWarning
+from ops._errors import ConfigError, ConfigWarning, did_you_mean
 
 COMPILED = ("cpp", "cuda", "compiled")  # requests that need a compiler or compiled code
 BACKENDS = ("auto", "torch", *COMPILED)
+BUILD = ("auto", "never")
 SANITIZERS = ("address", "undefined", "leak", "thread")
 
 _TRUE = ("1", "true", "yes", "on")
@@ -53,6 +54,7 @@ class Variable:
     meaning: str
     must_be: str
     parse: Callable[[str], Any]
+    choices: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -103,7 +105,7 @@ def size(text: str) -> int:
 
 
 def _when_to_build(text: str) -> str:
-    if text not in ("auto", "never"):
+    if text not in BUILD:
         raise ValueError(text)
     return text
 
@@ -125,6 +127,7 @@ VARIABLES = (
         "Back end of every op: `auto`, `torch`, `cpp`, `cuda` or `compiled`.",
         f"one of {', '.join(BACKENDS)}",
         backend_name,
+        BACKENDS,
     ),
     Variable(
         "force_cpu",
@@ -178,6 +181,7 @@ VARIABLES = (
         "requested by name, and pure torch where `auto` may fall back.",
         "auto or never",
         _when_to_build,
+        BUILD,
     ),
     Variable(
         "build_timeout",
@@ -244,7 +248,8 @@ def settings() -> Settings:
     for name in sorted(os.environ):
         if name.startswith("JITOPS_") and name not in known:
             warnings.warn(
-                f"{name} is not a variable of jitops; it knows {', '.join(sorted(known))}",
+                f"{name} is not a variable of jitops; it knows {', '.join(sorted(known))}"
+                f"{did_you_mean(name, known)}",
                 ConfigWarning,
                 stacklevel=2,
             )
@@ -258,4 +263,7 @@ def _read(variable: Variable) -> Any:
     try:
         return variable.parse(text)
     except ValueError:
-        raise ConfigError(f"{variable.name} must be {variable.must_be}, got {text!r}") from None
+        meant = did_you_mean(text, variable.choices)
+        raise ConfigError(
+            f"{variable.name} must be {variable.must_be}, got {text!r}{meant}"
+        ) from None

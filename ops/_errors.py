@@ -25,9 +25,75 @@ written for :mod:`torch` still works.
 
 from __future__ import annotations
 
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+    from typing import ParamSpec, TypeVar
+
+    P = ParamSpec("P")
+    R = TypeVar("R")
+
+# The frames between a user's call and the line that raises are in these packages.
+_INNER = ("ops", "torch", "contextlib", "importlib", "lazy_loader")
+_MEANT = {"avg": "mean", "average": "mean", "c++": "cpp", "gpu": "cuda"}
+
 
 class JitopsError(Exception):
     """The base class of every error that jitops raises on purpose."""
+
+    def _render_traceback_(self) -> list[str]:
+        """The traceback that IPython shows. It ends where the user's code calls jitops."""
+        from IPython import get_ipython
+
+        outer = _until_the_call(self.__traceback__)
+        show = get_ipython().InteractiveTB.structured_traceback
+        lines: list[str] = show(type(self), self, outer, tb_offset=1)
+        return lines
+
+
+def _until_the_call(traceback: TracebackType | None) -> TracebackType | None:
+    """A copy without the frames below the user's last one."""
+    frames = []
+    while traceback:
+        frames.append(traceback)
+        traceback = traceback.tb_next
+    while len(frames) > 1 and _is_inner(frames[-1]):
+        frames.pop()
+    for one in reversed(frames):
+        traceback = TracebackType(traceback, one.tb_frame, one.tb_lasti, one.tb_lineno)
+    return traceback
+
+
+def _is_inner(traceback: TracebackType) -> bool:
+    module = str(traceback.tb_frame.f_globals.get("__name__"))
+    return module.partition(".")[0] in _INNER
+
+
+def boundary(function: Callable[P, R]) -> Callable[P, R]:
+    """Decorate a public function, at which the traceback of an error of ours ends."""
+    import functools
+
+    @functools.wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return function(*args, **kwargs)
+        except JitopsError as error:
+            raise error.with_traceback(None) from error.__cause__
+
+    return call
+
+
+def did_you_mean(given: str, allowed: Iterable[str]) -> str:
+    """The end of a message about an unknown word; empty if no allowed word is like it."""
+    import difflib
+
+    words = {word.lower(): word for word in allowed}
+    given = given.lower()
+    close = [_MEANT[given]] if _MEANT.get(given) in words else []
+    close += difflib.get_close_matches(given, words, 1)
+    return f"; did you mean {words[close[0]]!r}?" if close else ""
 
 
 class ArgumentError(JitopsError, ValueError):

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ops._core import dispatch, extensions
-from ops._errors import ArgumentError, JitopsError, ToolchainError
+from ops._errors import ArgumentError, JitopsError, ToolchainError, did_you_mean
 from ops.jit import Extension, _admin
 
 
@@ -76,7 +76,8 @@ def selected(options: argparse.Namespace) -> list[Extension]:
     known = dispatch.known()
     for name in options.ops:
         if name not in known:
-            raise ArgumentError(f"OP must be among {', '.join(known)}, got {name!r}")
+            meant = did_you_mean(name, known)
+            raise ArgumentError(f"OP must be among {', '.join(known)}, got {name!r}{meant}")
     backends = options.backend or ["cpp", "cuda"]
     if "cuda" in backends:
         try:

@@ -21,6 +21,7 @@ import ops
 from ops import arrays, layers, losses
 from ops._cli import _build, _inputs
 from ops._core.checks import Sample
+from ops._errors import did_you_mean
 from ops.gradcheck import _plot
 
 
@@ -130,7 +131,7 @@ def _samples(options: argparse.Namespace) -> Iterator[Sample]:
             if target not in known:
                 raise ops.ArgumentError(
                     f"TARGET must be MODULE:NAME, FILE.py:NAME or one of {', '.join(known)}, "
-                    f"got {target!r}"
+                    f"got {target!r}{did_you_mean(target, known)}"
                 )
             for title, function, arguments in known[target].samples():
                 yield f"{target}, {title}" if title else target, function, arguments

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ops._errors import ArgumentError, ArgumentTypeError
+from ops._errors import ArgumentError, ArgumentTypeError, did_you_mean
 
 _WIDE = (torch.float32, torch.float64)
 _HALF = (torch.bfloat16, torch.float16)
@@ -247,7 +247,8 @@ def one_of(name: str, value: str, allowed: Collection[str]) -> str:
     """
     if isinstance(value, str) and value in allowed:
         return value
-    raise ArgumentError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
+    meant = did_you_mean(str(value), allowed)
+    raise ArgumentError(f"{name} must be one of {', '.join(allowed)}, got {value!r}{meant}")
 
 
 def check_count(name: str, value: int) -> int:

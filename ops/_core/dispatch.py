@@ -158,9 +158,7 @@ class Op:
             )
         return Choice(wanted, by)
 
-    def without(
-        self, backend: str, asked: str | None, problem: str, cause: Exception | None = None
-    ) -> Choice:
+    def without(self, backend: str, asked: str | None, problem: str) -> Choice:
         """The pure-torch path in place of ``backend``, which cannot run.
 
         Raises:
@@ -171,11 +169,11 @@ class Op:
         if wanted not in MAY_FALL_BACK:
             raise BackendUnavailableError(
                 f"{self.name}: back end {backend!r} was asked for and cannot run: {problem}"
-            ) from cause
+            ) from None
         if settings.strict:
             raise BackendUnavailableError(
                 f"{self.name}: JITOPS_STRICT=1 forbids falling back from {backend!r}: {problem}"
-            ) from cause
+            ) from None
         refused = f"{backend} cannot run: {problem}"
         return Choice("torch", f"{wanted} falls back: {refused}", refused)
 
@@ -233,7 +231,7 @@ def _settle(name: str, asked: str | None, device: str) -> str:
         try:
             op.load(choice.backend)
         except JitopsError as error:
-            choice = op.without(choice.backend, asked, str(error), error)
+            choice = op.without(choice.backend, asked, str(error))
     if choice.refused:
         warnings.warn(
             f"{name} runs on the pure-torch path, since {choice.refused}. "

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from ops import _config
 from ops._core import dispatch, selection
-from ops._errors import ArgumentError, JitopsError
+from ops._errors import ArgumentError, JitopsError, did_you_mean
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def explain(*names: str) -> Explanations:
         if name not in known:
             raise ArgumentError(
                 "names must be among the ops that have compiled back ends, "
-                f"{', '.join(known)}, got {name!r}"
+                f"{', '.join(known)}, got {name!r}{did_you_mean(name, known)}"
             )
     return Explanations(_explain(known[name]) for name in names or known)
 

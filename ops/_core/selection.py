@@ -21,7 +21,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from ops import _config
-from ops._errors import ConfigError
+from ops._errors import ConfigError, did_you_mean
 
 DEVICE_OF = {"cpp": "cpu", "cuda": "cuda"}  # a compiled back end serves one kind of device
 BACKEND_OF = {device: backend for backend, device in DEVICE_OF.items()}
@@ -59,6 +59,7 @@ def use_backend(backend: str) -> Iterator[None]:
     except ValueError:
         raise ConfigError(
             f"backend must be one of {', '.join(_config.BACKENDS)}, got {backend!r}"
+            f"{did_you_mean(str(backend), _config.BACKENDS)}"
         ) from None
     if backend in _config.COMPILED and _config.settings().force_cpu:
         raise ConfigError(f"use_backend({backend!r}) contradicts JITOPS_FORCE_CPU: unset it")

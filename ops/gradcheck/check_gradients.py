@@ -16,6 +16,7 @@ from ops._errors import (
     ConfigError,
     GradientCheckWarning,
     JitopsError,
+    did_you_mean,
 )
 from ops.gradcheck import _table, _traits
 from ops.gradcheck._comparison import Tolerance
@@ -191,7 +192,8 @@ def _among(name: str, values: Any, allowed: Sequence[Any], error: type[JitopsErr
         )
     for value in values:
         if value not in allowed:
-            raise error(f"{name} must be among {words}, got {value!r}")
+            meant = did_you_mean(str(value), words.split(", "))
+            raise error(f"{name} must be among {words}, got {value!r}{meant}")
 
 
 def _number(name: str, value: float) -> float:

@@ -9,7 +9,7 @@ from pathlib import Path
 from types import ModuleType
 
 from ops import _config
-from ops._errors import BuildError, CacheError, CacheWarning
+from ops._errors import BuildError, CacheError, CacheWarning, boundary
 from ops.jit import _inputs, _key, _load, _progress
 from ops.jit._cache import _entries
 from ops.jit._cache._entries import Entry
@@ -64,6 +64,7 @@ class Extension:
         entry = self._find()[0]
         return entry.place if entry else None
 
+    @boundary
     def load(self, *, verbose: bool = False) -> ModuleType | Path:
         """Build if need be, and load.
 
@@ -100,6 +101,7 @@ class Extension:
                 raise _diagnostics.refused(self.spec, entry.place, error) from error
         raise CacheError(f"{self.name} is deleted as soon as it is built: is the cache too small?")
 
+    @boundary
     def build(self, *, verbose: bool = False, retry: bool = False) -> Path:
         """Build if need be, and load nothing: for images, and for machines without a GPU.
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
-from ops._errors import ArgumentError
+from ops._errors import ArgumentError, boundary
 from ops.jit import _build_directory, _spec
 from ops.jit._extension import Extension
 from ops.jit._spec import Spec
@@ -15,6 +15,7 @@ from ops.jit._spec import Spec
 Paths = str | os.PathLike[str]
 
 
+@boundary
 def load(
     name: str,
     sources: Paths | Sequence[Paths],
@@ -71,6 +72,7 @@ def load(
     return _load(spec, build_directory, verbose)
 
 
+@boundary
 def load_inline(
     name: str,
     cpp_sources: str | Sequence[str],
