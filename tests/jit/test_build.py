@@ -32,6 +32,13 @@ def test_a_compile_error_is_readable(cache, source):
     assert leftovers(cache) == []
 
 
+def test_a_notebook_asks_ninja_for_colours(cache, monkeypatch):
+    """With them, the command that failed would not be found in the output."""
+    monkeypatch.setenv("CLICOLOR_FORCE", "1")
+    with pytest.raises(ops.BuildError, match=r"again: sh .*/again\.sh"):
+        load_inline("broken", "int f(", is_python_module=False, no_implicit_headers=True)
+
+
 @pytest.mark.parametrize(
     ("text", "cause"),
     [

@@ -90,7 +90,8 @@ def build(
 def _environ(folder: Path) -> dict[str, str]:
     """Return the environment variables that torch, ninja and the compilers see."""
     found = _compilers.environ()
-    found.pop("NINJA_STATUS", None)  # the progress is read from ninja's own format
+    found.pop("NINJA_STATUS", None)  # the output is read in ninja's own format
+    found.pop("CLICOLOR_FORCE", None)  # and without colours, which notebooks ask for
     found.pop("TORCH_EXTENSION_SKIP_NVCC_GEN_DEPENDENCIES", None)  # nvcc shall report its headers
     if "LC_ALL" in found:  # it would have the last word on messages
         found["LC_CTYPE"] = found.pop("LC_ALL")
