@@ -48,7 +48,20 @@ def test_explain_builds_nothing(tmp_path):
     ("setting", "words"),
     [
         ({"JITOPS_FORCE_CPU": "1"}, "not built yet, and with JITOPS_FORCE_CPU=1 no call needs it"),
-        ({"JITOPS_BUILD": "never"}, "not built yet, and JITOPS_BUILD=never: no call builds it"),
+        (
+            {"JITOPS_BUILD": "never", "JITOPS_BACKEND": "cpp"},
+            "cpu  tensors -> error  lltm: back end 'cpp' was asked for and cannot run: "
+            "jitops_lltm_cpp is not built yet, and JITOPS_BUILD=never",
+        ),
+        (
+            {"JITOPS_BUILD": "never", "JITOPS_BACKEND": "compiled"},
+            "cpu  tensors -> torch  compiled falls back: cpp cannot run: "
+            "jitops_lltm_cpp is not built yet, and JITOPS_BUILD=never",
+        ),
+        (
+            {"JITOPS_SANITIZE": "address", "JITOPS_BACKEND": "cpp"},
+            "cannot run: JITOPS_SANITIZE=address needs the sanitizer's runtime in the process",
+        ),
     ],
 )
 @pytest.mark.cpp

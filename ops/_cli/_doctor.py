@@ -34,11 +34,14 @@ def main(options: argparse.Namespace) -> int:
         "machine": list(_machine.machine()),
         "tools": list(_tools.tools()),
         "cache": list(_cache.cache()),
-        "ops": [
-            _state(op, backend) for op in dispatch.known().values() for backend in ("cpp", "cuda")
-        ],
-        "variables": list(_machine.variables()),
     }
+    broken = [one for one in sections["tools"] + sections["cache"] if one.status == BAD]
+    sections["ops"] = [
+        _state(op, backend, [one for one in broken if backend in one.blocks])
+        for op in dispatch.known().values()
+        for backend in DEVICE_OF
+    ]
+    sections["variables"] = list(_machine.variables())
     works, verdict = _verdict(sections["ops"])
     if options.json:
         told = {name: [asdict(finding) for finding in found] for name, found in sections.items()}
@@ -49,23 +52,33 @@ def main(options: argparse.Namespace) -> int:
     return 0 if works else 1
 
 
-def _state(op: dispatch.Op, backend: str) -> Finding:
-    """The state of an extension: cached, would be built, or the reason why neither."""
+def _state(op: dispatch.Op, backend: str, broken: list[Finding]) -> Finding:
+    """The state of an extension: cached, would be built, or the reason why neither.
+
+    ``broken`` is what a build with this back end needs and lacks.
+    """
     topic = f"{op.name} {backend}"
     try:
         problem = op.problem_with(backend)
         extension = op.extension(backend)
         place = extension.place() if extension else None
         if place:
-            return Finding(topic, f"cached: {place}", NOTE if problem else GOOD, problem)
+            blocks = (backend,) if problem else ()
+            return Finding(topic, f"cached: {place}", NOTE if problem else GOOD, problem, blocks)
         if problem or extension is None:
-            return Finding(topic, "cannot be built", NOTE, problem, (backend,))
+            return Finding(topic, "cannot run", NOTE, problem, (backend,))
+        if broken:
+            names = ", ".join(one.topic for one in broken)
+            return Finding(topic, "cannot be built", NOTE, f"see {names}, above", (backend,))
         failure = _admin.last_failure(extension.effective_spec)
         if failure:
             return Finding(topic, "failed to build when last tried", BAD, failure, (backend,))
-        return Finding(topic, f"would be built: {_admin.sentence(extension.effective_spec)}")
+        reason = _admin.sentence(extension.effective_spec)
+        if _config.settings().force_cpu:
+            return Finding(topic, f"not built, and no call builds it (JITOPS_FORCE_CPU): {reason}")
+        return Finding(topic, f"would be built: {reason}")
     except JitopsError as error:
-        return Finding(topic, "cannot be built", BAD, str(error), (backend,))
+        return Finding(topic, "cannot run", BAD, str(error), (backend,))
 
 
 def _verdict(states: list[Finding]) -> tuple[bool, str]:

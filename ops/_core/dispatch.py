@@ -183,11 +183,18 @@ class Op:
         Builds and loads nothing.
         """
         try:
+            settings = _config.settings()
             extension = self.extension(backend)
             if extension is None:
                 return f"{self.name} has no back end {backend!r}"
             if extension.find() is None:
+                if settings.build == "never":
+                    return f"{extension.name} is not built yet, and JITOPS_BUILD=never"
                 _compilers.check(with_cuda=backend == "cuda")
+            if settings.sanitize:
+                from ops.jit import _debug
+
+                _debug.check_runtime()
         except JitopsError as error:
             return str(error)
         if backend == "cuda" and not _compilers.has_gpu():

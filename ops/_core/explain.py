@@ -93,9 +93,6 @@ def _state(op: dispatch.Op, backend: str) -> str:
     place = extension.place() if extension else None
     if place:
         return f"built: {place}"
-    settings = _config.settings()
-    if settings.force_cpu:
+    if _config.settings().force_cpu:
         return "not built yet, and with JITOPS_FORCE_CPU=1 no call needs it"
-    if settings.build == "never":
-        return "not built yet, and JITOPS_BUILD=never: no call builds it"
     return "not built yet: the first call that needs it compiles it"

@@ -84,6 +84,24 @@ def test_doctor_without_a_compiler(tmp_path):
     assert verdict.startswith("Back end compiled: does NOT work for ")
 
 
+@pytest.mark.cpp
+@pytest.mark.parametrize(
+    ("setting", "reason"),
+    [
+        ({"JITOPS_BUILD": "never"}, f"jitops_{OP}_cpp is not built yet, and JITOPS_BUILD=never"),
+        ({"JITOPS_SANITIZE": "thread"}, "needs the sanitizer's runtime in the process"),
+    ],
+)
+def test_doctor_applies_the_settings_that_a_call_does(tmp_path, setting, reason):
+    changes = {"JITOPS_CACHE_DIR": tmp_path / "cache", **setting}
+    found, verdict, words = report(**changes, JITOPS_BACKEND="cpp", status=1)
+    finding = found["ops", f"{OP} cpp"]
+    assert finding["found"] == "cannot run"
+    assert reason in finding["fix"]
+    assert "would be built" not in words
+    assert verdict.startswith("Back end cpp: does NOT work for ")
+
+
 @pytest.mark.thorough
 def test_doctor_with_a_compiler_that_is_named_and_missing(tmp_path):
     found, _, _ = report(CXX="/no/such/g++", JITOPS_CACHE_DIR=tmp_path / "cache")
@@ -117,6 +135,10 @@ def test_doctor_with_a_compiler_that_does_not_work(tmp_path):
     broken.chmod(0o755)
     found, _, _ = report(CXX=broken, JITOPS_CACHE_DIR=tmp_path / "cache")
     assert "out of order" in found["tools", "compiling"]["found"]
+    changes = {"CXX": broken, "JITOPS_CACHE_DIR": tmp_path / "cache"}
+    found, verdict, _ = report(**changes, JITOPS_BACKEND="cpp", status=1)
+    assert found["ops", f"{OP} cpp"]["fix"] == "see compiling, above"
+    assert "does NOT work" in verdict
 
 
 def test_doctor_without_ninja(tmp_path):
