@@ -57,6 +57,17 @@ def add_selection(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_actions(parser: argparse.ArgumentParser, title: str, metavar: str) -> Any:
+    """Let a command have actions; without one, it prints its help and fails."""
+
+    def print_help(_: argparse.Namespace) -> int:
+        parser.print_help()
+        return 2
+
+    parser.set_defaults(run=print_help)
+    return parser.add_subparsers(title=title, metavar=metavar)
+
+
 def positive(text: str) -> int:
     """Parse a whole number of at least 1."""
     if not text.isdecimal() or int(text) < 1:

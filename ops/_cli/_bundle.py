@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from ops._cli import _build
+from ops._cli import _build, _names
 from ops._errors import BundleError
 from ops.jit import _admin
 
@@ -14,7 +14,7 @@ from ops.jit import _admin
 def add_to(commands: Any) -> None:
     """Add the parsers of the command."""
     parser = commands.add_parser("bundle", help="export and import built extensions as one archive")
-    actions = parser.add_subparsers(title="actions", required=True, metavar="ACTION")
+    actions = _build.add_actions(parser, "actions", "ACTION")
     export = actions.add_parser(
         "export",
         help="write ops and other extensions to an archive",
@@ -53,15 +53,16 @@ def _export(options: argparse.Namespace) -> None:
         entries += found
     entries = list({entry.folder: entry for entry in entries}.values())
     _admin.export(options.file.absolute(), entries)
-    print(f"{options.file}: {', '.join(sorted(str(one.manifest['name']) for one in entries))}")
+    told = sorted(f"  {one.manifest['name']} for {_names.target(one)}" for one in entries)
+    print("\n".join([f"{options.file}: {_names.entries(len(told))}", *told]))
 
 
 def _import(options: argparse.Namespace) -> None:
     new = _admin.import_into(options.file.absolute(), _admin.writable_root())
-    print("\n".join([*map(str, new), f"{len(new)} new entries"]))
+    print("\n".join([*map(str, new), f"{_names.entries(len(new))} new"]))
 
 
 def _verify(options: argparse.Namespace) -> int:
     count, wrong = _admin.verify_bundle(options.file.absolute())
-    print("\n".join([*wrong, f"{count - len(wrong)} of {count} entries are whole"]))
+    print("\n".join([*wrong, f"{_names.entries(count)} checked, {len(wrong)} damaged"]))
     return 1 if wrong else 0

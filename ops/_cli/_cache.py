@@ -18,9 +18,9 @@ from ops.jit._admin import Item
 def add_to(commands: Any) -> None:
     """Add the parsers of the command."""
     parser = commands.add_parser("cache", help="inspect and clean the cache")
-    actions = parser.add_subparsers(title="actions", required=True, metavar="ACTION")
+    actions = _build.add_actions(parser, "actions", "ACTION")
     _action(actions, "ls", _list, "list entries: size, age, last use, number of loads")
-    info = _action(actions, "info", _info, "print everything that is known about entries")
+    info = _action(actions, "info", _info, "describe entries; --json prints all that is known")
     info.add_argument("names", nargs="+", metavar="NAME", help=_names.HELP)
     why = _action(actions, "why", _say_why, "explain a cache miss by the nearest entry")
     _build.add_selection(why)
@@ -69,25 +69,19 @@ def _list(options: argparse.Namespace) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(box=None, pad_edge=False)
-    for title in ("name", "size", "built", "last used", "loaded", "folder"):
-        table.add_column(
-            title, justify="right" if title in ("size", "loaded") else "left", no_wrap=True
-        )
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column("name", overflow="fold")
+    for title in ("digest", "size", "age", "unused", "loads"):
+        table.add_column(title, no_wrap=True, justify="left" if title == "digest" else "right")
     for item in items:
-        table.add_row(
-            item.name,
-            _size(item.size),
-            _ago(item.built),
-            _ago(item.used),
-            str(item.hits),
-            "/".join(item.entry.folder.parts[-2:]),
-        )
+        digest = str(item.entry.manifest.get("digest"))[:8]
+        age, unused = _since(item.built), _since(item.used)
+        table.add_row(item.name, digest, _size(item.size), age, unused, str(item.hits))
     console = Console()
     (console if console.is_terminal else Console(width=160)).print(table)
     total = sum(item.size for item in items)
     limit = _config.settings().cache_max_size
-    print(f"{len(items)} entries, {_size(total)} of at most {_size(limit)}")
+    print(f"{_names.entries(len(items))}, {_size(total)} of at most {_size(limit)}")
 
 
 def _facts(item: Item) -> dict[str, Any]:
@@ -110,23 +104,48 @@ def _size(size: float) -> str:
     return f"{size:.1f} G"
 
 
-def _ago(when: float) -> str:
+def _since(when: float) -> str:
     seconds = max(0.0, time.time() - when)
     for unit, length in (("days", 86400), ("h", 3600), ("min", 60)):
         if seconds >= 2 * length:
-            return f"{seconds / length:.0f} {unit} ago"
-    return f"{seconds:.0f} s ago"
+            return f"{seconds / length:.0f} {unit}"
+    return f"{seconds:.0f} s"
 
 
 def _info(options: argparse.Namespace) -> int:
     among = _names.items()
     named = [item for name in options.names for item in _names.matching(name, among)]
     found = {item.entry.folder: item for item in named}.values()
-    for item in found:
-        print(json.dumps({**_facts(item), "manifest": item.entry.manifest}, indent=1))
-    if not found:
+    if options.json:
+        facts = [{**_facts(item), "manifest": item.entry.manifest} for item in found]
+        print(json.dumps(facts, indent=1))
+    elif found:
+        print("\n".join(map(_in_words, found)))
+    else:
         print(f"the cache has no entry named {' or '.join(options.names)}")
     return 0 if found else 1
+
+
+def _in_words(item: Item) -> str:
+    manifest = item.entry.manifest
+    request = manifest.get("request", {})
+    sources = [name for name, _ in request.get("sources", ())] or ["text"]
+    compilers = [str(one.get("version")) for one in manifest.get("compilers", {}).values()]
+    facts = {
+        "library": item.entry.library,
+        "digest": manifest.get("digest"),
+        "size": _size(item.size),
+        "built": f"{_since(item.built)} ago, in {manifest.get('seconds')} s",
+        "used": f"{_since(item.used)} ago, loads: {item.hits}",
+        "for": _names.target(item.entry),
+        "sources": f"{', '.join(sources)}; {len(manifest.get('inputs', ()))} files were read",
+        "flags": " ".join([*request.get("cflags", ()), *request.get("cuda_cflags", ())]),
+        "linked": " ".join(request.get("ldflags", ())),
+        "compiler": ", ".join(compilers),
+        "torch": " ".join(str(one) for one in request.get("torch", ())[:1]),
+    }
+    lines = [f"  {title:8}  {fact}" for title, fact in facts.items() if fact]
+    return "\n".join([f"{item.name} (--json prints the whole manifest)", *lines])
 
 
 def _say_why(options: argparse.Namespace) -> None:
@@ -166,11 +185,13 @@ def _why_not_here(item: Item) -> str:
 
 
 def _verify(options: argparse.Namespace) -> int:
-    wrong = [str(item.entry.folder) for item in _names.items() if not _admin.verify(item.entry)]
+    items = _names.items()
+    wrong = [str(item.entry.folder) for item in items if not _admin.verify(item.entry)]
     if options.json:
-        print(json.dumps({"damaged": wrong}, indent=1))
+        print(json.dumps({"checked": len(items), "damaged": wrong}, indent=1))
     else:
-        print("\n".join([*(f"damaged: {folder}" for folder in wrong), f"{len(wrong)} damaged"]))
+        verdict = f"{_names.entries(len(items))} checked, {len(wrong)} damaged"
+        print("\n".join([*(f"damaged: {folder}" for folder in wrong), verdict]))
     return 1 if wrong else 0
 
 
@@ -202,4 +223,4 @@ def _clean(options: argparse.Namespace) -> None:
         print(json.dumps([_facts(item) for item in gone], indent=1))
     else:
         total = sum(item.size for item in gone)
-        print(f"{len(gone)} entries deleted, {_size(total)}; {len(_names.items())} left")
+        print(f"{_names.entries(len(gone))} deleted, {_size(total)}; {len(_names.items())} left")

@@ -1,4 +1,4 @@
-"""Names of cache entries in commands: of an op, of an extension, or the start of a digest."""
+"""Cache entries in commands: what names them, and how they are described."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from ops._core import dispatch
 from ops._core.selection import DEVICE_OF
 from ops._errors import ArgumentError
 from ops.jit import Extension, _admin
-from ops.jit._admin import Item
+from ops.jit._admin import Entry, Item
 
 HELP = "an op, or the start of an extension's name or of an entry's digest"
 _SHORTEST = 4  # characters of a digest
@@ -42,7 +42,7 @@ def matching(name: str, among: Sequence[Item]) -> list[Item]:
 
 
 def _is_meant(name: str, item: Item) -> bool:
-    place = "/".join(item.entry.folder.parts[-2:])  # name-digest/variant, as `cache ls` shows it
+    place = "/".join(item.entry.folder.parts[-2:])  # name-digest/variant
     digest = str(item.entry.manifest.get("digest"))
     return place.startswith(name) or (len(name) >= _SHORTEST and digest.startswith(name))
 
@@ -52,3 +52,17 @@ def refuse(name: str) -> ArgumentError:
     return ArgumentError(
         f"NAME must be {HELP} in the cache, got {name!r}; the ops are {', '.join(dispatch.known())}"
     )
+
+
+def entries(count: int) -> str:
+    """A number of entries, in words."""
+    return f"{count} entr{'y' if count == 1 else 'ies'}"
+
+
+def target(entry: Entry) -> str:
+    """The machines that an entry is for: a CPU level, and the architectures of GPUs."""
+    _, machine = entry.manifest.get("request", {}).get("platform", ("", "such"))
+    flags = entry.manifest.get("request", {}).get("cflags", ())
+    levels = [flag.removeprefix("-march=") for flag in flags if flag.startswith("-march=")]
+    level = levels[-1] if levels else f"any {machine} CPU"
+    return ", ".join([level, *entry.manifest.get("architectures", ())])

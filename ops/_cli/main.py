@@ -75,7 +75,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="jitops", description="Custom losses and ops for PyTorch."
     )
     parser.add_argument("--version", action="version", version=f"jitops {ops.__version__}")
-    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    commands = _build.add_actions(parser, "commands", "COMMAND")
 
     demo = commands.add_parser(
         "demo",

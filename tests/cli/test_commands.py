@@ -11,6 +11,7 @@ import pytest
 import ops
 from ops import _config
 from ops._cli import main as cli
+from ops._core import extensions
 from ops.jit import load_inline
 from ops.jit._compile import _compilers
 from tests.harness.helpers import command, environment
@@ -115,7 +116,7 @@ def test_what_is_left_out_is_said_unless_it_was_asked_for(cache, capsys, monkeyp
 
 @pytest.mark.parametrize(
     "arguments",
-    [["build", "--jobs=0"], ["build", "--jobs=many"], ["cache", "clean", "--unused-for=x"], []]
+    [["build", "--jobs=0"], ["build", "--jobs=many"], ["cache", "clean", "--unused-for=x"]]
     + [["cache", "clean", f"--unused-for={days}"] for days in ("-1", "nan", "inf")],
 )
 def test_bad_usage(arguments):
@@ -124,13 +125,20 @@ def test_bad_usage(arguments):
     assert ended.value.code == 2
 
 
+@pytest.mark.parametrize("group", [[], ["cache"], ["bundle"]])
+def test_a_command_without_its_action_prints_its_help(group, capsys):
+    out = said(capsys, *group, status=2)
+    assert out.startswith(f"usage: {' '.join(['jitops', *group])} [-h]")
+    assert "verify" in out or "doctor" in out
+
+
 # ---- cache
 
 
 def test_an_empty_cache(cache, capsys):
     assert said(capsys, "cache", "ls") == f"{cache} is empty\n"
     assert said(capsys, "cache", "ls", "--json") == "[]\n"
-    assert said(capsys, "cache", "verify") == "0 damaged\n"
+    assert said(capsys, "cache", "verify") == "0 entries checked, 0 damaged\n"
     assert said(capsys, "cache", "clean").startswith("0 entries deleted")
     assert "the cache has no entry named x" in said(capsys, "cache", "info", "x", status=1)
 
@@ -140,12 +148,35 @@ def test_what_is_in_the_cache(full, capsys):
     (folder,) = entries(full)
     listed = said(capsys, "cache", "ls")
     assert "answer" in listed
-    assert "1 entries" in listed
+    assert listed.splitlines()[-1].startswith("1 entry, ")
     (item,) = json.loads(said(capsys, "cache", "ls", "--json"))
     assert item["folder"] == str(folder)
     assert item["loads"] == 1
     assert item["size"] >= (folder / "answer.so").stat().st_size
-    assert json.loads(said(capsys, "cache", "info", "ans"))["manifest"]["name"] == "answer"
+    (digest,) = {word for word in listed.split() if folder.parent.name.startswith(f"answer-{word}")}
+    (told,) = json.loads(said(capsys, "cache", "info", digest, "--json"))
+    assert told["manifest"]["name"] == "answer"
+    assert said(capsys, "cache", "verify") == "1 entry checked, 0 damaged\n"
+
+
+@pytest.mark.cpp
+def test_info_in_words(full, capsys):
+    said(capsys, "build", OP, "--backend=cpp", "--cpu=x86-64-v3")
+    words = said(capsys, "cache", "info", "answer", OP)
+    assert len(words.splitlines()) <= 24
+    for (name, source, target), folder in zip(
+        (("answer", "text", "any x86_64 CPU"), (f"jitops_{OP}_cpp", f"{OP}.cpp", "x86-64-v3")),
+        sorted(entries(full)),
+        strict=True,
+    ):
+        told = words[words.index(name) :]
+        assert f"  library   {folder / name}.so\n" in told
+        assert f"  sources   {source}; " in told
+        assert f"  for       {target}\n" in told
+    manifest = entries(full)[0] / "manifest.json"
+    manifest.chmod(0o600)
+    manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "request": {}}))
+    assert "library" in said(capsys, "cache", "info", "answer", OP)  # of a later version, say
 
 
 @pytest.mark.cpp
@@ -160,16 +191,16 @@ def test_why(cache, capsys):
 
 @pytest.mark.cpp
 def test_info_and_why_take_the_same_names(full, capsys, monkeypatch):
-    """Names are an op, the start of an extension or digest, or a folder of `cache ls`."""
+    """Names are an op, the start of an extension or digest, or a folder of the cache."""
     said(capsys, "build", OP, "--backend=cpp")
     monkeypatch.setattr("torch.__version__", "9.9.9")
     for name, op in (("answer", False), (f"jitops_{OP}_cpp", True)):
-        (listed,) = json.loads(said(capsys, "cache", "info", name).join("[]"))
+        (listed,) = json.loads(said(capsys, "cache", "info", name, "--json"))
         folder = "/".join(listed["folder"].split("/")[-2:])
         digest = listed["manifest"]["digest"]
         starts = [name, digest[:4], digest, folder, folder.split("/")[0]]
         for start in [*starts, *([OP] if op else [name[:3]])]:
-            (same,) = json.loads(said(capsys, "cache", "info", start).join("[]"))
+            (same,) = json.loads(said(capsys, "cache", "info", start, "--json"))
             assert same == listed
             told = json.loads(said(capsys, "cache", "why", start, "--json"))
             told.pop(f"jitops_{OP}_cuda", None)  # with CUDA the op has another extension
@@ -206,7 +237,7 @@ def test_damage_is_told(full, capsys):
     library.write_bytes(content)
     assert f"damaged: {folder}" in said(capsys, "cache", "verify", status=1)
     told = json.loads(said(capsys, "cache", "verify", "--json", status=1))
-    assert told == {"damaged": [str(folder)]}
+    assert told == {"checked": 1, "damaged": [str(folder)]}
 
 
 @pytest.mark.cpp
@@ -231,12 +262,19 @@ def test_bundle(full, tmp_path, settings, capsys):
     archive = tmp_path / "bundle.zip"
     options = [OP, "--extension=answer", "--backend=cpp"]
     out = said(capsys, "bundle", "export", str(archive), *options)
-    assert out == f"{archive}: answer, jitops_{OP}_cpp\n"
-    assert "are whole" in said(capsys, "bundle", "verify", str(archive))
+    level = extensions._level()
+    of_op = "any x86_64 CPU" if level == "baseline" else level
+    assert out.splitlines() == [
+        f"{archive}: 2 entries",
+        "  answer for any x86_64 CPU",
+        f"  jitops_{OP}_cpp for {of_op}",
+    ]
+    verified = said(capsys, "bundle", "verify", str(archive))
+    assert verified == "2 entries checked, 0 damaged\n"
     other = tmp_path / "other"
     settings(CACHE_DIR=str(other), BUILD="never")
-    assert said(capsys, "bundle", "import", str(archive)).endswith("2 new entries\n")
-    assert said(capsys, "bundle", "import", str(archive)).endswith("0 new entries\n")
+    assert said(capsys, "bundle", "import", str(archive)).endswith("2 entries new\n")
+    assert said(capsys, "bundle", "import", str(archive)).endswith("0 entries new\n")
     with ops.use_backend("cpp"):
         assert _config.settings().build == "never"
         assert "is in the cache" in said(capsys, "cache", "why", OP, "--backend=cpp")

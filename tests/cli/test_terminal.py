@@ -11,7 +11,7 @@ import time
 
 import pytest
 
-from tests.harness.helpers import environment
+from tests.harness.helpers import command, environment
 
 pytestmark = [pytest.mark.tmux, pytest.mark.cpp]
 OP = "improved_triplet_loss"
@@ -66,3 +66,15 @@ def test_a_build_is_two_lines(tmp_path, width):
     for line, pattern in zip(screen, expected, strict=True):
         assert re.fullmatch(pattern, line)
     assert b"\x1b" not in written
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_a_list_of_entries_fits(tmp_path, width):
+    variables = {"JITOPS_CACHE_DIR": tmp_path / "cache"}
+    op = "batch_hard_triplet_loss"  # a long name
+    name = f"jitops_{op}_cpp"
+    command("build", op, "--backend=cpp", **variables)
+    (head, row, total), _ = Terminal(tmp_path, width, **variables).run("cache", "ls")
+    assert head.split() == ["name", "digest", "size", "age", "unused", "loads"]
+    assert re.fullmatch(rf"{name} +[0-9a-f]{{8}} +\d+ K +\d+ s +\d+ s +0", row)
+    assert total.startswith("1 entry, ")

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ops import _config
+from ops._cli import _names
 from ops._cli._doctor_of._finding import BAD, COMPILED, NOTE, Finding
 from ops._errors import JitopsError
 from ops.jit import _admin
@@ -36,12 +37,13 @@ def cache() -> Iterator[Finding]:
     yield _locks(root)
     items = _admin.items(root)
     size, limit = sum(item.size for item in items), _config.settings().cache_max_size
-    yield Finding("in it", f"{len(items)} entries, {size / 2**20:.0f} of {limit / 2**20:.0f} MiB")
+    used = f"{size / 2**20:.0f} of {limit / 2**20:.0f} MiB"
+    yield Finding("in it", f"{_names.entries(len(items))}, {used}")
     bundle = _config.settings().bundle
     if bundle is not None:
         try:
             count = len(_admin.items(_admin.bundle_root(bundle)))
-            yield Finding("bundle", f"{bundle}, {count} entries")
+            yield Finding("bundle", f"{bundle}, {_names.entries(count)}")
         except JitopsError as error:
             yield Finding("bundle", str(error), BAD, "export it again", COMPILED)
     yield from _torchs_locks()
