@@ -12,12 +12,13 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 from ops._errors import ConfigError, ConfigWarning, did_you_mean
 
 COMPILED = ("cpp", "cuda", "compiled")  # requests that need a compiler or compiled code
-BACKENDS = ("auto", "torch", *COMPILED)
+Backend = Literal["auto", "torch", "cpp", "cuda", "compiled"]
+BACKENDS = get_args(Backend)
 BUILD = ("auto", "never")
 SANITIZERS = ("address", "undefined", "leak", "thread")
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 import ops
+from ops._config import Backend
 from ops._core import extensions, selection
 from ops._errors import ArgumentError, JitopsError
 
@@ -74,7 +75,8 @@ def main(steps: int, output: Path) -> None:
         f"{torch.get_num_threads()} threads, {gpu}"
     )
 
-    backends = [name for name in ("cpp", "cuda") if _prepare(name)] + ["torch"]
+    compiled: tuple[Backend, ...] = ("cpp", "cuda")
+    backends: list[Backend] = [*filter(_prepare, compiled), "torch"]
 
     pixels, digits = load_digits(return_X_y=True)
     order = torch.randperm(len(digits), generator=torch.Generator().manual_seed(0))
@@ -115,7 +117,7 @@ def main(steps: int, output: Path) -> None:
 # ---- compile ------------------------------------------------------------------------------------
 
 
-def _prepare(backend: str) -> bool:
+def _prepare(backend: Backend) -> bool:
     """Compile or load a back end and print the time; ``False`` if it cannot run."""
     if backend == "cuda" and not torch.cuda.is_available():
         return False  # the first line of the output says "no GPU"
@@ -201,11 +203,11 @@ def _recall(embedding: Tensor, labels: Tensor) -> float:
 # ---- race and picture ---------------------------------------------------------------------------
 
 
-def _race(backend: str) -> tuple[float, float]:
+def _race(backend: Backend) -> tuple[float, float]:
     """Median seconds of the loss on ``backend`` and on pure torch, timed alternately."""
     device = selection.DEVICE_OF[backend]
     inputs = [torch.randn(BATCH, 256, device=device, requires_grad=True) for _ in range(3)]
-    times: dict[str, list[float]] = {backend: [], "torch": []}
+    times: dict[Backend, list[float]] = {backend: [], "torch": []}
     for round_ in range(12):
         for name in times:
             with ops.use_backend(name):

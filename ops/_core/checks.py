@@ -11,7 +11,7 @@ import contextlib
 import math
 import numbers
 from collections.abc import Callable, Collection
-from typing import Any
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -25,7 +25,10 @@ FLOAT_DTYPES = (*_WIDE, *_HALF)
 # What `jitops check` checks an op at: a title, a function or module, and its arguments.
 Sample = tuple[str, Callable[..., Any], tuple[Any, ...]]
 
-REDUCTIONS = {"none": 0, "mean": 1, "sum": 2}
+Reduction = Literal["none", "mean", "sum"]
+REDUCTIONS: dict[Reduction, int] = {"none": 0, "mean": 1, "sum": 2}
+
+_Word = TypeVar("_Word", bound=str)
 
 
 def floating_rows(**tensors: Any) -> tuple[Tensor, ...]:
@@ -230,7 +233,7 @@ def rounded(value: float, dtype: torch.dtype) -> float:
     return math.copysign(math.inf, value)
 
 
-def check_reduction(reduction: str) -> int:
+def check_reduction(reduction: Reduction) -> int:
     """The reduction as the number that the compiled operators take.
 
     Raises:
@@ -239,7 +242,7 @@ def check_reduction(reduction: str) -> int:
     return REDUCTIONS[one_of("reduction", reduction, REDUCTIONS)]
 
 
-def one_of(name: str, value: str, allowed: Collection[str]) -> str:
+def one_of(name: str, value: _Word, allowed: Collection[str]) -> _Word:
     """``value``, which is one of the words ``allowed``.
 
     Raises:

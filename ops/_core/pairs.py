@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -14,8 +14,10 @@ from ops._errors import ArgumentError, ArgumentTypeError
 if TYPE_CHECKING:
     from ops._core.distributed import Spread
 
-INCOMPLETE = ("drop", "zero")  # anchors, in a mean
-DISTANCES = ("euclidean", "squared_euclidean", "cosine")
+Incomplete = Literal["drop", "zero"]  # anchors, in a mean
+INCOMPLETE = get_args(Incomplete)
+Distance = Literal["euclidean", "squared_euclidean", "cosine"]
+DISTANCES: tuple[Distance, ...] = get_args(Distance)
 
 # ---- arguments -----------------------------------------------------------------------------------
 

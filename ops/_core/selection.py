@@ -42,7 +42,7 @@ request = _Request()
 
 
 @contextlib.contextmanager
-def use_backend(backend: str) -> Iterator[None]:
+def use_backend(backend: _config.Backend) -> Iterator[None]:
     """Ask for a back end within a ``with`` block, in place of ``JITOPS_BACKEND``.
 
     Holds for the whole process, as torch's own back-end flags do: not for threads that ask for

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ops._config import Backend
 from ops._core.selection import use_backend
 from ops.gradcheck._comparison import Comparison, Tolerance
 from ops.gradcheck._draws import SameDraws
@@ -51,7 +52,7 @@ class Probe:
     """One subject on one back end, with its traits."""
 
     subject: Subject
-    backend: str
+    backend: Backend
     device: torch.device
     settings: Settings
     traits: Traits = field(default_factory=Traits)

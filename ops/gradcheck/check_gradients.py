@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 
@@ -31,14 +31,15 @@ _CHOOSE = (
     "no input requires gradients, so all floating ones are checked; mark some with "
     "requires_grad_() to check only those"
 )
-_BACKENDS = ("torch", *selection.DEVICE_OF)
+OneBackend = Literal["torch", "cpp", "cuda"]
+_BACKENDS: tuple[OneBackend, ...] = get_args(OneBackend)
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def check_gradients(
     function: Callable[..., Any],
     *inputs: Any,
-    backends: Sequence[str] | None = None,
+    backends: Sequence[OneBackend] | None = None,
     dtypes: Sequence[torch.dtype] = _DTYPES,
     step: float = 1e-5,
     rtol: float = 1e-5,
@@ -151,11 +152,11 @@ def check_gradients(
 
 
 def _report(
-    subject: Subject, settings: Settings, backends: Sequence[str] | None, order: int
+    subject: Subject, settings: Settings, backends: Sequence[OneBackend] | None, order: int
 ) -> GradientReport:
     home = subject.tensors[0].device
 
-    def probe(backend: str) -> Probe:
+    def probe(backend: OneBackend) -> Probe:
         device = torch.device(selection.DEVICE_OF.get(backend, home))
         plain = Probe(subject, backend, device, settings)
         traits = _traits.find(
@@ -203,7 +204,7 @@ def _number(name: str, value: float) -> float:
     return value
 
 
-def _cannot_run(used: Sequence[dispatch.Op], backend: str) -> str | None:
+def _cannot_run(used: Sequence[dispatch.Op], backend: OneBackend) -> str | None:
     """The reason why a back end cannot run, if there is one."""
     if backend == "torch":
         return None

@@ -5,26 +5,59 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from types import ModuleType
-from typing import Any
+from typing import Any, Literal, overload
 
 from ops._errors import ArgumentError, boundary
 from ops.jit import _build_directory, _spec
 from ops.jit._extension import Extension
 from ops.jit._spec import Spec
 
-Paths = str | os.PathLike[str]
+Path = str | os.PathLike[str]
+Paths = Path | Sequence[Path]
+Flags = Sequence[str] | None
+Texts = str | Sequence[str]
+Functions = str | Sequence[str] | Mapping[str, str] | None
 
 
+# fmt: off
+@overload
+def load(
+    name: str, sources: Paths,
+    extra_cflags: Flags = ..., extra_cuda_cflags: Flags = ..., extra_sycl_cflags: Flags = ...,
+    extra_ldflags: Flags = ..., extra_include_paths: Sequence[Path] | None = ...,
+    build_directory: Path | None = ..., verbose: bool = ..., with_cuda: bool | None = ...,
+    with_sycl: bool | None = ..., is_python_module: Literal[True] = ...,
+    is_standalone: Literal[False] = ..., keep_intermediates: bool = ...,
+) -> ModuleType: ...
+@overload
+def load(
+    name: str, sources: Paths,
+    extra_cflags: Flags = ..., extra_cuda_cflags: Flags = ..., extra_sycl_cflags: Flags = ...,
+    extra_ldflags: Flags = ..., extra_include_paths: Sequence[Path] | None = ...,
+    build_directory: Path | None = ..., verbose: bool = ..., with_cuda: bool | None = ...,
+    with_sycl: bool | None = ..., *, is_python_module: Literal[False],
+    is_standalone: bool = ..., keep_intermediates: bool = ...,
+) -> str: ...
+@overload
+def load(
+    name: str, sources: Paths,
+    extra_cflags: Flags = ..., extra_cuda_cflags: Flags = ..., extra_sycl_cflags: Flags = ...,
+    extra_ldflags: Flags = ..., extra_include_paths: Sequence[Path] | None = ...,
+    build_directory: Path | None = ..., verbose: bool = ..., with_cuda: bool | None = ...,
+    with_sycl: bool | None = ..., *, is_python_module: bool = ...,
+    is_standalone: Literal[True], keep_intermediates: bool = ...,
+) -> str: ...
+# fmt: on
 @boundary
 def load(
     name: str,
-    sources: Paths | Sequence[Paths],
-    extra_cflags: Sequence[str] | None = None,
-    extra_cuda_cflags: Sequence[str] | None = None,
-    extra_sycl_cflags: Sequence[str] | None = None,
-    extra_ldflags: Sequence[str] | None = None,
-    extra_include_paths: Sequence[Paths] | None = None,
-    build_directory: Paths | None = None,
+    sources: Paths,
+    extra_cflags: Flags = None,
+    extra_cuda_cflags: Flags = None,
+    extra_sycl_cflags: Flags = None,
+    extra_ldflags: Flags = None,
+    extra_include_paths: Sequence[Path] | None = None,
+    build_directory: Path | None = None,
     verbose: bool = False,
     with_cuda: bool | None = None,
     with_sycl: bool | None = None,
@@ -72,19 +105,43 @@ def load(
     return _load(spec, build_directory, verbose)
 
 
+# fmt: off
+@overload
+def load_inline(
+    name: str, cpp_sources: Texts, cuda_sources: Texts | None = ...,
+    sycl_sources: Texts | None = ..., functions: Functions = ...,
+    extra_cflags: Flags = ..., extra_cuda_cflags: Flags = ..., extra_sycl_cflags: Flags = ...,
+    extra_ldflags: Flags = ..., extra_include_paths: Sequence[Path] | None = ...,
+    build_directory: Path | None = ..., verbose: bool = ..., with_cuda: bool | None = ...,
+    with_sycl: bool | None = ..., is_python_module: Literal[True] = ...,
+    with_pytorch_error_handling: bool = ..., keep_intermediates: bool = ..., use_pch: bool = ...,
+    no_implicit_headers: bool = ...,
+) -> ModuleType: ...
+@overload
+def load_inline(
+    name: str, cpp_sources: Texts, cuda_sources: Texts | None = ...,
+    sycl_sources: Texts | None = ..., functions: Functions = ...,
+    extra_cflags: Flags = ..., extra_cuda_cflags: Flags = ..., extra_sycl_cflags: Flags = ...,
+    extra_ldflags: Flags = ..., extra_include_paths: Sequence[Path] | None = ...,
+    build_directory: Path | None = ..., verbose: bool = ..., with_cuda: bool | None = ...,
+    with_sycl: bool | None = ..., *, is_python_module: Literal[False],
+    with_pytorch_error_handling: bool = ..., keep_intermediates: bool = ..., use_pch: bool = ...,
+    no_implicit_headers: bool = ...,
+) -> str: ...
+# fmt: on
 @boundary
 def load_inline(
     name: str,
-    cpp_sources: str | Sequence[str],
-    cuda_sources: str | Sequence[str] | None = None,
-    sycl_sources: str | Sequence[str] | None = None,
-    functions: str | Sequence[str] | Mapping[str, str] | None = None,
-    extra_cflags: Sequence[str] | None = None,
-    extra_cuda_cflags: Sequence[str] | None = None,
-    extra_sycl_cflags: Sequence[str] | None = None,
-    extra_ldflags: Sequence[str] | None = None,
-    extra_include_paths: Sequence[Paths] | None = None,
-    build_directory: Paths | None = None,
+    cpp_sources: Texts,
+    cuda_sources: Texts | None = None,
+    sycl_sources: Texts | None = None,
+    functions: Functions = None,
+    extra_cflags: Flags = None,
+    extra_cuda_cflags: Flags = None,
+    extra_sycl_cflags: Flags = None,
+    extra_ldflags: Flags = None,
+    extra_include_paths: Sequence[Path] | None = None,
+    build_directory: Path | None = None,
     verbose: bool = False,
     with_cuda: bool | None = None,
     with_sycl: bool | None = None,
@@ -132,7 +189,7 @@ def _refuse_sycl(**arguments: object) -> None:
             raise ArgumentError(f"{name} must be empty: jitops does not build SYCL, got {value!r}")
 
 
-def _load(spec: Spec, build_directory: Paths | None, verbose: bool) -> ModuleType | str:
+def _load(spec: Spec, build_directory: Path | None, verbose: bool) -> ModuleType | str:
     folder = None
     if build_directory is not None:
         folder = _build_directory.prepare(_spec.path("build_directory", build_directory), spec)

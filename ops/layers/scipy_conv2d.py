@@ -7,7 +7,7 @@ the CPU. :func:`torch.nn.functional.conv2d` is faster; use it on a GPU.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -24,8 +24,10 @@ if TYPE_CHECKING:
 
 __all__ = ["ScipyConv2d", "scipy_conv2d"]
 
-_MODES = ("full", "valid", "same")
-_OPERATIONS = ("correlate", "convolve")
+Mode = Literal["full", "valid", "same"]
+_MODES: tuple[Mode, ...] = get_args(Mode)
+Operation = Literal["correlate", "convolve"]
+_OPERATIONS: tuple[Operation, ...] = get_args(Operation)
 
 
 # ---- the public function and module --------------------------------------------------------------
@@ -35,8 +37,8 @@ def scipy_conv2d(
     input: Tensor,
     filter: Tensor,
     bias: Tensor | None = None,
-    mode: str = "valid",
-    operation: str = "correlate",
+    mode: Mode = "valid",
+    operation: Operation = "correlate",
 ) -> Tensor:
     """Correlate or convolve each image of a batch with one filter.
 
@@ -127,8 +129,8 @@ class ScipyConv2d(nn.Module):
         filter_height: int,
         filter_width: int,
         bias: bool = True,
-        mode: str = "valid",
-        operation: str = "correlate",
+        mode: Mode = "valid",
+        operation: Operation = "correlate",
     ) -> None:
         super().__init__()
         self.mode = checks.one_of("mode", mode, _MODES)

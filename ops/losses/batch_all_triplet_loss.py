@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -14,7 +14,8 @@ from ops._core.modules import LossModule
 
 __all__ = ["BatchAllTripletLoss", "batch_all_triplet_loss"]
 
-REDUCTIONS = ("none", "mean", "mean_all", "sum")
+Reduction = Literal["none", "mean", "mean_all", "sum"]
+REDUCTIONS = get_args(Reduction)
 
 
 def batch_all_triplet_loss(
@@ -22,10 +23,10 @@ def batch_all_triplet_loss(
     labels: Tensor,
     margin: float | Literal["soft"] = 0.2,
     *,
-    distance: str = "euclidean",
+    distance: pairs.Distance = "euclidean",
     ref_emb: Tensor | None = None,
     ref_labels: Tensor | None = None,
-    reduction: str = "mean",
+    reduction: Reduction = "mean",
     return_fraction: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """The mean loss of all triplets of an anchor, a positive and a negative.
@@ -105,8 +106,8 @@ class BatchAllTripletLoss(LossModule):
         self,
         margin: float | Literal["soft"] = 0.2,
         *,
-        distance: str = "euclidean",
-        reduction: str = "mean",
+        distance: pairs.Distance = "euclidean",
+        reduction: Reduction = "mean",
         return_fraction: bool = False,
     ) -> None:
         super().__init__(
@@ -132,10 +133,10 @@ def loss_of_triplets(
     embeddings: Tensor,
     labels: Tensor,
     margin: float | str,
-    distance: str,
+    distance: pairs.Distance,
     ref_emb: Tensor | None,
     ref_labels: Tensor | None,
-    reduction: str,
+    reduction: Reduction,
 ) -> tuple[Tensor, Tensor]:
     """The reduced loss of the triplets that the rule selects, and the fraction that counts."""
     tensors = {"embeddings": embeddings}

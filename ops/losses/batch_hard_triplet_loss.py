@@ -24,11 +24,11 @@ def batch_hard_triplet_loss(
     labels: Tensor,
     margin: float | Literal["soft"] = 0.2,
     *,
-    distance: str = "euclidean",
+    distance: pairs.Distance = "euclidean",
     ref_emb: Tensor | None = None,
     ref_labels: Tensor | None = None,
-    incomplete: str = "drop",
-    reduction: str = "mean",
+    incomplete: pairs.Incomplete = "drop",
+    reduction: checks.Reduction = "mean",
     group: ProcessGroup | None = None,
 ) -> Tensor:
     """The triplet loss of each anchor with its hardest positive and its hardest negative.
@@ -147,9 +147,9 @@ class BatchHardTripletLoss(LossModule):
         self,
         margin: float | Literal["soft"] = 0.2,
         *,
-        distance: str = "euclidean",
-        incomplete: str = "drop",
-        reduction: str = "mean",
+        distance: pairs.Distance = "euclidean",
+        incomplete: pairs.Incomplete = "drop",
+        reduction: checks.Reduction = "mean",
         group: ProcessGroup | None = None,
     ) -> None:
         super().__init__(

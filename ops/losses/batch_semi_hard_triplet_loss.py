@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Literal
 
 from torch import Tensor
 
@@ -12,7 +13,8 @@ from ops.losses.batch_all_triplet_loss import loss_of_triplets
 
 __all__ = ["BatchSemiHardTripletLoss", "batch_semi_hard_triplet_loss"]
 
-NEGATIVES = {"nearest": triplets.NEAREST, "all": triplets.SEMI_HARD}
+Negatives = Literal["nearest", "all"]
+NEGATIVES: dict[Negatives, int] = {"nearest": triplets.NEAREST, "all": triplets.SEMI_HARD}
 
 
 def batch_semi_hard_triplet_loss(
@@ -20,11 +22,11 @@ def batch_semi_hard_triplet_loss(
     labels: Tensor,
     margin: float = 0.2,
     *,
-    negatives: str = "nearest",
-    distance: str = "euclidean",
+    negatives: Negatives = "nearest",
+    distance: pairs.Distance = "euclidean",
     ref_emb: Tensor | None = None,
     ref_labels: Tensor | None = None,
-    reduction: str = "mean",
+    reduction: checks.Reduction = "mean",
 ) -> Tensor:
     """The triplet loss with negatives that are farther than the positive, but within the margin.
 
@@ -106,9 +108,9 @@ class BatchSemiHardTripletLoss(LossModule):
         self,
         margin: float = 0.2,
         *,
-        negatives: str = "nearest",
-        distance: str = "euclidean",
-        reduction: str = "mean",
+        negatives: Negatives = "nearest",
+        distance: pairs.Distance = "euclidean",
+        reduction: checks.Reduction = "mean",
     ) -> None:
         super().__init__(margin=margin, negatives=negatives, distance=distance, reduction=reduction)
 

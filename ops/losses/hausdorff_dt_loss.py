@@ -35,7 +35,7 @@ def hausdorff_dt_loss(
     softmax: bool = False,
     batch: bool = False,
     spacing: Sequence[float] | None = None,
-    reduction: str = "mean",
+    reduction: checks.Reduction = "mean",
 ) -> Tensor:
     """The Hausdorff distance-transform loss for segmentation.
 
@@ -133,7 +133,7 @@ class HausdorffDTLoss(nn.Module):
         softmax: bool = False,
         batch: bool = False,
         spacing: Sequence[float] | None = None,
-        reduction: str = "mean",
+        reduction: checks.Reduction = "mean",
     ) -> None:
         super().__init__()
         self.alpha = checks.check_number("alpha", alpha)

@@ -23,7 +23,7 @@ def improved_triplet_loss(
     t2: float,
     beta: float,
     eps: float = 1e-6,
-    reduction: str = "mean",
+    reduction: checks.Reduction = "mean",
 ) -> Tensor:
     """The improved triplet loss.
 
@@ -89,7 +89,12 @@ class ImprovedTripletLoss(LossModule):
     function = staticmethod(improved_triplet_loss)
 
     def __init__(
-        self, t1: float, t2: float, beta: float, eps: float = 1e-6, reduction: str = "mean"
+        self,
+        t1: float,
+        t2: float,
+        beta: float,
+        eps: float = 1e-6,
+        reduction: checks.Reduction = "mean",
     ) -> None:
         super().__init__(t1=t1, t2=t2, beta=beta, eps=eps, reduction=reduction)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
 __all__ = ["InfoNCELoss", "info_nce_loss"]
 
-FORMS = ("one_way", "symmetric", "two_views", "sigmoid")
+Form = Literal["one_way", "symmetric", "two_views", "sigmoid"]
+FORMS: tuple[Form, ...] = get_args(Form)
 
 
 def info_nce_loss(
@@ -27,13 +28,13 @@ def info_nce_loss(
     key: Tensor,
     negatives: Tensor | None = None,
     *,
-    form: str = "one_way",
+    form: Form = "one_way",
     temperature: float | Tensor | None = None,
     scale: float | Tensor | None = None,
     bias: float | Tensor | None = None,
     normalize: bool = True,
     labels: Tensor | None = None,
-    reduction: str = "mean",
+    reduction: checks.Reduction = "mean",
     group: ProcessGroup | None = None,
 ) -> Tensor:
     """The contrastive loss of pairs: each query with its own key against all other keys.
@@ -180,13 +181,13 @@ class InfoNCELoss(LossModule):
 
     def __init__(
         self,
-        form: str = "one_way",
+        form: Form = "one_way",
         *,
         temperature: float | None = None,
         scale: float | None = None,
         bias: float | None = None,
         normalize: bool = True,
-        reduction: str = "mean",
+        reduction: checks.Reduction = "mean",
         group: ProcessGroup | None = None,
     ) -> None:
         super().__init__(
@@ -225,7 +226,7 @@ class InfoNCELoss(LossModule):
 # ---- arguments -----------------------------------------------------------------------------------
 
 
-def _scale(form: str, temperature: object, scale: object, like: Tensor) -> Tensor:
+def _scale(form: Form, temperature: object, scale: object, like: Tensor) -> Tensor:
     if scale is None and temperature is None:
         return pairs.scalar("scale", 10.0 if form == "sigmoid" else 1 / 0.07, like)
     if temperature is None:
@@ -235,7 +236,7 @@ def _scale(form: str, temperature: object, scale: object, like: Tensor) -> Tenso
     return 1 / pairs.scalar("temperature", temperature, like)
 
 
-def _bias(form: str, bias: object, like: Tensor) -> Tensor:
+def _bias(form: Form, bias: object, like: Tensor) -> Tensor:
     if bias is None:
         return pairs.scalar("bias", -10.0, like, positive=False)
     if form != "sigmoid":

@@ -29,7 +29,7 @@ def linear_cross_entropy(
     *,
     linear_bias: Tensor | None = None,
     weight: Tensor | None = None,
-    reduction: str = "mean",
+    reduction: checks.Reduction = "mean",
     ignore_index: int | None = None,
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
@@ -204,7 +204,7 @@ class LinearCrossEntropyLoss(nn.Module):
         device: Any = None,
         dtype: torch.dtype | None = None,
         weight: Tensor | None = None,
-        reduction: str = "mean",
+        reduction: checks.Reduction = "mean",
         ignore_index: int | None = None,
         label_smoothing: float = 0.0,
         z_loss: float = 0.0,
@@ -252,7 +252,7 @@ def samples() -> Iterator[checks.Sample]:
                 x: Tensor,
                 w: Tensor,
                 b: Tensor,
-                reduction: str = reduction,
+                reduction: checks.Reduction = reduction,
                 softcap: float | None = softcap,
             ) -> Tensor:
                 return linear_cross_entropy(

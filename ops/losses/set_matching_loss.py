@@ -37,7 +37,7 @@ class SetMatching(NamedTuple):
 def set_matching_loss(
     cost: Tensor | list[Tensor] | tuple[Tensor, ...],
     sizes: Sequence[int] | Tensor | None = None,
-    reduction: str = "mean",
+    reduction: checks.Reduction = "mean",
 ) -> SetMatching:
     """Match predictions with targets at the least cost, and return that cost.
 
@@ -106,7 +106,7 @@ class SetMatchingLoss(nn.Module):
         reduction: see :func:`set_matching_loss`.
     """
 
-    def __init__(self, reduction: str = "mean") -> None:
+    def __init__(self, reduction: checks.Reduction = "mean") -> None:
         super().__init__()
         self.reduction = checks.one_of("reduction", reduction, checks.REDUCTIONS)
 

@@ -26,8 +26,8 @@ def supcon_loss(
     ref_emb: Tensor | None = None,
     ref_labels: Tensor | None = None,
     normalize: bool = True,
-    incomplete: str = "drop",
-    reduction: str = "mean",
+    incomplete: pairs.Incomplete = "drop",
+    reduction: checks.Reduction = "mean",
     group: ProcessGroup | None = None,
 ) -> Tensor:
     """The supervised contrastive loss: each embedding with all others of its class.
@@ -138,8 +138,8 @@ class SupConLoss(LossModule):
         temperature: float = 0.1,
         *,
         normalize: bool = True,
-        incomplete: str = "drop",
-        reduction: str = "mean",
+        incomplete: pairs.Incomplete = "drop",
+        reduction: checks.Reduction = "mean",
         group: ProcessGroup | None = None,
     ) -> None:
         super().__init__(

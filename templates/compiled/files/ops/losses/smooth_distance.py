@@ -19,7 +19,7 @@ def smooth_distance(
     input: Tensor,
     target: Tensor,
     width: float = 1.0,
-    reduction: str = "mean",
+    reduction: checks.Reduction = "mean",
 ) -> Tensor:
     """The Euclidean distance of rows, smoothed near zero.
 
@@ -71,7 +71,7 @@ class SmoothDistance(LossModule):
 
     function = staticmethod(smooth_distance)
 
-    def __init__(self, width: float = 1.0, reduction: str = "mean") -> None:
+    def __init__(self, width: float = 1.0, reduction: checks.Reduction = "mean") -> None:
         super().__init__(width=width, reduction=reduction)
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
