@@ -7,9 +7,12 @@ extension. Without a GPU the pure-torch path runs by default, and nothing is com
 
 from __future__ import annotations
 
+import os
+
 import lazy_loader
 
 __version__ = "0.1.0"
+_IS_JITOPS = True  # and not the package of another project
 
 # __init__.pyi lists the public names.
 _attribute, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
@@ -25,3 +28,11 @@ def __getattr__(name: str) -> object:
             raise
         # An error of the settings or of a build. The frames of imports help nobody.
         raise error.with_traceback(None) from error.__cause__
+
+
+if os.path.exists(os.path.join(__path__[0], "charm.py")):  # of the namesake that is known
+    import warnings
+
+    from ops._namesake import FIX
+
+    warnings.warn(f"another project's package ops is in {__path__[0]} too: {FIX}", stacklevel=2)

@@ -14,7 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from ops import _namesake
 from ops._errors import ConfigError, ConfigWarning, did_you_mean
+
+_namesake.check()  # here, because all modules import the settings
 
 COMPILED = ("cpp", "cuda", "compiled")  # requests that need a compiler or compiled code
 Backend = Literal["auto", "torch", "cpp", "cuda", "compiled"]

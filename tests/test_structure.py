@@ -24,6 +24,7 @@ PUBLIC = {
 # A module imports from lower levels, and from its own room.
 LEVELS = (
     {"ops._errors"},
+    {"ops._namesake"},
     {"ops._config"},
     {"ops.jit"},
     {"ops._core"},

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import ops
+from ops import _namesake
 
 # The commands import torch, which takes seconds, or a minute from a cold disk. They are therefore
 # imported late, after main() has announced it.
@@ -25,6 +26,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a locale may lack characters such as an arrow
             stream.reconfigure(errors="replace")
+    replaced = _namesake.replaced()
+    if replaced:
+        print(f"jitops: {replaced}", file=sys.stderr)
+        return 1
     words = sys.argv[1:] if arguments is None else list(arguments)
     if words[:1] == ["demo"] and "torch" not in sys.modules:
         print("Importing torch, scikit-learn and matplotlib, slow the first time ...", flush=True)

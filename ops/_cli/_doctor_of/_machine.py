@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 import ops
-from ops import _config
+from ops import _config, _namesake
 from ops._cli._doctor_of._finding import GOOD, NOTE, Finding
 from ops.jit import _admin
 
@@ -18,6 +18,8 @@ from ops.jit import _admin
 def machine() -> Iterator[Finding]:
     """The versions of jitops, Python and torch, and the resources of the machine."""
     yield Finding("jitops", f"{ops.__version__} in {Path(ops.__file__).parent}")
+    for other in _namesake.others():
+        yield Finding("namesake", f"{other} has a package ops too", NOTE, _namesake.FIX)
     yield Finding("python", f"{platform.python_version()}, {platform.platform(terse=True)}")
     cuda = torch.version.cuda
     yield Finding("torch", f"{torch.__version__}, {f'CUDA {cuda}' if cuda else 'without CUDA'}")
