@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import doctest
+import inspect
 import re
 import shlex
 import shutil
@@ -10,7 +12,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
+import ops
 from ops._cli import main as cli
 from tests.harness import matrix
 from tests.harness.helpers import ROOT, environment, run
@@ -147,3 +151,26 @@ def test_the_commands_of_the_loader_are_understood():
 
 def test_the_tables_of_checks_are_current():
     assert matrix.PAGE.read_text().partition(matrix.START)[2] == matrix.tables()
+
+
+def examples_of_help():
+    """The public names whose docstrings have an example, each with it."""
+    for name in ops.__all__:
+        public = getattr(ops, name)
+        text = inspect.getdoc(public) or ""
+        if ">>>" in text:
+            names = {**vars(sys.modules[public.__module__]), "torch": torch}
+            yield doctest.DocTestParser().get_doctest(text, names, name, None, None)
+
+
+def test_the_examples_of_help_print_what_is_shown():
+    tests = {test.name: test for test in examples_of_help()}
+    assert {"ImprovedTripletLoss", "from_numpy"} <= tests.keys()
+    for test in tests.values():
+        assert doctest.DocTestRunner().run(test).failed == 0
+
+
+def test_help_suggests_values_for_parameters_without_a_default():
+    text = inspect.getdoc(ops.improved_triplet_loss)
+    for value in ("t1: .* The paper takes −1", "t2: .* takes 0.01", "beta: .* takes 0.002"):
+        assert re.search(value, text)
