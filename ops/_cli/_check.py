@@ -10,6 +10,7 @@ import json
 import os
 import pkgutil
 import sys
+import traceback
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -85,6 +86,9 @@ def add_to(commands: Any) -> None:
 
 def main(options: argparse.Namespace) -> int:
     """Check, print each report, and return the exit status."""
+    for name, file in (("--json", options.json), ("--plot", options.plot)):
+        if file and not file.absolute().parent.is_dir():
+            raise ops.ArgumentError(f"{name} must be a file in a folder that exists, got {file}")
     if options.plot:
         _plot.check_format("--plot", options.plot)
     reports, missing = [], []
@@ -106,6 +110,10 @@ def main(options: argparse.Namespace) -> int:
             missing.append(title)
             print(f"{title}: not checked: {error}", flush=True)
             continue
+        except Exception as error:
+            if _is_ours(traceback.extract_tb(error.__traceback__)[-1]):
+                raise
+            raise _blamed(title, error) from None
         long = options.verbose or len(samples) == 1 or not report.ok or report.doubts
         print(report if long else report.summary(), flush=True)
         reports.append(report)
@@ -141,7 +149,12 @@ def _samples(options: argparse.Namespace) -> Iterator[Sample]:
             )
         else:
             inputs = _inputs.draw(options.inputs, options.positive)
-            function = _function(target)
+            try:
+                function = _function(target)
+            except ops.JitopsError:
+                raise
+            except Exception as error:  # of the user's module
+                raise _blamed(target, error) from None
             try:
                 inspect.signature(function).bind(*inputs)
             except ValueError:
@@ -152,6 +165,18 @@ def _samples(options: argparse.Namespace) -> Iterator[Sample]:
                     f"{len(inputs)}: {error}"
                 ) from None
             yield target, function, inputs
+
+
+def _blamed(target: str, error: Exception) -> ops.ArgumentError:
+    """The error that shows what a user's code raised, without the frames that called it."""
+    frames = [one for one in traceback.extract_tb(error.__traceback__) if not _is_ours(one)]
+    lines = [*traceback.format_list(frames), *traceback.format_exception_only(error)]
+    return ops.ArgumentError(f"{target} raises an error:\n{''.join(lines).rstrip()}")
+
+
+def _is_ours(frame: traceback.FrameSummary) -> bool:
+    calling = (str(Path(ops.__file__).parent), str(importlib.__file__), "<frozen importlib")
+    return frame.filename.startswith(calling)
 
 
 def _function(target: str) -> Any:

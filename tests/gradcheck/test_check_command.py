@@ -123,6 +123,37 @@ def test_command_with_bad_inputs(text, message, capsys):
 
 
 @pytest.mark.parametrize(
+    ("text", "last"),
+    [
+        ("def f(x):\n    raise ValueError('of mine')\n", "ValueError: of mine"),
+        ("def f(x):\n    return x[1.5]\n", "IndexError: only integers"),
+        ("def f(x:\n", "SyntaxError: '(' was never closed"),
+        ("import no_such_module\n", "ModuleNotFoundError: No module named 'no_such_module'"),
+    ],
+)
+@pytest.mark.parametrize("target", ["broken.py:f", "broken:f"])
+def test_command_on_code_that_raises(text, last, target, capsys, tmp_path, monkeypatch):
+    """The user's own frames are shown, and none of those that call them."""
+    (tmp_path / "broken.py").write_text(text)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delitem(sys.modules, "broken", raising=False)
+    assert cli.main(["check", target, "--input", "3"]) == 1
+    first, place, *_, end = capsys.readouterr().err.splitlines()
+    assert first == f"jitops: {target} raises an error:"
+    assert place.startswith(f'  File "{tmp_path}/broken.py", line ')
+    assert end.startswith(last)
+
+
+@pytest.mark.parametrize("option", ["--json", "--plot"])
+def test_command_with_nowhere_to_write_to(option, capsys, tmp_path):
+    file = tmp_path / "nowhere" / "x.png"
+    assert cli.main(["check", "math:sin", "--input", "3", option, str(file)]) == 1
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err == f"jitops: {option} must be a file in a folder that exists, got {file}\n"
+
+
+@pytest.mark.parametrize(
     ("arguments", "text"),
     [
         (["math:sin", "--input", "3", "--plot", "k.xyz"], "--plot must end in ."),
