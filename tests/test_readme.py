@@ -37,6 +37,11 @@ def test_its_commands_are_targets():
         assert re.search(rf"^{command}:", makefile, re.MULTILINE), command
 
 
+def test_the_checker_comes_right_after_the_first_loss():
+    headings = re.findall("^## (.+)", README, re.MULTILINE)
+    assert headings[headings.index("Use") + 1] == "Check gradients"
+
+
 def test_it_lists_every_subcommand():
     (subcommands,) = (
         set(action.choices)
