@@ -112,7 +112,7 @@ def _print(sections: dict[str, list[Finding]]) -> None:
         console.print(f"\n{name}", style="bold")
         table = Table.grid(padding=(0, 2))
         for finding in findings:
-            text = Text(finding.found)
+            text = Text(finding.found, overflow="fold")
             if finding.fix and finding.status != GOOD:
                 text.append(f"\n→ {finding.fix}", style=styles[finding.status])
             table.add_row(

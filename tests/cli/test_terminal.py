@@ -78,3 +78,12 @@ def test_a_list_of_entries_fits(tmp_path, width):
     assert head.split() == ["name", "digest", "size", "age", "unused", "loads"]
     assert re.fullmatch(rf"{name} +[0-9a-f]{{8}} +\d+ K +\d+ s +\d+ s +0", row)
     assert total.startswith("1 entry, ")
+
+
+def test_the_doctor_cuts_nothing_off(tmp_path):
+    variables = {"JITOPS_CACHE_DIR": tmp_path / "cache"}
+    command("build", OP, "--backend=cpp", **variables)
+    screen, _ = Terminal(tmp_path, 80, **variables).run("doctor")
+    assert "…" not in "".join(screen)
+    (library,) = (tmp_path / "cache").glob("*/*/*.so")
+    assert f"cached:{library}" in "".join(line.strip() for line in screen)
