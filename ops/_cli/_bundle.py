@@ -59,7 +59,7 @@ def _export(options: argparse.Namespace) -> None:
 
 def _import(options: argparse.Namespace) -> None:
     new = _admin.import_into(options.file.absolute(), _admin.writable_root())
-    print("\n".join([*map(str, new), f"{_names.entries(len(new))} new"]))
+    print("\n".join([*map(str, new), _names.entries(len(new), "new ")]))
 
 
 def _verify(options: argparse.Namespace) -> int:

@@ -54,9 +54,9 @@ def refuse(name: str) -> ArgumentError:
     )
 
 
-def entries(count: int) -> str:
-    """A number of entries, in words."""
-    return f"{count} entr{'y' if count == 1 else 'ies'}"
+def entries(count: int, kind: str = "") -> str:
+    """A number of entries, in words; ``kind`` as in ``new ``."""
+    return f"{count} {kind}entr{'y' if count == 1 else 'ies'}"
 
 
 def target(entry: Entry) -> str:

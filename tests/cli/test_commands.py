@@ -273,8 +273,8 @@ def test_bundle(full, tmp_path, settings, capsys):
     assert verified == "2 entries checked, 0 damaged\n"
     other = tmp_path / "other"
     settings(CACHE_DIR=str(other), BUILD="never")
-    assert said(capsys, "bundle", "import", str(archive)).endswith("2 entries new\n")
-    assert said(capsys, "bundle", "import", str(archive)).endswith("0 entries new\n")
+    assert said(capsys, "bundle", "import", str(archive)).endswith("2 new entries\n")
+    assert said(capsys, "bundle", "import", str(archive)).endswith("0 new entries\n")
     with ops.use_backend("cpp"):
         assert _config.settings().build == "never"
         assert "is in the cache" in said(capsys, "cache", "why", OP, "--backend=cpp")

@@ -94,7 +94,7 @@ def test_exported_from_what_is_used_in_place(bundle, cache, settings, tmp_path):
 
 
 def test_imported(bundle, cache, tmp_path):
-    for expected in ("1 new entries", "0 new entries"):
+    for expected in ("1 new entry", "0 new entries"):
         assert expected in jitops("bundle", "import", bundle, JITOPS_CACHE_DIR=cache)
     bundle.unlink()
     out, _ = run(USE, **nothing(tmp_path, cache))
