@@ -55,6 +55,7 @@ ops.BatchHardTripletLoss(0.2, incomplete="keep")  # incompatible type "Literal['
 ops.BatchSemiHardTripletLoss(0.2, negatives="some")  # incompatible type "Literal['some']"
 ops.info_nce_loss(x, x, form="two_ways")  # incompatible type "Literal['two_ways']"
 ops.scipy_conv2d(x, x, mode="big")  # incompatible type "Literal['big']"
+ops.margin_softmax_loss(x, x, x, form="sphere")  # incompatible type "Literal['sphere']"
 ops.Misspelt  # Module has no attribute "Misspelt"
 with ops.use_backend("cpp"):
     pass

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,8 @@ from ops.losses.linear_cross_entropy import checked, checked_index
 
 __all__ = ["MarginSoftmaxLoss", "margin_softmax_loss"]
 
-MARGINS = {"arcface": 0.5, "cosface": 0.35}  # the defaults of the papers
+Form = Literal["arcface", "cosface"]
+MARGINS: dict[Form, float] = {"arcface": 0.5, "cosface": 0.35}  # the defaults of the papers
 
 
 def margin_softmax_loss(
@@ -23,10 +24,10 @@ def margin_softmax_loss(
     linear_weight: Tensor,
     target: Tensor,
     *,
-    form: str = "arcface",
+    form: Form = "arcface",
     margin: float | None = None,
     scale: float = 64.0,
-    reduction: str = "mean",
+    reduction: checks.Reduction = "mean",
     ignore_index: int | None = None,
 ) -> Tensor:
     """The cross entropy of scaled cosines, where the class of a row has a margin: ArcFace, CosFace.
@@ -124,10 +125,10 @@ class MarginSoftmaxLoss(nn.Module):
         in_features: int,
         num_classes: int,
         *,
-        form: str = "arcface",
+        form: Form = "arcface",
         margin: float | None = None,
         scale: float = 64.0,
-        reduction: str = "mean",
+        reduction: checks.Reduction = "mean",
         ignore_index: int | None = None,
         device: Any = None,
         dtype: torch.dtype | None = None,
@@ -171,13 +172,13 @@ def samples() -> Iterator[checks.Sample]:
     target = torch.tensor([0, 4, -100, 2])
     for form in MARGINS:
 
-        def call(x: Tensor, w: Tensor, form: str = form) -> Tensor:
+        def call(x: Tensor, w: Tensor, form: Form = form) -> Tensor:
             return margin_softmax_loss(x, w, target, form=form, scale=4.0)
 
         yield f"form={form!r}", call, (torch.randn(4, 3), torch.randn(5, 3))
 
 
-def _margin(form: str, margin: float | None) -> float:
+def _margin(form: Form, margin: float | None) -> float:
     if margin is None:
         return MARGINS[form]
     number = checks.check_number("margin", margin)
