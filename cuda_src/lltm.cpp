@@ -305,28 +305,31 @@ std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& input, const Tensor& we
 std::vector<Tensor> backward(const std::optional<Tensor>& grad_output,
                              const std::optional<Tensor>& grad_cell, const Tensor& input,
                              const Tensor& weights, const Tensor& bias, const Tensor& h,
-                             const Tensor& cell, const std::optional<Tensor>& output,
-                             const std::optional<Tensor>& cells, const Tensor& gates,
+                             const Tensor& cell, const std::optional<Tensor>& saved_output,
+                             const std::optional<Tensor>& saved_cells, const Tensor& saved_gates,
                              bool needs_input, bool needs_weights, bool needs_bias, bool needs_h,
                              bool needs_cell) {
   const Inputs in(input, weights, h, cell);
   const int64_t steps = in.steps, rows = in.rows, size = in.size, features = in.features;
   const int64_t all = steps * rows;
-  check(gates.is_contiguous() && gates.numel() == 3 * all * size, "gates",
-        " must be contiguous, and those of the forward pass");
+  // Hooks on saved tensors may give back the same values with other strides.
+  const Tensor gates = dense(saved_gates);
+  check(gates.numel() == 3 * all * size, "gates", " must be those of the forward pass");
   check_same_kind("gates", gates, in.input);
-  check((output && cells) || steps == 1, "output and cells",
+  check((saved_output && saved_cells) || steps == 1, "output and cells",
         " must be there for more than one step");
-  if (output) {
-    check(output->is_contiguous() && output->numel() == all * size, "output",
-          " must be contiguous, and that of the forward pass");
-    check_same_kind("output", *output, in.input);
+  Tensor output, cells;
+  if (saved_output) {
+    output = dense(*saved_output);
+    check(output.numel() == all * size, "output", " must be that of the forward pass");
+    check_same_kind("output", output, in.input);
   }
-  if (cells) {
-    check(cells->is_contiguous() && cells->numel() == all * size &&
-              dtype_number(*cells) == in.state_dtype() && cells->is_cuda() == in.input.is_cuda() &&
-              cells->get_device_index() == in.input.get_device_index(),
-          "cells", " must be contiguous, and those of the forward pass");
+  if (saved_cells) {
+    cells = dense(*saved_cells);
+    check(cells.numel() == all * size && dtype_number(cells) == in.state_dtype() &&
+              cells.is_cuda() == in.input.is_cuda() &&
+              cells.get_device_index() == in.input.get_device_index(),
+          "cells", " must be those of the forward pass");
   }
   Tensor outside, last_cell;
   if (grad_output) {
@@ -349,7 +352,7 @@ std::vector<Tensor> backward(const std::optional<Tensor>& grad_output,
 #ifdef USE_CUDA
   const bool one_kernel = one_kernel_takes(dtype_of(in.input), steps, rows, size);
   if (one_kernel) {
-    Sequence all_steps = in.all_steps(gates, *cells);
+    Sequence all_steps = in.all_steps(gates, cells);
     all_steps.grad_output = grad_output ? outside.const_data_ptr() : nullptr;
     all_steps.grad_cell = grad_cell ? last_cell.const_data_ptr() : nullptr;
     all_steps.grad_gates = grad_gates.mutable_data_ptr();
@@ -366,7 +369,7 @@ std::vector<Tensor> backward(const std::optional<Tensor>& grad_output,
       grad_state = in.for_each_row(size, in.state_dtype());
     }
     const Steps at_gates(&gates, 3 * state), at_grad_gates(&grad_gates, 3 * state);
-    const Steps at_cells(cells ? &*cells : nullptr, state);
+    const Steps at_cells(saved_cells ? &cells : nullptr, state);
     const Steps at_outside(grad_output ? &outside : nullptr, state);
     Params params{};
     params.rows = rows;
@@ -399,7 +402,7 @@ std::vector<Tensor> backward(const std::optional<Tensor>& grad_output,
     multiply(of_gates(0).transposed(), {in.h, rows, size}, of_h);
     if (steps > 1) {
       const MatrixOf later(grad_gates, all - rows, 3 * size, 3 * state);
-      multiply(later.transposed(), {*output, all - rows, size}, of_h, Into::kSum);
+      multiply(later.transposed(), {output, all - rows, size}, of_h, Into::kSum);
     }
     multiply(every.transposed(), {in.input, all, features},
              {gradient, 3 * size, features, size + features, size});

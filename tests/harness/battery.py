@@ -24,6 +24,16 @@ from tests.harness.op_under_test import (
     several,
 )
 
+# The same values in another layout, for a tensor of any shape.
+LAYOUTS = {
+    "transposed": lambda t: t.mT.contiguous().mT if t.dim() > 1 else t,
+    "every other": lambda t: torch.stack([t, t], -1)[..., 0],
+    "inside a wider one": lambda t: (
+        torch.cat([t, t, t], -1).tensor_split(3, -1)[1] if t.dim() else t
+    ),
+    "offset": lambda t: torch.cat([t.flatten()[:1], t.flatten()])[1:].view(t.shape),
+}
+
 
 class Battery(CompileBattery):
     """Subclass with ``op = OpUnderTest(...)``, and ``backends`` if the op has not all of them."""
@@ -72,15 +82,7 @@ class Battery(CompileBattery):
 
     def test_layouts(self, backend, device):
         """Transposed, strided, offset and overlapping inputs, all and one by one."""
-        layouts = {
-            "transposed": lambda t: t.mT.contiguous().mT if t.dim() > 1 else t,
-            "every other": lambda t: torch.stack([t, t], -1)[..., 0],
-            "inside a wider one": lambda t: torch.cat([t, t, t], -1)[
-                ..., t.shape[-1] : 2 * t.shape[-1]
-            ],
-            "offset": lambda t: torch.cat([t.flatten()[:1], t.flatten()])[1:].view(t.shape),
-            "one shared row": lambda t: t[:1].expand(t.shape),
-        }
+        layouts = {**LAYOUTS, "one shared row": lambda t: t[:1].expand(t.shape)}
         for dtype in self.layout_dtypes:
             plain = self.inputs(device, dtype, self.op.shapes[-1])
             for lay in layouts.values():
@@ -277,6 +279,31 @@ class Battery(CompileBattery):
         first += 1
         with pytest.raises(RuntimeError, match="modified by an inplace operation"):
             sum(x.sum() for x in results).backward()
+
+    @pytest.mark.parametrize("dtype", (torch.float64, torch.float32), ids=str)
+    def test_saved_tensors_in_other_layouts(self, backend, device, dtype):
+        """Hooks on saved tensors may give back other strides, another offset, a lazy negation."""
+        inputs, keywords = leaves(self.inputs(device, dtype)), self.op.variants[0]
+
+        def gradients():
+            once, again = (self.op.differentiable(inputs, keywords) for _ in range(2))
+            first = torch.autograd.grad(once, inputs, [x.detach() for x in once])
+            recorded = torch.autograd.grad(again, inputs, again, create_graph=True)
+            return *first, *torch.autograd.grad(sum(x.square().sum() for x in recorded), inputs)
+
+        expected = gradients()
+        negated = lambda t: torch._neg_view(-t) if t.is_floating_point() else t  # noqa: E731
+        for lay in (*LAYOUTS.values(), negated):
+            saved = []
+
+            def pack(t, lay=lay, saved=saved):
+                saved.append(t)
+                return lay(t.detach())
+
+            with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+                for one, other in zip(gradients(), expected, strict=True):
+                    close(one, other, dtype)
+            assert saved
 
     # ---- what surrounds an op in a training script -----------------------------------------------
 
