@@ -258,6 +258,16 @@ def no_op_stays(monkeypatch):
 
 
 @pytest.fixture
+def process_group():
+    """The default group of torch.distributed, with this process alone."""
+    torch.distributed.init_process_group(
+        "gloo", store=torch.distributed.HashStore(), rank=0, world_size=1
+    )
+    yield
+    torch.distributed.destroy_process_group()
+
+
+@pytest.fixture
 def root():
     """The repository."""
     return Path(__file__).resolve().parent.parent

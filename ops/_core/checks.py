@@ -16,6 +16,7 @@ from typing import Any, Literal, TypeVar
 import torch
 from torch import Tensor
 
+from ops._core import dtensors
 from ops._errors import ArgumentError, ArgumentTypeError, did_you_mean
 
 _WIDE = (torch.float32, torch.float64)
@@ -40,11 +41,12 @@ def floating_rows(**tensors: Any) -> tuple[Tensor, ...]:
         ArgumentTypeError: not a tensor, or a dtype outside float64, float32, bfloat16 and float16,
             or different from the first tensor's.
         ArgumentError: a layout other than strided, a device other than the first tensor's, a
-            scalar tensor, or shapes that do not broadcast together.
+            scalar tensor, shapes that do not broadcast together, or a DTensor beside a plain
+            tensor.
     """
     values = tuple(tensors.values())
     first = values[0]
-    if isinstance(first, Tensor) and not first.is_nested:
+    if isinstance(first, Tensor) and not first.is_nested and not dtensors.among(values):
         dtype, device, shape = first.dtype, first.device, first.shape
         if shape and (dtype in _WIDE or (dtype in _HALF and not _autocasts(first))):
             for value in values:
@@ -111,7 +113,7 @@ def _autocasts(value: Tensor) -> bool:
 
 def ready(first: Any, *others: Any) -> bool:
     """Whether :func:`same_kind` holds and autocast is off: one cheap look, without words."""
-    if not isinstance(first, Tensor):
+    if not isinstance(first, Tensor) or dtensors.among((first, *others)):
         return False
     dtype, on_cpu = first.dtype, first.is_cpu
     for value in others:
@@ -149,22 +151,34 @@ def integers(name: str, value: Any) -> None:
 
     Raises:
         ArgumentTypeError: not a tensor, or another dtype.
-        ArgumentError: a layout other than strided.
+        ArgumentError: a layout other than strided, a DTensor.
     """
     if not isinstance(value, Tensor):
         raise ArgumentTypeError(f"{name} must be a torch.Tensor, got {type(value).__name__}")
+    dtensors.refuse(name, value)
     if value.is_floating_point() or value.is_complex() or value.dtype is torch.bool:
         raise ArgumentTypeError(f"{name} must have an integer dtype, got {_short(value.dtype)}")
     dense(name, value)
 
 
 def same_kind(**tensors: Any) -> None:
-    """The tensors are dense and floating, of one dtype and on one device.
+    """The tensors are plain, dense and floating, of one dtype and on one device.
 
     Raises:
         ArgumentTypeError: not a tensor, or a dtype outside float64, float32, bfloat16 and float16,
             or different from the first tensor's.
-        ArgumentError: a layout other than strided, a device other than the first tensor's.
+        ArgumentError: a layout other than strided, a device other than the first tensor's, a
+            DTensor.
+    """
+    for name, value in tensors.items():
+        dtensors.refuse(name, value)
+    same_kind_of_parts(**tensors)
+
+
+def same_kind_of_parts(**tensors: Any) -> None:
+    """As :func:`same_kind`, but all tensors may be DTensors.
+
+    Raises the same, and :class:`ArgumentError` if some are DTensors and others are not.
     """
     first_name, first = next(iter(tensors.items()))
     for name, value in tensors.items():
@@ -185,10 +199,11 @@ def same_kind(**tensors: Any) -> None:
             raise ArgumentError(
                 f"{name} must be on {first_name}'s device {first.device}, got {value.device}"
             )
+    dtensors.all_or_none(tensors)
 
 
 def _floating_rows(tensors: dict[str, Any]) -> tuple[Tensor, ...]:
-    same_kind(**tensors)
+    same_kind_of_parts(**tensors)
     for name, value in tensors.items():
         if value.dim() == 0:
             raise ArgumentError(f"{name} must have at least one dimension, got shape []")

@@ -77,6 +77,18 @@ class Op:
         chosen = self._chosen.get((asked, device))
         return chosen or _settle(self.name, asked, device)
 
+    def only_torch(self, tensor: Tensor, problem: str) -> None:
+        """Take the pure-torch path for a call that no compiled back end can run.
+
+        Args:
+            tensor: an argument of the call.
+            problem: why they cannot.
+
+        Raises:
+            BackendUnavailableError: a compiled back end is requested.
+        """
+        _only_torch(self.name, selection.request.backend, tensor.device.type, problem)
+
     def prepare(self) -> None:
         """Build or load the back end that the settings select, when the op is imported."""
         settings = _config.settings()
@@ -239,17 +251,29 @@ def _settle(name: str, asked: str | None, device: str) -> str:
             op.load(choice.backend)
         except JitopsError as error:
             choice = op.without(choice.backend, asked, str(error))
+    _warn_of(choice, name)
+    op._chosen[asked, device] = choice.backend
+    return choice.backend
+
+
+def _only_torch(name: str, asked: str | None, device: str, problem: str) -> None:
+    op = _ops[name]
+    choice = op.choose(asked, device)
+    if choice.backend in DEVICE_OF:
+        _warn_of(op.without(choice.backend, asked, problem), name)
+
+
+def _warn_of(choice: Choice, name: str) -> None:
     if choice.refused:
         warnings.warn(
             f"{name} runs on the pure-torch path, since {choice.refused}. "
             f"JITOPS_BACKEND=torch asks for that path and silences this",
             BackendWarning,
-            stacklevel=3,
+            stacklevel=4,
         )
-    op._chosen[asked, device] = choice.backend
-    return choice.backend
 
 
-# torch.compile runs it while tracing and takes the result as a constant. The mark is what
+# torch.compile runs them while tracing and takes the results as constants. The mark is what
 # torch.compiler.assume_constant_result sets; calling that would import all of torch._dynamo.
 _settle._dynamo_marked_constant = True  # type: ignore[attr-defined]
+_only_torch._dynamo_marked_constant = True  # type: ignore[attr-defined]

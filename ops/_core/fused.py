@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ops._core import autograd
+from ops._core import autograd, dtensors
 from ops._core.dispatch import Op, built_in
 
 # An annotation of the definition, and the type in torch's schema language.
@@ -93,6 +93,7 @@ class FusedOp:
             raise ValueError(f"{name} has neither compiled kernels nor kernels of tensor code")
         signature = _Signature(definition, results, saved, backward, constants, formed, factor)
         title = title or "".join(part.title() for part in name.split("_"))
+        self.name = name
         self.definition = definition
         self.op: Op | None = None
         self.Function: type[torch.autograd.Function]
@@ -127,10 +128,14 @@ class FusedOp:
         """The results, on the back end that the first tensor and the settings choose."""
         if autograd.needs_torch_path():
             return self.definition(*arguments)
+        if dtensors.among(arguments[: self._tensors]):
+            if self.op is not None:
+                self.op.only_torch(arguments[0], dtensors.NO_KERNEL)
+            return dtensors.run(self.name, self.definition, *arguments)
         if self.op is None or self.op.backend_for(arguments[0]) == "torch":
             if torch.compiler.is_compiling():
                 return self._trace_tensor_code(*arguments)
-            # Subclasses such as DTensor may not support the out= and in-place calls of tensor code.
+            # Other classes may not support the out= and in-place calls of tensor code.
             if _PLAIN.issuperset(map(type, arguments[: self._tensors])):
                 return self._run_tensor_code(*arguments)
             return self.definition(*arguments)
@@ -156,6 +161,7 @@ class FusedOp:
             or torch.compiler.is_compiling()
             or self.op.backend_for(first) == "torch"
             or torch.is_autocast_enabled("cpu" if first.is_cpu else "cuda")
+            or dtensors.among(arguments[: self._tensors])
         ):
             return None
         try:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from ops._core import autograd, checks
+from ops._core import autograd, checks, dtensors
 from ops._errors import ArgumentError, ArgumentTypeError
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ def scalar(name: str, value: Any, like: Tensor, *, positive: bool = True) -> Ten
     Raises:
         ArgumentTypeError: neither a number nor a floating-point tensor.
         ArgumentError: several elements, another device, or a number that is NaN, or not positive
-            and finite although it must be, or then beyond the range of the dtype.
+            and finite although it must be, or then beyond the range of the dtype, or a DTensor.
     """
     dtype = checks.widened(like).dtype
     if not isinstance(value, Tensor):
@@ -108,6 +108,7 @@ def scalar(name: str, value: Any, like: Tensor, *, positive: bool = True) -> Ten
             )
         value = checks.rounded(value, dtype)
         return torch.full((), value, dtype=dtype, device=like.device)
+    dtensors.refuse(name, value)
     checks.dense(name, value)
     if not value.is_floating_point():
         raise ArgumentTypeError(

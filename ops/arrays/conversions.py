@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from ops._core import checks
+from ops._core import checks, dtensors
 from ops._errors import ArgumentError, ArgumentTypeError, DependencyError, GradientError
 
 if TYPE_CHECKING:
@@ -59,6 +59,7 @@ def check(name: str, tensors: Sequence[Any], keywords: dict[str, Any]) -> None:
                 f"argument {place} of {name} must be on the device of the first, "
                 f"{tensors[0].device}, got {value.device}"
             )
+        dtensors.refuse(f"argument {place} of {name}", value)
         checks.dense(f"argument {place} of {name}", value)
         if value.is_meta:
             raise ArgumentError(f"argument {place} of {name} must have values, got a meta tensor")

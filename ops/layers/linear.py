@@ -46,7 +46,7 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """
     tensors = {"input": input, "weight": weight} | ({} if bias is None else {"bias": bias})
     tensors = checks.autocast(tensors)
-    checks.same_kind(**tensors)
+    checks.same_kind_of_parts(**tensors)
     input, weight, bias = tensors["input"], tensors["weight"], tensors.get("bias")
     if weight.dim() != 2:
         raise ArgumentError(

@@ -163,7 +163,7 @@ def _checked(
         return input, weights, bias, h, cell
     tensors = {"input": input, "weights": weights, "bias": bias, "h": h, "cell": cell}
     tensors = checks.autocast(tensors)
-    checks.same_kind(**tensors)
+    checks.same_kind_of_parts(**tensors)
     input, weights, bias, h, cell = tensors.values()
     if _fits(input, weights, bias, h, cell, dim):
         return input, weights, bias, h, cell

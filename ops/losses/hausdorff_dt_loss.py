@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from ops._core import autograd, checks
+from ops._core import autograd, checks, dtensors
 from ops._errors import ArgumentError, ArgumentTypeError
 from ops.arrays.conversions import require
 from ops.arrays.from_numpy import from_numpy
@@ -189,7 +189,8 @@ def _probabilities(
     if sigmoid and softmax:
         raise ArgumentError("softmax must be false where sigmoid is true, got both")
     if to_onehot_y or softmax:
-        (input,) = checks.floating_rows(input=input)
+        checks.same_kind(input=input)
+        input = checks.widened_under_autocast({"input": input})["input"]
         _shape(input)
         if input.shape[1] == 1:
             name, why = (
@@ -223,6 +224,7 @@ def _shape(input: Tensor) -> None:
 
 
 def _one_hot(input: Tensor, target: Tensor) -> Tensor:
+    dtensors.refuse("target", target)
     single = torch.Size((input.shape[0], 1, *input.shape[2:]))
     if not isinstance(target, Tensor) or target.shape != single or target.is_complex():
         got = list(target.shape) if isinstance(target, Tensor) else type(target).__name__

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ops._core import checks
+from ops._core import checks, dtensors
 from ops._errors import ArgumentError, ArgumentTypeError
 from ops.arrays.conversions import require
 from ops.arrays.from_numpy import from_numpy
@@ -173,6 +173,7 @@ def _matrices(
 
 def _counts(sizes: Sequence[int] | Tensor) -> list[int]:
     if isinstance(sizes, Tensor):
+        dtensors.refuse("sizes", sizes)
         checks.dense("sizes", sizes)
         if (
             sizes.dim() != 1

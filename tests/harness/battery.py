@@ -113,6 +113,37 @@ class Battery(CompileBattery):
                 with pytest.raises(ops.ArgumentError, match="must be a dense tensor, got"):
                     self.op.results(inputs, self.op.variants[0])
 
+    def test_dtensors(self, backend, device, process_group):
+        """Right results and gradients, or an error that says how to go on."""
+        from torch.distributed.tensor import DTensor, Replicate, init_device_mesh
+
+        def spread(t):
+            return DTensor.from_local(t.detach(), mesh, [Replicate()]).requires_grad_()
+
+        mesh = init_device_mesh(device.type, (1,))
+        plain, keywords = leaves(self.inputs(device)), self.op.variants[0]
+        parts = [spread(t) for t in plain]
+        for place in range(len(plain) if len(plain) > 1 else 0):
+            inputs = [
+                one if i == place else t
+                for i, (one, t) in enumerate(zip(parts, plain, strict=True))
+            ]
+            with pytest.raises(ops.ArgumentError, match="DTensor"):
+                self.op.results(inputs, keywords)
+        if not self.op.shards:
+            with pytest.raises(ops.ArgumentError, match="DTensor: call .full_tensor()"):
+                self.op.results(parts, keywords)
+            return
+        if backend != "torch":
+            with pytest.raises(ops.BackendUnavailableError, match="no DTensor.*BACKEND=torch"):
+                self.op.results(parts, keywords)
+            return
+        results, expected = (self.op.differentiable(t, keywords) for t in (parts, plain))
+        found = torch.autograd.grad(results, parts, [x.detach() for x in results])
+        grads = torch.autograd.grad(expected, plain, [x.detach() for x in expected])
+        for one, other in zip((*results, *found), (*expected, *grads), strict=True):
+            close(one.full_tensor(), other, torch.float64)
+
     # ---- finite differences ----------------------------------------------------------------------
 
     def test_gradcheck(self, backend, device):
@@ -280,7 +311,7 @@ class Battery(CompileBattery):
         with pytest.raises(RuntimeError, match="modified by an inplace operation"):
             sum(x.sum() for x in results).backward()
 
-    @pytest.mark.parametrize("dtype", (torch.float64, torch.float32), ids=str)
+    @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
     def test_saved_tensors_in_other_layouts(self, backend, device, dtype):
         """Hooks on saved tensors may give back other strides, another offset, a lazy negation."""
         inputs, keywords = leaves(self.inputs(device, dtype)), self.op.variants[0]

@@ -102,6 +102,7 @@ class OpUnderTest:
         compiles: whether ``torch.compile`` traces it in one graph.
         numpy: whether NumPy computes its gradients, so that there are neither forward mode nor
             batched gradients: they must be refused.
+        shards: whether its tensor code runs on DTensors. All else must be refused.
         operator_samples: calls of the compiled operators, for ``opcheck``, on a device.
         source: the stem of its files in ``cuda_src``, if it has compiled back ends.
         launches: makes inputs that reach each kernel and each launch shape, from (dtype, device).
@@ -136,6 +137,7 @@ class OpUnderTest:
     widens: bool = False
     compiles: bool = True
     numpy: bool = False
+    shards: bool = False
     operator_samples: Callable[[torch.device], list] | None = None
     source: str | None = None
     launches: Callable[..., Iterator[list[Tensor]]] | None = None

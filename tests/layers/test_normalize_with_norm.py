@@ -26,6 +26,7 @@ class TestNormalizeWithNorm(Battery):
         call=ops.normalize_with_norm,
         reference=reference,
         names=("input",),
+        shards=True,
         inputs=inputs,
         shapes=((7,), (16, 64), (2, 3, 17), (4, 6)),
         variants=({}, {"dim": 0}),

@@ -147,6 +147,7 @@ OP = OpUnderTest(
     call=ops.improved_triplet_loss,
     reference=reference,
     names=("anchor", "positive", "negative"),
+    shards=True,
     inputs=inputs,
     shapes=((1, 1), (32, 128), (5, 1023), (2, 3, 17), (40, 4, 8), (4, 5)),
     variants=(

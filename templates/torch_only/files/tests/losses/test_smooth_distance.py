@@ -27,6 +27,7 @@ OP = OpUnderTest(
     call=ops.smooth_distance,
     reference=reference,
     names=("input", "target"),
+    shards=True,
     inputs=inputs,
     shapes=((1, 1), (32, 128), (5, 1023), (2, 3, 17), (4, 5)),
     variants=(
