@@ -93,9 +93,17 @@ def lltm_sequence(
     """
     input, weights, bias, h, cell = _checked(input, weights, bias, h, cell, dim=3)
     if input.shape[0] == 0:
-        return h.unsqueeze(0)[:0].clone(), LLTMState(h.clone(), cell.clone())
+        return _no_steps(input, weights, bias, h, cell)
     output, cell = _sequence(input, weights, bias, h, cell)
     return output, LLTMState(output[-1], cell)
+
+
+def _no_steps(*tensors: Tensor) -> tuple[Tensor, LLTMState]:
+    """The state as it is. All results depend on all tensors, so each has a gradient, if zeros."""
+    *_, h, cell = tensors
+    nothing = torch.cat([x.flatten()[:0] for x in tensors])
+    new_h, new_cell = (torch.cat((nothing, x.flatten())).view(h.shape) for x in (h, cell))
+    return nothing.view(0, *h.shape), LLTMState(new_h, new_cell)
 
 
 class LLTM(nn.Module):

@@ -89,6 +89,11 @@ def main():
     steps = spread([torch.randn(shape) for shape in ((4, 5, 2), *LLTM[1:])], (ROWS, *[WHOLE] * 4))
     with pytest.raises(ops.ArgumentError, match="lltm_sequence cannot run on DTensors with these"):
         ops.lltm_sequence(*steps)
+    plain = [torch.randn(5, 4, dtype=torch.float64) for _ in range(3)]
+    own = [x.to_local() for x in spread(plain, (ROWS,) * 3)]  # as the docs say
+    total = improved("sum")(*own)[0].detach() / 5
+    dist.all_reduce(total)
+    close(total, improved("mean")(*plain)[0], torch.float64)
     dist.destroy_process_group()
     print("all equal")
 

@@ -30,6 +30,9 @@ def reference(input, weights, bias, h, cell):
         for step in input:
             h, cell = reference(step, weights, bias, h, cell)
             outputs.append(h)
+        if not outputs:  # nothing depends on the parameters, so their gradients are 0
+            nothing = 0 * sum(t.sum() for t in (input, weights, bias, h, cell))
+            return nothing.expand(0, *h.shape), h + nothing, cell + nothing
         return torch.stack(outputs), h, cell
     joined = torch.cat((h, input), 1)
     gates = (joined[:, None] * weights[None]).sum(-1) + bias
@@ -194,7 +197,7 @@ SEQUENCE = OpUnderTest(
     shards=True,
     inputs=inputs,
     shapes=((1, 2, 3), (7, 16, 5), (3, 2, 4)),
-    edges=((1, 1, 1), (2, 0, 3), (3, 1, 0)),
+    edges=((1, 1, 1), (2, 0, 3), (3, 1, 0), (0, 2, 3), (0, 0, 3)),
     large=(20, 50, 30),
     module=lambda: Outputs(4, 3),
     module_takes=1,
