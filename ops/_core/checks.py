@@ -269,15 +269,27 @@ def one_of(name: str, value: _Word, allowed: Collection[str]) -> _Word:
     raise ArgumentError(f"{name} must be one of {', '.join(allowed)}, got {value!r}{meant}")
 
 
-def check_count(name: str, value: int) -> int:
+def check_int(name: str, value: Any, must: str = "an int") -> int:
+    """``value`` as an int; NumPy's integers are integers.
+
+    Raises:
+        ArgumentTypeError: no integer, or a boolean.
+    """
+    if type(value) is int:
+        return value
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+        raise ArgumentTypeError(f"{name} must be {must}, got {type(value).__name__}")
+    return int(value)
+
+
+def check_count(name: str, value: Any) -> int:
     """``value``, a whole number of at least 1.
 
     Raises:
         ArgumentTypeError: no integer.
         ArgumentError: less than 1.
     """
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise ArgumentTypeError(f"{name} must be an int, got {type(value).__name__}")
+    value = check_int(name, value)
     if value < 1:
         raise ArgumentError(f"{name} must be at least 1, got {value}")
     return value

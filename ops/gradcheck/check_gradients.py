@@ -125,10 +125,8 @@ def check_gradients(
     tolerance = Tolerance(_number("rtol", rtol), _number("atol", atol), _number("step", step))
     if tolerance.step == 0:
         raise ArgumentError(f"step must be positive, got {step}")
-    checks.check_count("max_elements", max_elements)
-    if isinstance(seed, bool) or not isinstance(seed, int):
-        raise ArgumentTypeError(f"seed must be an int, got {type(seed).__name__}")
-    checks.check_count("order", order)
+    max_elements = checks.check_count("max_elements", max_elements)
+    seed, order = checks.check_int("seed", seed), checks.check_count("order", order)
     if order > 1 + len(_table.ORDERS):
         raise ArgumentError(f"order must be at most {1 + len(_table.ORDERS)}, got {order}")
     _among("dtypes", dtypes, tuple(AGREEMENT), ArgumentError)

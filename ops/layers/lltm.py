@@ -122,8 +122,9 @@ class LLTM(nn.Module):
         super().__init__()
         self.input_features = checks.check_count("input_features", input_features)
         self.state_size = checks.check_count("state_size", state_size)
-        self.weights = nn.Parameter(torch.empty(3 * state_size, input_features + state_size))
-        self.bias = nn.Parameter(torch.empty(1, 3 * state_size))
+        gates, columns = 3 * self.state_size, self.input_features + self.state_size
+        self.weights = nn.Parameter(torch.empty(gates, columns))
+        self.bias = nn.Parameter(torch.empty(1, gates))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:

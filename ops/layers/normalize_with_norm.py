@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ops._core import autograd, checks
-from ops._errors import ArgumentError, ArgumentTypeError
+from ops._errors import ArgumentError
 
 __all__ = ["DirectionAndNorm", "NormalizeWithNormFunction", "normalize_with_norm"]
 
@@ -59,8 +59,7 @@ def normalize_with_norm(input: Tensor, dim: int = -1) -> DirectionAndNorm:
         underflows unless the norm itself does. Deterministic. One back end, ``torch``.
     """
     (input,) = checks.floating_rows(input=input)
-    if isinstance(dim, bool) or not isinstance(dim, int):
-        raise ArgumentTypeError(f"dim must be an int, got {type(dim).__name__}")
+    dim = checks.check_int("dim", dim)
     if not -input.dim() <= dim < input.dim():
         raise ArgumentError(
             f"dim must be a dimension of input, which has shape {list(input.shape)}, got {dim}"

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ops._core import checks, linear_logits
 from ops._core.linear_loss import combined, factors_of, linear_loss
-from ops._errors import ArgumentError, ArgumentTypeError
+from ops._errors import ArgumentError
 
 __all__ = [
     "LinearCrossEntropyLoss",
@@ -335,11 +335,7 @@ def checked(
 def checked_index(ignore_index: int | None) -> int:
     if ignore_index is None:
         return IGNORE_INDEX
-    if isinstance(ignore_index, bool) or not isinstance(ignore_index, int):
-        raise ArgumentTypeError(
-            f"ignore_index must be an int or None, got {type(ignore_index).__name__}"
-        )
-    return ignore_index
+    return checks.check_int("ignore_index", ignore_index, "an int or None")
 
 
 def _checked_softcap(softcap: float | None) -> float:

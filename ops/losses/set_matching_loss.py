@@ -171,7 +171,7 @@ def _matrices(
     return [one[:, :count] for one, count in zip(matrices, counts, strict=True)]
 
 
-def _counts(sizes: Sequence[int] | Tensor) -> list[int]:
+def _counts(sizes: Any) -> list[int]:
     if isinstance(sizes, Tensor):
         dtensors.refuse("sizes", sizes)
         checks.dense("sizes", sizes)
@@ -186,16 +186,12 @@ def _counts(sizes: Sequence[int] | Tensor) -> list[int]:
                 f"{list(sizes.shape)} (the loss takes costs and sizes, not predictions and "
                 f"targets: compute the cost of each match first)"
             )
-        return sizes.tolist()
-    if not isinstance(sizes, Sequence):
+        return list(sizes.tolist())
+    if not isinstance(sizes, Sequence) and getattr(sizes, "ndim", 0) != 1:  # an array
         raise ArgumentTypeError(
             f"sizes must be a list of ints or a tensor of them, got {type(sizes).__name__}"
         )
-    counts = list(sizes)
-    for place, count in enumerate(counts):
-        if isinstance(count, bool) or not isinstance(count, int):
-            raise ArgumentTypeError(f"sizes[{place}] must be an int, got {type(count).__name__}")
-    return counts
+    return [checks.check_int(f"sizes[{place}]", count) for place, count in enumerate(sizes)]
 
 
 # ---- SciPy ---------------------------------------------------------------------------------------
