@@ -11,6 +11,8 @@ import os
 
 import lazy_loader
 
+from ops import _operators
+
 __version__ = "0.1.0"
 _IS_JITOPS = True  # and not the package of another project
 
@@ -29,6 +31,8 @@ def __getattr__(name: str) -> object:
         # An error of the settings or of a build. The frames of imports help nobody.
         raise error.with_traceback(None) from error.__cause__
 
+
+_operators.install()
 
 if os.path.exists(os.path.join(__path__[0], "charm.py")):  # of the namesake that is known
     import warnings

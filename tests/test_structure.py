@@ -23,7 +23,7 @@ PUBLIC = {
 
 # A module imports from lower levels, and from its own room.
 LEVELS = (
-    {"ops._errors"},
+    {"ops._errors", "ops._operators"},
     {"ops._namesake"},
     {"ops._config"},
     {"ops.jit"},

@@ -9,16 +9,19 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from ops._operators import declared
+
 # Lives as long as the process: operators vanish with the Library that defined them.
 _library = torch.library.Library("jitops", "FRAGMENT")
-_defined: set[str] = set()
 
 
-def define(schema: str, shapes: Callable[..., Any]) -> None:
-    """Declare the operator ``jitops::<schema>``.
+def define(schema: str, kernel: Callable[..., Any], shapes: Callable[..., Any]) -> None:
+    """Declare the operator ``jitops::<schema>``, opaque to :func:`torch.compile`; no gradient.
 
     Args:
-        schema: torch's schema language; the kernels register themselves when their library loads.
+        schema: torch's schema language.
+        kernel: computes the results. A library that is loaded may register kernels for a device,
+            which come first.
         shapes: takes the same arguments and returns results of the right shape, strides and dtype,
             with no content: what :func:`torch.compile` traces with.
     """
@@ -30,21 +33,8 @@ def define(schema: str, shapes: Callable[..., Any]) -> None:
             raise RuntimeError(f"the tensors of jitops::{schema.partition('(')[0]} must be alike")
         return shapes(*args)
 
-    _define(schema, meta, "Meta")
-
-
-def define_opaque(schema: str, kernel: Callable[..., Any], shapes: Callable[..., Any]) -> None:
-    """Declare an operator of tensor code without a gradient, opaque to :func:`torch.compile`.
-
-    Args:
-        schema: torch's schema language.
-        kernel: computes the results.
-        shapes: as for :func:`define`.
-    """
-    name = schema.partition("(")[0]
-    if name not in _defined:
-        define(schema, shapes)
-        _library.impl(name, kernel, "CompositeExplicitAutograd")
+    # Arguments may require a gradient, which none of the tensor code in a kernel may record.
+    _define(schema, Meta=meta, CompositeExplicitAutograd=torch.no_grad()(kernel))
 
 
 def define_in_torch(schema: str, kernel: Callable[..., Any], shapes: Callable[..., Any]) -> None:
@@ -53,7 +43,7 @@ def define_in_torch(schema: str, kernel: Callable[..., Any], shapes: Callable[..
     There it runs once for each element of the batch.
     """
     name = schema.partition("(")[0]
-    if name in _defined:
+    if name in declared:
         return
 
     def in_vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> Any:
@@ -70,7 +60,7 @@ def define_in_torch(schema: str, kernel: Callable[..., Any], shapes: Callable[..
         stacked = tuple(torch.stack(column) for column in zip(*results, strict=True))
         return stacked, (0,) * len(stacked)
 
-    define_opaque(schema, kernel, shapes)
+    define(schema, kernel, shapes)
     torch.library.register_vmap(f"jitops::{name}", in_vmap, lib=_library)
 
 
@@ -81,15 +71,16 @@ def define_in_graphs(schema: str, apply: Callable[..., Any]) -> None:
     its backward pass is never recorded. So it traces this operator instead, which calls ``apply``
     when the graph is run, or when autograd is traced in its turn.
     """
-    _define(schema, apply, "CompositeImplicitAutograd")
+    _define(schema, CompositeImplicitAutograd=apply)
 
 
-def _define(schema: str, kernel: Callable[..., Any], key: str) -> None:
+def _define(schema: str, **kernels: Callable[..., Any]) -> None:
     name = schema.partition("(")[0]
-    if name not in _defined:  # else by an import that failed later on, and is tried again
+    if name not in declared:  # else by an import that failed later on, and is tried again
+        declared.add(name)  # first, because torch looks the name up before it defines it
         _library.define(schema)
-        _library.impl(name, kernel, key)
-        _defined.add(name)
+        for key, kernel in kernels.items():
+            _library.impl(name, kernel, key)
 
 
 # ---- before the call -----------------------------------------------------------------------------

@@ -77,6 +77,17 @@ class Op:
         chosen = self._chosen.get((asked, device))
         return chosen or _settle(self.name, asked, device)
 
+    def backend_in_graphs(self, tensor: Tensor) -> str:
+        """The back end for a graph that was made for a compiled one, as :meth:`backend_for`.
+
+        Where no back end is requested by name, the graph requests ``compiled``.
+        """
+        asked, device = selection.request.backend, tensor.device.type
+        if (asked or _config.settings().backend) == "auto":
+            asked = "compiled"
+        chosen = self._chosen.get((asked, device))
+        return chosen or _settle(self.name, asked, device)
+
     def only_torch(self, tensor: Tensor, problem: str) -> None:
         """Take the pure-torch path for a call that no compiled back end can run.
 

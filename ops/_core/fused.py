@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ops._core import autograd, dtensors
+from ops._core import autograd, dtensors, graph_kernels
 from ops._core.dispatch import Op, built_in
 
 # An annotation of the definition, and the type in torch's schema language.
@@ -113,15 +113,21 @@ class FusedOp:
                 )
                 self._trace_tensor_code = getattr(torch.ops.jitops, f"{name}_in_torch")
         if shapes is not None:
-            autograd.define(f"{name}_forward{signature.forward_schema}", shapes)
+            self.op = built_in(source or name)
             autograd.define(
-                f"{name}_backward{signature.backward_schema}", signature.gradient_shapes()
+                f"{name}_forward{signature.forward_schema}",
+                graph_kernels.forward_of(self.op, name, definition, shapes),
+                shapes,
+            )
+            autograd.define(
+                f"{name}_backward{signature.backward_schema}",
+                graph_kernels.backward_of(self.op, name),
+                signature.gradient_shapes(),
             )
             kernels = [getattr(torch.ops.jitops, f"{name}_{one}").default for one in PASSES]
             self.Function, self._run_kernels = _function(f"{title}Function", signature, *kernels)
-            autograd.define_in_graphs(f"{name}{signature.schema}", self._run_kernels)
+            autograd.define_in_graphs(f"{name}{signature.schema}", self._run_in_graph)
             self._operator_of_graphs = getattr(torch.ops.jitops, name)
-            self.op = built_in(source or name)
             self.op.prepare()
 
     def __call__(self, *arguments: Any) -> Any:
@@ -142,6 +148,16 @@ class FusedOp:
         if torch.compiler.is_compiling():
             return self._operator_of_graphs(*arguments)
         return self._run_kernels(*arguments)
+
+    def _run_in_graph(self, *arguments: Any) -> Any:
+        """The operator that stands for the compiled kernels in graphs, also in other processes."""
+        if self.op is None or autograd.needs_torch_path():
+            return self.definition(*arguments)
+        if self.op.backend_in_graphs(arguments[0]) != "torch":
+            return self._run_kernels(*arguments)
+        if _PLAIN.issuperset(map(type, arguments[: self._tensors])):
+            return self._run_tensor_code(*arguments)
+        return self._trace_tensor_code(*arguments)
 
     def unchecked(self, *arguments: Any, check: Callable[..., object]) -> Any:
         """The results of arguments that only the kernels check, or ``None``.
@@ -267,7 +283,7 @@ def _opaque(
     operators = []
     for one, kernel, schema in zip(PASSES, kernels, schemas, strict=False):
         its_shapes = shapes if one == "forward" else signature.gradient_shapes()
-        autograd.define_opaque(f"{name}_{one}{schema}", kernel, its_shapes)
+        autograd.define(f"{name}_{one}{schema}", kernel, its_shapes)
         operators.append(getattr(torch.ops.jitops, f"{name}_{one}").default)
     return operators
 
