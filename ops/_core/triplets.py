@@ -88,10 +88,12 @@ def definition(
         at = _nearest(d, to_negatives, *_fallback(to_negatives))
         negatives = torch.gather(negatives.expand_as(valid), 2, at)
         valid = valid.any(2, keepdim=True)
+    # An infinitely far negative has no loss, whatever the positive is.
+    margins = torch.where(negatives == torch.inf, -torch.inf, positives - negatives)
     if soft:
-        losses, on = autograd.softplus(positives - negatives), valid
+        losses, on = autograd.softplus(margins), valid
     else:
-        losses = positives - negatives + margin
+        losses = margins + margin
         on = valid & ~(losses <= 0)  # NaN is on
         if rule == SEMI_HARD:
             on = on & ~(negatives <= positives)

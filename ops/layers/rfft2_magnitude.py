@@ -111,7 +111,12 @@ def _adjoint(spectrum: Array, width: int) -> Array:
 
 def _sign(spectrum: Array) -> Array:
     magnitude = abs(spectrum)
-    return spectrum / (magnitude + (magnitude == 0))
+    magnitude = magnitude + (magnitude == 0)
+    # Not a quotient of complex numbers, whose inverse of a subnormal magnitude is infinite.
+    sign = spectrum.copy()
+    sign.real /= magnitude
+    sign.imag /= magnitude
+    return sign
 
 
 _gradient = from_numpy(_backward, _second, name="the backward of rfft2_magnitude")

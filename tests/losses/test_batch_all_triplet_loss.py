@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 
 import pytest
@@ -282,6 +283,18 @@ class TestBatchAllTripletLoss(Battery):
             x, labels, 0.5, distance="squared_euclidean", reduction="none"
         )
         assert losses.tolist() == [math.inf, math.inf, 0.0, 0.0]
+
+    @pytest.mark.parametrize("margin", [0.2, "soft"])
+    def test_all_distances_infinite(self, backend, device, margin):
+        """Then no negative has a loss, also in the definition, which torch.vmap runs."""
+        x = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0], [0.5, -1.0]], device=device) * 1e25
+        x.requires_grad_()
+        loss = functools.partial(
+            ops.batch_all_triplet_loss, labels=torch.arange(4, device=device) % 2, margin=margin
+        )
+        for value in (loss(x), torch.vmap(loss)(x[None])[0]):
+            assert value.item() == 0
+            assert (torch.autograd.grad(value, x)[0] == 0).all()
 
     @pytest.mark.parametrize("margin", [math.inf, 1e39])  # both are infinite in float32
     def test_infinite_margin(self, backend, device, margin):

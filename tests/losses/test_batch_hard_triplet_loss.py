@@ -21,7 +21,7 @@ def reference(x, y=None, margin=0.2, distance="euclidean", incomplete="drop", re
     if d.numel():
         hardest = (
             d.masked_fill(~same, -1).argmax(1, True),
-            d.masked_fill(~different, 1e9).argmin(1, True),
+            d.masked_fill(~different, torch.inf).argmin(1, True),
         )
         d_pos, d_neg = (torch.gather(d, 1, index)[:, 0] for index in hardest)
         z = z + d_pos - d_neg
