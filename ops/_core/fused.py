@@ -334,6 +334,8 @@ def _function(
             outputs = forward(*arguments)
             values = (*arguments, outputs) if isinstance(outputs, Tensor) else arguments + outputs
             ctx.save_for_backward(*pick_kept(values))
+            if forms:
+                ctx.hooked = torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
             if constant_results:
                 ctx.mark_non_differentiable(*[outputs[place] for place in constant_results])
             if several:
@@ -357,6 +359,7 @@ def _function(
             recorded = autograd.needs_torch_backward(*grads)
             if forms and not recorded:
                 computed = _multiplied(
+                    not ctx.hooked,
                     pick_formed(values),
                     pick_arguments(values),
                     needed,
@@ -394,6 +397,7 @@ def _function(
 
 
 def _multiplied(
+    ours: bool,
     formed: Sequence[Tensor],
     arguments: Sequence[Tensor],
     needed: Sequence[bool],
@@ -409,10 +413,12 @@ def _multiplied(
     if any(one.shape != argument.shape for one, argument in wanted):
         return None
     grad = grad if factor is None else grad * factor
-    # The graph does not need them again, if it is not retained. Graphs of torch.compile record
-    # this code with tensors of other types, and decide for themselves where results are stored.
+    # The graph does not need them again, if it is not retained. Hooks on saved tensors may give
+    # back memory of theirs. Graphs of torch.compile record this code with tensors of other types,
+    # and decide for themselves where results are stored.
     if (
-        all(type(one) is Tensor for one, _ in wanted)
+        ours
+        and all(type(one) is Tensor for one, _ in wanted)
         and not torch._C._autograd._get_current_graph_task_keep_graph()
     ):
         return [one.mul_(grad).to(argument.dtype) for one, argument in wanted]

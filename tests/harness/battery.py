@@ -329,13 +329,16 @@ class Battery(CompileBattery):
             saved = []
 
             def pack(t, lay=lay, saved=saved):
-                saved.append(t)
-                return lay(t.detach())
+                kept = lay(t.detach().clone())
+                saved.append((kept, kept.clone()))
+                return kept
 
             with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
                 for one, other in zip(gradients(), expected, strict=True):
                     close(one, other, dtype)
             assert saved
+            for kept, before in saved:  # a hook may give the same tensor back again
+                assert torch.equal(kept, before)
 
     # ---- what surrounds an op in a training script -----------------------------------------------
 
