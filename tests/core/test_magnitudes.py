@@ -64,6 +64,7 @@ RANGES = {
     "linear_log_prob": Range(high=0.25),
     "lltm": Range(high=0.5, hides=True),
     "lltm_sequence": Range(high=0.5, hides=True),
+    "margin_softmax_loss": Range(low=0.25),
     "normalize_with_norm": Range(),
     "rfft2_magnitude": Range(),
     "scipy_conv2d": PRODUCTS,
@@ -163,6 +164,7 @@ def test_float64(magnitude):
 
 NORMALISED = {
     "info_nce_loss": lambda x, labels: ops.info_nce_loss(x, x.flip(0)),
+    "margin_softmax_loss": lambda x, labels: ops.margin_softmax_loss(x, x.flip(0), labels),
     "supcon_loss": ops.supcon_loss,
     **{
         loss.__name__: functools.partial(loss, distance="cosine")

@@ -59,6 +59,10 @@ CALLS = {
         (1,),
     ),
     "info_nce_loss": (lambda t: ops.info_nce_loss(ROWS, -ROWS, temperature=t), (0.5,)),
+    "margin_softmax_loss": (
+        lambda m, s: ops.margin_softmax_loss(ROWS, -ROWS, LABELS, margin=m, scale=s),
+        (0.5, 8),
+    ),
     "supcon_loss": (lambda t: ops.supcon_loss(ROWS, LABELS, temperature=t), (2,)),
     "hausdorff_dt_loss": (
         lambda a, *s: ops.hausdorff_dt_loss(
