@@ -63,6 +63,7 @@ def test_doctor_of_what_is_built_and_what_would_be(tmp_path):
     assert "would be built" in words  # the ops that are not built
 
 
+@pytest.mark.thorough
 def test_doctor_without_a_compiler(tmp_path):
     path = path_without(*COMPILERS, folder=tmp_path / "bin")
     changes = {"PATH": path, "CXX": None, "JITOPS_CACHE_DIR": tmp_path / "cache"}
@@ -84,6 +85,7 @@ def test_doctor_without_a_compiler(tmp_path):
     assert verdict.startswith("Back end compiled: does NOT work for ")
 
 
+@pytest.mark.thorough
 @pytest.mark.cpp
 @pytest.mark.parametrize(
     ("setting", "reason"),

@@ -52,7 +52,7 @@ class Terminal:
         return screen.split("\n", 1)[1].strip().splitlines(), written.read_bytes()
 
 
-@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize("width", [80, pytest.param(120, marks=pytest.mark.thorough)])
 def test_a_build_is_two_lines(tmp_path, width):
     """One line when it starts and one when it is done, without an escape code."""
     variables = {"JITOPS_CACHE_DIR": tmp_path / "cache", "JITOPS_PROGRESS": "1"}
@@ -68,6 +68,7 @@ def test_a_build_is_two_lines(tmp_path, width):
     assert b"\x1b" not in written
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("width", WIDTHS)
 def test_a_list_of_entries_fits(tmp_path, width):
     variables = {"JITOPS_CACHE_DIR": tmp_path / "cache"}
@@ -80,6 +81,7 @@ def test_a_list_of_entries_fits(tmp_path, width):
     assert total.startswith("1 entry, ")
 
 
+@pytest.mark.thorough
 def test_the_doctor_cuts_nothing_off(tmp_path):
     variables = {"JITOPS_CACHE_DIR": tmp_path / "cache"}
     command("build", OP, "--backend=cpp", **variables)

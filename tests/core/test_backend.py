@@ -142,6 +142,7 @@ def test_compiled_leaves_other_devices_to_torch():
     assert dispatch.built_in("improved_triplet_loss").choose("compiled", "mps").backend == "torch"
 
 
+@pytest.mark.thorough
 def test_compiled_without_a_compiler(tmp_path):
     """One warning and pure torch, or an error where that is forbidden."""
     env = {
@@ -288,6 +289,7 @@ def test_no_compiler(tmp_path):
     assert out.split() == [COMPILED]
 
 
+@pytest.mark.thorough
 @pytest.mark.cpp
 def test_no_ninja(tmp_path):
     path = path_without("ninja", folder=tmp_path / "bin")
@@ -304,6 +306,7 @@ def test_no_ninja(tmp_path):
     assert out.split() == ["built"]
 
 
+@pytest.mark.thorough
 def test_an_op_that_could_not_be_built_can_be_tried_again(tmp_path):
     """In the same process, as in a notebook: the same error, and none once there is a compiler."""
     out, _ = run(

@@ -101,6 +101,7 @@ def main():
 # ---- in pytest -----------------------------------------------------------------------------------
 
 
+@pytest.mark.thorough
 def test_equal_to_one_process():
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone",
                "--nproc-per-node=2", "-m", "tests.core.test_dtensors"]  # fmt: skip

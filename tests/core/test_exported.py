@@ -95,6 +95,7 @@ def program(folder, name, imports=FIRST):
     return textwrap.dedent(PROGRAM).format(folder=str(folder), name=name, imports=imports)
 
 
+@pytest.mark.thorough
 @pytest.mark.cpp
 @pytest.mark.parametrize(
     ("name", "imports"), [("cpp", FIRST), ("cpp_inference", SECOND)], ids=["cpp", "inference"]
@@ -106,8 +107,9 @@ def test_on_compiled_kernels(programs, name, imports):
     assert "Warning" not in err
 
 
+@pytest.mark.thorough
 @pytest.mark.cpp
-@pytest.mark.parametrize("name", ["cpp", pytest.param("cpp_inference", marks=pytest.mark.thorough)])
+@pytest.mark.parametrize("name", ["cpp", "cpp_inference"])
 def test_without_a_compiler(programs, tmp_path, name):
     """It runs tensor code, and says why."""
     missing = {"CXX": "/nonexistent", "JITOPS_CACHE_DIR": tmp_path}
@@ -158,6 +160,7 @@ def test_a_backward_kernel_has_no_tensor_code():
     )
 
 
+@pytest.mark.thorough
 def test_every_operator_is_found_by_its_name():
     """Imports one module after the other, and lists the operators that each declares."""
     out, _ = run(

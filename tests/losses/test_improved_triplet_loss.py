@@ -392,9 +392,13 @@ BAD = [
     (
         {"reduction": "avg"},
         ops.ArgumentError,
-        "reduction must be one of none, mean, sum, got 'avg'",
+        "reduction must be one of none, mean, sum, got 'avg'; did you mean 'mean'?",
     ),
-    ({"reduction": None}, ops.ArgumentError, "reduction must be one of none, mean, sum, got None"),
+    (
+        {"reduction": None},
+        ops.ArgumentError,
+        "reduction must be one of none, mean, sum, got None; did you mean 'none'?",
+    ),
 ]
 
 
@@ -412,7 +416,10 @@ def test_bad_arguments(backend, wrong, error, text):
     ("keywords", "text"),
     [
         ({"t1": float("nan")}, "t1 must be a number, got nan"),
-        ({"reduction": "avg"}, "reduction must be one of none, mean, sum, got 'avg'"),
+        (
+            {"reduction": "avg"},
+            "reduction must be one of none, mean, sum, got 'avg'; did you mean 'mean'?",
+        ),
     ],
 )
 def test_module_checks_when_it_is_made(keywords, text):

@@ -307,6 +307,7 @@ class TestLinearCrossEntropy(Battery):
         (mine,), (expected,) = (torch.autograd.grad(65536.0 * one, x) for one in (loss, exact))
         close(mine, expected, torch.float16)
 
+    @pytest.mark.thorough
     def test_compiled_graphs(self, backend, device):
         """In one graph: several backward passes, with and without gradients, rows and sums."""
         tensors = self.inputs(device)
