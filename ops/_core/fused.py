@@ -100,6 +100,7 @@ class FusedOp:
         self._tensors = signature.tensors
         # The pure-torch path, outside of graphs and inside.
         self._run_tensor_code = self._trace_tensor_code = definition
+        forming = tensor_code[0] if tensor_code is not None and formed else None
         if tensor_code is not None:
             suffix = "Function" if shapes is None else "TorchFunction"
             if opaque_shapes is not None:
@@ -116,7 +117,7 @@ class FusedOp:
             self.op = built_in(source or name)
             autograd.define(
                 f"{name}_forward{signature.forward_schema}",
-                graph_kernels.forward_of(self.op, name, definition, shapes),
+                graph_kernels.forward_of(self.op, name, definition, shapes, forming),
                 shapes,
             )
             autograd.define(

@@ -18,13 +18,23 @@ from ops._errors import BackendUnavailableError
 
 
 def forward_of(
-    op: Op, name: str, definition: Callable[..., Any], shapes: Callable[..., Any]
+    op: Op,
+    name: str,
+    definition: Callable[..., Any],
+    shapes: Callable[..., Any],
+    tensor_code: Callable[..., Any] | None,
 ) -> Callable[..., Any]:
-    """The forward kernel: results of the definition, and blanks for the saved tensors."""
+    """The forward kernel: results of the definition, and blanks for the saved tensors.
+
+    ``tensor_code`` returns saved tensors too. It is for gradients that the forward pass forms,
+    because those that arrive multiply them without a kernel.
+    """
 
     def forward(*arguments: Any) -> Any:
         if op.backend_in_graphs(arguments[0]) != "torch":
             return getattr(torch.ops.jitops, f"{name}_forward")(*arguments)
+        if tensor_code is not None:
+            return tensor_code(*arguments)
         results = definition(*arguments)
         results = (results,) if isinstance(results, Tensor) else tuple(results)
         outputs = shapes(*arguments)

@@ -160,6 +160,21 @@ def test_a_backward_kernel_has_no_tensor_code():
     )
 
 
+def test_a_forward_kernel_that_forms_gradients_has_tensor_code():
+    """No backward kernel runs that could refuse."""
+    out, _ = run(
+        """
+        import ops, torch
+        x, labels = torch.tensor([[0.0], [3.0], [1.0]]), torch.tensor([0, 0, 1])
+        loss, _, factor, gradient, _ = torch.ops.jitops.batch_all_triplet_loss_forward(
+            x, labels, None, None, 0.5, False, False, 0, False, 1, True, False)
+        print(loss.item(), (factor * gradient).flatten().tolist())
+        """,
+        JITOPS_BACKEND="torch",
+    )
+    assert out == "2.0 [-0.5, 0.5, 0.0]\n"
+
+
 @pytest.mark.thorough
 def test_every_operator_is_found_by_its_name():
     """Imports one module after the other, and lists the operators that each declares."""
