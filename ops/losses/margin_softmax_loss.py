@@ -26,7 +26,7 @@ def margin_softmax_loss(
     *,
     form: Form = "arcface",
     margin: float | None = None,
-    scale: float = 64.0,
+    scale: float | Tensor = 64.0,
     reduction: checks.Reduction = "mean",
     ignore_index: int | None = None,
 ) -> Tensor:
@@ -54,7 +54,8 @@ def margin_softmax_loss(
         form: ``arcface`` or ``cosface``.
         margin: an angle in radians from 0 to π for ``arcface``, by default 0.5; a difference of
             cosines, at least 0, for ``cosface``, by default 0.35.
-        scale: above 0.
+        scale: above 0: a number, or a tensor with one element, which may have a gradient. The value
+            of a tensor is not checked.
         reduction: ``mean`` over the rows that count, ``sum``, or ``none``.
         ignore_index: the target of rows that do not count, by default −100.
 
@@ -70,9 +71,9 @@ def margin_softmax_loss(
             makes the loss NaN, because nothing waits for them.
 
     Gradients:
-        For ``input`` and ``linear_weight``, of any order. Those of the second order, forward mode
-        and :mod:`torch.func` store the matrix of logits. Where θ is 0 or π, the slope of sin θ is
-        infinite, and 0 is taken for it.
+        For ``input``, ``linear_weight`` and ``scale``, of any order. Those of the second order,
+        forward mode and :mod:`torch.func` store the matrix of logits. Where θ is 0 or π, the slope
+        of sin θ is infinite, and 0 is taken for it.
 
     Numerics:
         Half precisions are multiplied and summed up in float32. The row's class is left out of the
@@ -85,22 +86,21 @@ def margin_softmax_loss(
         the logits again.
     """
     given = checked(input, linear_weight, target, None, ignore_index, None)
-    if given.linear_weight.shape[0] < 2:
-        raise ArgumentError("linear_weight must have at least two classes, got 1")
+    _classes(given.linear_weight.shape[0])
     checks.one_of("form", form, MARGINS)
-    width, scale = _margin(form, margin), _scale(scale)
+    width, factor = _margin(form, margin), pairs.scalar("scale", scale, given.input)
     number = checks.check_reduction(reduction)
-    x = scale * pairs.unit(checks.widened(given.input))
+    x = factor * pairs.unit(checks.widened(given.input))
     w = pairs.unit(checks.widened(given.linear_weight))
     log_sum, of_target, _, _ = linear_logits.of_rows(
         x, w, None, given.label, None, 0.0, False, False, True
     )
-    cosine = of_target / scale
+    cosine = of_target / factor
     if form == "arcface":
         cosine = _cosine_of_sum(cosine, width)
     else:
         cosine = cosine - width
-    loss = autograd.softplus(log_sum - scale * cosine)
+    loss = autograd.softplus(log_sum - factor * cosine)
     counts = given.label != linear_logits.IGNORED
     loss = torch.where(counts, loss, torch.zeros_like(loss))
     if number == 0:
@@ -135,12 +135,12 @@ class MarginSoftmaxLoss(nn.Module):
     ) -> None:
         super().__init__()
         self.form = checks.one_of("form", form, MARGINS)
-        self.margin, self.scale = _margin(form, margin), _scale(scale)
+        self.margin, self.scale = _margin(form, margin), checks.check_number("scale", scale)
         self.reduction = checks.one_of("reduction", reduction, checks.REDUCTIONS)
         self.ignore_index = checked_index(ignore_index)
-        self.weight = nn.Parameter(
-            torch.empty(num_classes, in_features, device=device, dtype=dtype)
-        )
+        shape = _classes(num_classes), checks.check_count("in_features", in_features)
+        self.weight = nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
+        pairs.scalar("scale", self.scale, self.weight)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -189,10 +189,9 @@ def _margin(form: Form, margin: float | None) -> float:
     return number
 
 
-def _scale(scale: float) -> float:
-    number = checks.check_number("scale", scale)
-    if not 0.0 < number < math.inf:
-        raise ArgumentError(f"scale must be finite and above 0, got {scale}")
+def _classes(number: int) -> int:
+    if checks.check_count("num_classes", number) < 2:
+        raise ArgumentError(f"num_classes must be at least 2, got {number}")
     return number
 
 

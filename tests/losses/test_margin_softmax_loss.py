@@ -158,7 +158,7 @@ X, TARGET = torch.randn(3, 4), torch.tensor([0, 1, 2])
         (
             {"linear_weight": torch.randn(1, 4), "target": torch.zeros(3, dtype=torch.int64)},
             ops.ArgumentError,
-            "linear_weight must have at least two classes, got 1",
+            "num_classes must be at least 2, got 1",
         ),
         (
             {"target": TARGET + 3},
@@ -172,7 +172,8 @@ X, TARGET = torch.randn(3, 4), torch.tensor([0, 1, 2])
             ops.ArgumentError,
             "margin must be finite and at least 0, got -0.1",
         ),
-        ({"scale": 0}, ops.ArgumentError, "scale must be finite and above 0, got 0"),
+        ({"scale": 0}, ops.ArgumentError, "scale must be positive and finite, got 0"),
+        ({"scale": 1e39}, ops.ArgumentError, "scale must be in the range of float32, got 1e+39"),
         ({"reduction": "avg"}, ops.ArgumentError, "reduction must be one of none, mean, sum"),
     ],
 )
@@ -184,7 +185,29 @@ def test_bad_arguments(wrong, error, text):
     assert str(raised.value).startswith(text)
 
 
-@pytest.mark.parametrize("wrong", [{"form": "l"}, {"margin": -1.0}, {"scale": -2}])
-def test_bad_arguments_of_the_module(wrong):
-    with pytest.raises(ops.ArgumentError):
-        ops.MarginSoftmaxLoss(4, 5, **wrong)
+@pytest.mark.parametrize(
+    ("wrong", "text"),
+    [
+        ({"form": "l"}, "form must be one of arcface, cosface, got 'l'"),
+        ({"margin": -1.0}, "margin must be from 0 to pi, got -1.0"),
+        ({"scale": -2}, "scale must be positive and finite, got -2"),
+        ({"num_classes": 1}, "num_classes must be at least 2, got 1"),
+        ({"in_features": 0}, "in_features must be at least 1, got 0"),
+    ],
+)
+def test_bad_arguments_of_the_module(wrong, text):
+    with pytest.raises(ops.ArgumentError, match=text):
+        ops.MarginSoftmaxLoss(**{"in_features": 4, "num_classes": 5, **wrong})
+
+
+def test_learned_scale():
+    x, w, scale = (torch.randn(size, dtype=torch.float64) for size in ((6, 4), (CLASSES, 4), ()))
+    scale = scale.abs() + 3
+    tensors = [one.requires_grad_() for one in (x, w, scale)]
+    for form in ("arcface", "cosface"):
+
+        def loss(x, w, scale, form=form):
+            return ops.margin_softmax_loss(x, w, targets_of(x), form=form, scale=scale)
+
+        assert torch.autograd.gradcheck(loss, tensors)
+        assert torch.autograd.gradgradcheck(loss, tensors)
