@@ -17,23 +17,28 @@ OP = "improved_triplet_loss"
 
 
 def report(*, status=0, **changes):
-    """The findings by section and topic, and the printed report."""
+    """The findings by section and topic, and the verdict."""
     code, out, err = command("doctor", "--json", **changes)
     assert code == status, err
     told = json.loads(out)
-    in_words = command("doctor", **changes)
-    assert in_words[0] == status
     found = {
         (section, one["topic"]): one
         for section, findings in told.items()
         if isinstance(findings, list)
         for one in findings
     }
-    return found, told["verdict"], " ".join(in_words[1].split())
+    return found, told["verdict"]
+
+
+def report_and_words(*, status=0, **changes):
+    """As :func:`report`, and the printed report."""
+    code, out, _ = command("doctor", **changes)
+    assert code == status
+    return *report(status=status, **changes), " ".join(out.split())
 
 
 def test_doctor_here(tmp_path):
-    found, verdict, words = report(JITOPS_CACHE_DIR=tmp_path / "cache")
+    found, verdict, words = report_and_words(JITOPS_CACHE_DIR=tmp_path / "cache")
     assert found["machine", "torch"]["found"].startswith(torch.__version__)
     for topic in ("jitops", "python", "GPUs", "resources", "instruction set"):
         assert ("machine", topic) in found
@@ -51,14 +56,14 @@ def test_doctor_here(tmp_path):
 @pytest.mark.cpp
 def test_doctor_of_what_is_built_and_what_would_be(tmp_path):
     full = tmp_path / "cache"
-    found, verdict, words = report(JITOPS_CACHE_DIR=full, JITOPS_BACKEND="cpp")
+    found, verdict = report(JITOPS_CACHE_DIR=full, JITOPS_BACKEND="cpp")
     assert "would be built: " in found["ops", f"{OP} cpp"]["found"]
     assert verdict == "Back end cpp: works."
     if not torch.cuda.is_available():
-        _, verdict, _ = report(JITOPS_CACHE_DIR=full, JITOPS_BACKEND="compiled")
+        _, verdict = report(JITOPS_CACHE_DIR=full, JITOPS_BACKEND="compiled")
         assert verdict == "Back end compiled: works."
     command("build", OP, "--backend=cpp", JITOPS_CACHE_DIR=full)
-    found, _, words = report(JITOPS_CACHE_DIR=full, JITOPS_BACKEND="cpp")
+    found, _, words = report_and_words(JITOPS_CACHE_DIR=full, JITOPS_BACKEND="cpp")
     assert found["ops", f"{OP} cpp"]["found"].startswith(f"cached: {full}")
     assert "would be built" in words  # the ops that are not built
 
@@ -67,7 +72,7 @@ def test_doctor_of_what_is_built_and_what_would_be(tmp_path):
 def test_doctor_without_a_compiler(tmp_path):
     path = path_without(*COMPILERS, folder=tmp_path / "bin")
     changes = {"PATH": path, "CXX": None, "JITOPS_CACHE_DIR": tmp_path / "cache"}
-    found, verdict, words = report(**changes, JITOPS_BACKEND="cpp", status=1)
+    found, verdict, words = report_and_words(**changes, JITOPS_BACKEND="cpp", status=1)
     compiler = found["tools", "C++ compiler"]
     assert (compiler["found"], compiler["status"]) == ("none found", "problem")
     assert "apt install g++" in compiler["fix"]
@@ -76,12 +81,12 @@ def test_doctor_without_a_compiler(tmp_path):
     assert f"{OP} cpp" in verdict
     if torch.version.cuda is None:  # a compiler alone does not help
         assert "built without CUDA" in found["ops", f"{OP} cuda"]["fix"]
-    _, verdict, _ = report(**changes)
+    _, verdict = report(**changes)
     assert "works" in verdict  # the requested back end is pure torch
-    _, verdict, _ = report(**changes, JITOPS_BACKEND="compiled")
+    _, verdict = report(**changes, JITOPS_BACKEND="compiled")
     assert verdict.startswith("Back end compiled: works, on the pure-torch path because it lacks ")
     assert f"{OP} cpp" in verdict
-    _, verdict, _ = report(**changes, JITOPS_BACKEND="compiled", JITOPS_STRICT="1", status=1)
+    _, verdict = report(**changes, JITOPS_BACKEND="compiled", JITOPS_STRICT="1", status=1)
     assert verdict.startswith("Back end compiled: does NOT work for ")
 
 
@@ -96,7 +101,7 @@ def test_doctor_without_a_compiler(tmp_path):
 )
 def test_doctor_applies_the_settings_that_a_call_does(tmp_path, setting, reason):
     changes = {"JITOPS_CACHE_DIR": tmp_path / "cache", **setting}
-    found, verdict, words = report(**changes, JITOPS_BACKEND="cpp", status=1)
+    found, verdict, words = report_and_words(**changes, JITOPS_BACKEND="cpp", status=1)
     finding = found["ops", f"{OP} cpp"]
     assert finding["found"] == "cannot run"
     assert reason in finding["fix"]
@@ -106,7 +111,7 @@ def test_doctor_applies_the_settings_that_a_call_does(tmp_path, setting, reason)
 
 @pytest.mark.thorough
 def test_doctor_with_a_compiler_that_is_named_and_missing(tmp_path):
-    found, _, _ = report(CXX="/no/such/g++", JITOPS_CACHE_DIR=tmp_path / "cache")
+    found, _ = report(CXX="/no/such/g++", JITOPS_CACHE_DIR=tmp_path / "cache")
     assert "'/no/such/g++', which is not found" in found["tools", "C++ compiler"]["found"]
 
 
@@ -122,7 +127,7 @@ def test_doctor_with_a_compiler_that_is_named_and_missing(tmp_path):
     ],
 )
 def test_doctor_with_a_quote_that_does_not_close(tmp_path, variable, topic):
-    found, _, words = report(**{variable: "g++ 'x"}, JITOPS_CACHE_DIR=tmp_path / "cache")
+    found, _, words = report_and_words(**{variable: "g++ 'x"}, JITOPS_CACHE_DIR=tmp_path / "cache")
     finding = found["tools", topic]
     assert finding["status"] == ("problem" if variable == "CXX" or torch.version.cuda else "note")
     assert f"${variable} must be words with balanced quotes" in finding["found"]
@@ -135,10 +140,10 @@ def test_doctor_with_a_compiler_that_does_not_work(tmp_path):
     broken = tmp_path / "g++"
     broken.write_text('#!/bin/sh\n[ "$1" = -v ] && exec c++ -v\necho out of order >&2\nexit 1\n')
     broken.chmod(0o755)
-    found, _, _ = report(CXX=broken, JITOPS_CACHE_DIR=tmp_path / "cache")
+    found, _ = report(CXX=broken, JITOPS_CACHE_DIR=tmp_path / "cache")
     assert "out of order" in found["tools", "compiling"]["found"]
     changes = {"CXX": broken, "JITOPS_CACHE_DIR": tmp_path / "cache"}
-    found, verdict, _ = report(**changes, JITOPS_BACKEND="cpp", status=1)
+    found, verdict = report(**changes, JITOPS_BACKEND="cpp", status=1)
     assert found["ops", f"{OP} cpp"]["fix"] == "see compiling, above"
     assert "does NOT work" in verdict
 
@@ -151,7 +156,7 @@ def test_doctor_without_ninja(tmp_path):
         "import os\nreal = os.access\n"
         "os.access = lambda path, mode: not str(path).endswith('/ninja') and real(path, mode)\n"
     )
-    found, verdict, words = report(
+    found, verdict, words = report_and_words(
         PATH=path,
         PYTHONPATH=f"{tmp_path / 'hidden'}{os.pathsep}{environment()['PYTHONPATH']}",
         JITOPS_CACHE_DIR=tmp_path / "cache",
@@ -176,7 +181,7 @@ def test_doctor_with_a_stale_lock_of_torchs(tmp_path, where):
     lock.parent.mkdir(parents=True)
     lock.touch()
     changes = {"TORCH_EXTENSIONS_DIR": None, "XDG_CACHE_HOME": None, where: tmp_path}
-    found, _, words = report(**changes, JITOPS_CACHE_DIR=tmp_path / "cache")
+    found, _, words = report_and_words(**changes, JITOPS_CACHE_DIR=tmp_path / "cache")
     assert str(lock) in found["cache", "torch's own lock"]["found"]
     assert f"rm {lock}" in words.replace("\n", "")
 
@@ -184,7 +189,7 @@ def test_doctor_with_a_stale_lock_of_torchs(tmp_path, where):
 @pytest.mark.thorough
 def test_doctor_with_an_unusable_cache(tmp_path):
     (tmp_path / "file").touch()
-    found, _, words = report(JITOPS_CACHE_DIR=tmp_path / "file", TMPDIR=tmp_path)
+    found, _, words = report_and_words(JITOPS_CACHE_DIR=tmp_path / "file", TMPDIR=tmp_path)
     assert found["cache", "cache"]["status"] == "note"
     assert "is used instead; set JITOPS_CACHE_DIR" in words
 
@@ -205,6 +210,6 @@ def test_doctor_of_a_build_that_failed(tmp_path, root):
     code, out, _ = command("build", OP, "--backend=cpp", **changes)
     assert code == 1
     assert f"{OP}.cpp:1" in out
-    found, *_ = report(**changes, status=1)
+    found, _ = report(**changes, status=1)
     assert found["ops", f"{OP} cpp"]["status"] == "problem"
     assert f"{OP}.cpp:1" in str(found["ops", f"{OP} cpp"])

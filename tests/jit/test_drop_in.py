@@ -276,7 +276,7 @@ BARE = {"no_implicit_headers": True, "with_pytorch_error_handling": False}
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize("functions", ["f", ["f", "g"], {"f": "Of f.", "g": "Of g."}])
+@pytest.mark.parametrize("functions", ["f", {"f": "Of f.", "g": "Of g."}])
 def test_functions_in_every_form(cache, functions):
     texts = [BOUND.format(name="f", value=1), BOUND.format(name="g", value=2)]
     module = load_inline("forms", texts, functions=functions, **BARE)

@@ -228,11 +228,20 @@ def test_module():
 @pytest.mark.cpp
 @pytest.mark.thorough
 def test_more_elements_than_32_bits_count():
-    """Three rows of 2^30 columns, of which hardly any memory is touched."""
-    x = torch.empty(3, 2**30, dtype=torch.bfloat16)
-    near = torch.randn(3, 16).bfloat16()
-    x[:, -16:] = near
-    labels = torch.tensor([0, 0, 1])
+    """In 32 candidates, of which hardly any memory is touched. The last one is the nearest."""
+    columns = 2**26 + 16
+    near = torch.full((33, 16), 5.0).bfloat16()
+    near[0], near[1], near[-1] = 1.0, 2.0, 3.0
+    x, y = (torch.empty(rows, columns, dtype=torch.bfloat16) for rows in (1, 32))
+    x[:, -16:], y[:, -16:] = near[:1], near[1:]
+    labels, of_y = torch.tensor([0]), torch.tensor([0] + [1] * 31)
     with ops.use_backend("cpp"), torch.no_grad():
-        far = ops.batch_hard_triplet_loss(x, labels, reduction="none")
-        assert torch.equal(far, ops.batch_hard_triplet_loss(near, labels, reduction="none"))
+        far, expected = (
+            ops.batch_hard_triplet_loss(
+                a, labels, 20.0, ref_emb=b, ref_labels=of_y, reduction="none"
+            )
+            for a, b in ((x, y), (near[:1], near[1:]))
+        )
+    assert y.numel() > 2**31
+    assert expected.item() == 20.0 + 4.0 - 8.0
+    assert torch.equal(far, expected)

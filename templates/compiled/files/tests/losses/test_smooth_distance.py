@@ -127,7 +127,7 @@ X = torch.randn(2, 3)
         (
             {"reduction": "avg"},
             ops.ArgumentError,
-            "reduction must be one of none, mean, sum, got 'avg'",
+            "reduction must be one of none, mean, sum, got 'avg'; did you mean 'mean'?",
         ),
     ],
 )
