@@ -15,7 +15,10 @@ from ops.gradcheck._traits import short
 
 
 def interleaved_calls(probe: Probe) -> Outcome:
-    """Call the function between a forward and its backward pass; run a second backward pass."""
+    """Call the function between a forward and its backward pass; run a second backward pass.
+
+    Also write to inputs and results before the backward pass.
+    """
     expected = probe.forward_and_backward(probe.at())
     away = probe.others(-1e-3)
     try:
@@ -47,7 +50,29 @@ def interleaved_calls(probe: Probe) -> Outcome:
             problem = differ(labels, found, should, probe.same, how, alone)
             if problem:
                 return Outcome(problem)
-    return Outcome()
+    return Outcome(_overwritten(probe, expected))
+
+
+def _overwritten(probe: Probe, expected: list[Tensor | None]) -> str:
+    """Write to inputs or results before the backward pass: it must raise, or be right."""
+    labels = probe.labels(len(expected))[-len(probe.names) :]
+    for of_inputs in (True, False):
+        leaves = probe.leaves(probe.at())
+        results = probe.call(leaves)
+        seeds = probe.seeds(results)
+        for tensor in probe.variables(leaves) if of_inputs else results:
+            with contextlib.suppress(RuntimeError):  # expanded tensors refuse
+                tensor.detach().mul_(2)  # detach() shares the version, which save_for_backward uses
+        try:
+            found = gradients(results, probe.variables(leaves), seeds)
+        except Exception:
+            continue  # it notices, as it must
+        which = "its inputs" if of_inputs else "its results"
+        here = f"after an in-place change of {which}, which save_for_backward would notice"
+        problem = differ(labels, found, expected[-len(labels) :], probe.same, here, "without one")
+        if problem:
+            return problem
+    return ""
 
 
 def non_leaf_inputs(probe: Probe) -> Outcome:
@@ -163,8 +188,13 @@ def _written_to(probe: Probe, dtype: torch.dtype | None, recorded: bool) -> list
         gradients(results, probe.variables(leaves), seeds)
     names = [*probe.subject.names, *(f"the gradient of result {i}" for i in range(len(seeds)))]
     versions += [0] * len(seeds)
+    grads = [
+        f"the .grad of {name}"
+        for name, leaf in zip(probe.subject.names, leaves, strict=True)
+        if leaf.grad is not None
+    ]
     now, then = [*leaves, *seeds], [*probe.at(dtype), *(probe.seeds(results) if recorded else ())]
-    return [
+    return grads + [
         name
         for name, one, other, version in zip(names, now, then, versions, strict=True)
         if one._version != version or not identical(one, other)

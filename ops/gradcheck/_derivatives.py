@@ -49,8 +49,8 @@ def exact_zeros(probe: Probe) -> Outcome:
         if not question.variable[place] or not zeros:
             continue
         tensors = [t.clone() for t in question.tensors]
-        if not all(_is_finite(question, tensors, place, zeros, by) for by in (-1e-6, 1e-6, 0.0)):
-            continue  # zero is outside the domain of the function
+        if not all(_is_inside(question, tensors, place, zeros, by) for by in (-1e-6, 1e-6, 0.0)):
+            continue  # zero is outside the domain of the function, or at its edge
         only = [zeros if i == place else [] for i, var in enumerate(question.variable) if var]
         its = _compared(probe, dataclasses.replace(question, tensors=tensors), only)
         if its.wrong:
@@ -67,12 +67,16 @@ def _compared(probe: Probe, question: _Question, only: Sequence[Sequence[int]]) 
     return _in_its_precision(probe, question, only).comparison or Comparison()
 
 
-def _is_finite(
+def _is_inside(
     question: _Question, tensors: list[Tensor], place: int, where: list[int], value: float
 ) -> bool:
+    """Whether results are finite, and as many as elsewhere, where these elements have a value."""
     tensors[place].view(-1)[where] = value
     try:
-        return all(bool(y.isfinite().all()) for y in question.call(tensors, False))
+        results = question.call(tensors, False)
+        weights = zip(results, question.sets[0], strict=True)
+        alike = all(weight is None or y.shape == weight.shape for y, weight in weights)
+        return alike and all(bool(y.isfinite().all()) for y in results)
     except Exception:
         return False
 

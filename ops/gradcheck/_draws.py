@@ -26,8 +26,11 @@ class SameDraws(TorchDispatchMode):
             dtype = like.dtype
         wide_args, wide_kwargs = pytree.tree_map(_wide, (args, kwargs))
         result = func(*wide_args, **wide_kwargs)
+        for place, argument in enumerate(func._schema.arguments[: len(args)]):
+            if argument.alias_info is not None and argument.alias_info.is_write:
+                args[place].copy_(wide_args[place])
         if args and result is wide_args[0]:  # an in-place function
-            return args[0].copy_(result)
+            return args[0]
         return pytree.tree_map(
             lambda t: t.to(dtype) if isinstance(t, Tensor) and t.is_floating_point() else t, result
         )

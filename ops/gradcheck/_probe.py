@@ -137,7 +137,9 @@ class Probe:
         seeds = self.seeds(results)
         with within:
             its = gradients(results, self.variables(leaves), seeds)
-        return [y.detach() for y in results], list(its)
+        # Copies, because a function may write its next results to the memory of these.
+        copies = [None if g is None else g.clone() for g in its]
+        return [y.detach().clone() for y in results], copies
 
     def forward_and_backward(self, tensors: Sequence[Tensor]) -> list[Tensor | None]:
         """The results and the gradients, in one list."""
@@ -171,3 +173,20 @@ def gradients(
     )
     # Gradients of embeddings may be sparse.
     return tuple(g if g is None or g.layout is torch.strided else g.to_dense() for g in its)
+
+
+def leaves_of(results: Sequence[Tensor], besides: Sequence[Tensor]) -> list[Tensor]:
+    """The tensors that the results' gradients would be written to, ``besides`` these."""
+    found: list[Tensor] = []
+    nodes: list[Any] = [y.grad_fn for y in results]
+    seen: set[Any] = {None}
+    while nodes:
+        node = nodes.pop()
+        if node in seen:
+            continue
+        seen.add(node)
+        leaf = getattr(node, "variable", None)
+        if isinstance(leaf, Tensor) and all(leaf is not tensor for tensor in besides):
+            found.append(leaf)
+        nodes += [parent for parent, _ in reversed(node.next_functions)]
+    return found

@@ -7,6 +7,7 @@ If the quotient with the first step disagrees, or rounding hides it, slopes with
 - If the slopes of the two sides differ at every step, the point is a kink, and any slope between
   the two is right.
 - If the function jumps, the derivative must be a slope beside the jump.
+- If several kinks meet there, any slope between those at points nearby is right (``_ties``).
 - If rounding hides all of them, the check cannot tell.
 """
 
@@ -22,6 +23,7 @@ from torch import Tensor
 from ops.gradcheck._comparison import Comparison, Element, Tolerance
 from ops.gradcheck._kinks import is_vertical, sides_of_jump, sides_of_kink
 from ops.gradcheck._slopes import Estimate, Line, Noise, Rung, Values, estimate, noise, safely
+from ops.gradcheck._ties import Nearby
 
 _CLEAR = 1e-3  # one step is enough if rounding errors are below this part of the derivative
 # Otherwise rounding errors must be below one of these parts: of the derivative itself, of the
@@ -74,7 +76,11 @@ def compare(given: Compared, only: Sequence[Sequence[int]] | None = None) -> Com
         wanted = rows[place]
         for at in _spread(count, given.at_most) if only is None else only[place]:
             index = tuple(int(i) for i in torch.unravel_index(torch.tensor(at), point.shape))
-            judge(judge.along_element(at), wanted[:, at].tolist(), name, index, result)
+            # No step moves an infinite element or NaN, so only NaN is surely wrong there.
+            if point.view(-1)[at].isfinite() or wanted[:, at].isnan().any():
+                line = judge.along_element(at)
+                judge(line, wanted[:, at].tolist(), name, index, result, at)
+        judge.all_kinks(wanted, name, result)
         if only is None and count > given.at_most:
             rest = Comparison()
             for block in torch.arange(count).chunk(_BLOCKS):
@@ -113,6 +119,9 @@ class _Judge:
     ) -> None:
         self.given, self.points, self.place = given, points, place
         self.here, self.hidden, self.scales = here, hidden, scales
+        self.kinks: list[int] = []
+        self.nearby = Nearby(given.values, points, here, given.weights, hidden)
+        self.ties = given.narrow is None  # whether wrong elements may lie at ties
 
     def along_element(self, at: int) -> Line:
         flat = self.points[self.place].view(-1)
@@ -156,6 +165,7 @@ class _Judge:
         name: str,
         index: tuple[int, ...],
         result: Comparison,
+        at: int | None = None,
     ) -> None:
         """Compare all sums at one element, and record the worst one."""
         found = []
@@ -177,6 +187,8 @@ class _Judge:
                 max(abs(mine), abs(verdict[1].slope)), verdict[1].error
             )
             found.append((verdict[0], Element(name, index, mine, verdict[1].slope, allowed)))
+        if at is not None and self.ties and any(status == _WRONG for status, _ in found):
+            found = self._at_tie(at, found)
         status = max(status for status, _ in found)
         worst = max(
             (element for its, element in found if its == status),
@@ -186,6 +198,47 @@ class _Judge:
         lists = {_WRONG: result.wrong, _KINK: result.kinks, _UNCLEAR: result.unclear}
         if status != _RIGHT:
             lists[status].append(worst)
+        if status == _KINK and at is not None:
+            self.kinks.append(at)
+
+    def _at_tie(self, at: int, found: list[tuple[int, Element]]) -> list[tuple[int, Element]]:
+        """The same, with wrong derivatives at kinks if slopes nearby allow them."""
+        wrong = [which for which, (status, _) in enumerate(found) if status == _WRONG]
+        limits = self.nearby.at_kink(self.place, self._along([at]))
+        # Once a derivative is wrong in any case, there is no need to look closely at others.
+        self.ties = limits is not None and all(
+            low <= found[which][1].analytic <= high and high - low > 0.05 * max(abs(low), abs(high))
+            for which in wrong
+            for low, high in [[side[which].item() for side in limits]]
+        )
+        return [(_KINK, e) if self.ties and s == _WRONG else (s, e) for s, e in found]
+
+    def all_kinks(self, wanted: Tensor, name: str, result: Comparison) -> None:
+        """Compare the derivatives along all elements at kinks at once, because they may cancel."""
+        if len(self.kinks) < 2:
+            return
+        limits = self.nearby.at_kink(self.place, self._along(self.kinks))
+        its = wanted[:, self.kinks].double()
+        total, sizes = its.sum(1).tolist(), its.abs().sum(1).tolist()
+        if limits is None or not all(map(math.isfinite, sizes)):
+            return
+        lows, highs = (side.tolist() for side in limits)
+        for mine, size, low, high in zip(total, sizes, lows, highs, strict=True):
+            nearest, allowed = (
+                min(max(mine, low), high),
+                self.given.tolerance.allowed(size, 1e-4 * size),
+            )
+            if abs(mine - nearest) > allowed:
+                place = f"{name}, along its {len(self.kinks)} elements at kinks together"
+                result.wrong.append(Element(place, (), mine, nearest, allowed))
+                result.elements.append(result.wrong[-1])
+                return
+
+    def _along(self, elements: Sequence[int]) -> Tensor:
+        point = self.points[self.place]
+        direction = torch.zeros(point.numel(), dtype=point.dtype, device=point.device)
+        direction[list(elements)] = 1
+        return direction.view(point.shape)
 
     def _look_closely(self, line: Line, which: int, analytic: float) -> tuple[int, Estimate]:
         rungs = line.coarse(which)

@@ -55,7 +55,7 @@ def noise(points: list[Tensor], values: Values, narrow: float | None = None) -> 
     """
     eps = max(torch.finfo(point.dtype).eps for point in points)
     here = safely(values, points)
-    size = here.abs().nan_to_num(0, 0, 0)
+    size = sizes(here)
     if narrow is not None:
         return Noise(eps, 2 * narrow * size)
     # At this spacing, high differences of a smooth function vanish, but those of rounding errors
@@ -67,8 +67,8 @@ def noise(points: list[Tensor], values: Values, narrow: float | None = None) -> 
     for side in (-by, by):
         differences = torch.stack(
             [
-                _fitting(here, safely(values, [
-                    p + side * count * s * p.abs().clamp(min=1)
+                fitting(here, safely(values, [
+                    p + side * count * s * sizes(p).clamp(min=1)
                     for p, s in zip(points, signs, strict=True)
                 ]))
                 for count in range(_ORDER + 1)
@@ -77,12 +77,17 @@ def noise(points: list[Tensor], values: Values, narrow: float | None = None) -> 
         sides.append(differences[0].abs() / math.comb(2 * _ORDER, _ORDER) ** 0.5)
     rough = torch.minimum(*(side.nan_to_num(torch.inf) for side in sides))
     # A rougher function is not noisy: it varies on so small a scale.
-    largest = max((p.abs().max().item() for p in [*points, size] if p.numel()), default=0.0)
+    largest = max((sizes(p).max().item() for p in [*points, size] if p.numel()), default=0.0)
     rough = torch.where(rough <= by * largest, rough, 0)
     return Noise(eps, torch.where(rough > _ROUNDINGS / 4 * eps * size, 16 * rough, 0))
 
 
-def _fitting(here: Tensor, values: Tensor) -> Tensor:
+def sizes(values: Tensor) -> Tensor:
+    """The magnitudes, with zero for infinite elements and NaN, which no step moves."""
+    return values.abs().nan_to_num(0, 0, 0)
+
+
+def fitting(here: Tensor, values: Tensor) -> Tensor:
     return values if values.shape == here.shape else torch.full_like(here, torch.nan)
 
 
@@ -138,7 +143,7 @@ class Line:
         """The distance from the point after rounding, and the results there."""
         if t not in self._seen:
             moved, values = self._values(t)
-            self._seen[t] = moved, _fitting(self._seen[0.0][1], values)
+            self._seen[t] = moved, fitting(self._seen[0.0][1], values)
         return self._seen[t]
 
     def slopes(self, low: float, high: float) -> tuple[Tensor, Tensor]:

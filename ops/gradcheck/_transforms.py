@@ -19,24 +19,29 @@ from ops.gradcheck._probe import Outcome, Probe, gradients
 
 
 def forward_mode(probe: Probe) -> Outcome:
-    """Compare the derivative in a random direction of each input with reverse mode."""
+    """Compare the derivative in a random direction, of each input and of all, with reverse mode."""
     tensors = probe.at()
     count = len(probe.call(tensors))
     backward = probe.forward_and_backward(tensors)[count:]
     directions = probe.seeds(probe.variables(tensors))
     products = [
-        torch.zeros(1) if gradient is None else gradient * direction
+        torch.zeros(1) if gradient is None else (gradient * direction).flatten()
         for gradient, direction in zip(backward, directions, strict=True)
     ]
     largest = max(terms.abs().sum().item() for terms in products)
-    problems = []
-    for place, (name, terms) in enumerate(zip(probe.names, products, strict=True)):
-        direction = directions[place]
+    problems: list[str] = []
+    every = range(len(products))
+    moves = [(name, {i}) for i, name in enumerate(probe.names)]
+    moves += [("all inputs", {*every})] if len(products) > 1 else []
+    for name, places in moves:
+        if len(places) > 1 and problems:
+            break  # the error is that of one input
+        terms = torch.cat([products[i].to(products[0].device) for i in sorted(places)])
         with forward_ad.dual_level(), warnings.catch_warnings():
             # torch loads some formulas for forward mode by torch.jit on first use.
             warnings.filterwarnings("ignore", message=".*torch.jit.* is deprecated")
             dual = iter(
-                forward_ad.make_dual(v, direction) if i == place else v
+                forward_ad.make_dual(v, directions[i]) if i in places else v
                 for i, v in enumerate(probe.variables(tensors))
             )
             results = probe.call(

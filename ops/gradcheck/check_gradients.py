@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import warnings
 from collections.abc import Callable, Sequence
@@ -21,7 +22,7 @@ from ops._errors import (
 from ops.gradcheck import _table, _traits
 from ops.gradcheck._comparison import Tolerance
 from ops.gradcheck._mismatch import AGREEMENT
-from ops.gradcheck._probe import Probe, Settings
+from ops.gradcheck._probe import Probe, Settings, leaves_of
 from ops.gradcheck._report import CANNOT_TELL, FAIL, NOT_RUN, Check, GradientReport
 from ops.gradcheck._subject import Subject
 
@@ -30,6 +31,10 @@ __all__ = ["GradientReport", "check_gradients"]
 _CHOOSE = (
     "no input requires gradients, so all floating ones are checked; mark some with "
     "requires_grad_() to check only those"
+)
+_OTHERS = (
+    "the results depend on tensors that are no inputs, of shapes {}, whose gradients are not "
+    "checked; pass them as inputs, or pass their module as the function"
 )
 OneBackend = Literal["torch", "cpp", "cuda"]
 _BACKENDS: tuple[OneBackend, ...] = get_args(OneBackend)
@@ -164,10 +169,16 @@ def _report(
 
     reference = probe("torch")
     given = reference.as_given()
-    given = reference.leaves(given) if reference.traits.differentiates else given
+    leaves = reference.leaves(given)
+    given = leaves if reference.traits.differentiates else given
     used = dispatch.used_by(lambda: reference.call(given))
     checks: list[Check] = []
     notes = dict.fromkeys(reference.traits.notes)
+    with contextlib.suppress(Exception):  # the checks report it
+        others = leaves_of(reference.call(leaves), besides=leaves)
+        if others:
+            shapes = ", ".join(str(list(tensor.shape)) for tensor in others)
+            notes[_OTHERS.format(shapes)] = None
     for backend in _BACKENDS if backends is None else backends:
         problem = _cannot_run(used, backend)
         if not problem:

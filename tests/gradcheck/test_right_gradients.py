@@ -50,6 +50,12 @@ def seeded_noise(x):
     return x * torch.rand_like(x) + torch.randn_like(x).mul(x).sin()
 
 
+def seeded_slopes(x):
+    """The function writes its random numbers to an argument."""
+    torch.manual_seed(7)
+    return F.rrelu(x, training=True)
+
+
 def with_a_generator(x):
     generator = torch.Generator().manual_seed(1)
     return x.sin() * torch.empty_like(x).bernoulli_(0.5, generator=generator)
@@ -94,6 +100,7 @@ RIGHT = [
     (in_bfloat16, (torch.randn(4), torch.randn(4))),
     (seeded_dropout, (torch.randn(3, 4),)),
     (seeded_noise, (torch.randn(3, 4),)),
+    (seeded_slopes, (torch.randn(3, 4),)),
     (with_a_generator, (torch.randn(3, 4),)),
     (with_default_constants, (torch.randn(4, 4),)),
     (closes_over_float32, (torch.randn(3, 4),)),
@@ -102,6 +109,8 @@ RIGHT = [
     (torch.logit, (torch.tensor([1e-7, 0.5, 1 - 1e-7], dtype=torch.float64),)),
     (torch.acos, (torch.tensor([1 - 1e-9, 0.5], dtype=torch.float64),)),
     (torch.sqrt, (torch.tensor([0.0, 1.0]),)),
+    (lambda x: x.logsumexp(-1), (torch.tensor([[-torch.inf, 1.0, 2.0]]),)),
+    (lambda x: x[x > 0].square(), (torch.tensor([1.0, -2.0, -0.5, 3.0]),)),
     (lambda x: x**1.5, (torch.tensor([0.0, 1.0]),)),
     (F.binary_cross_entropy, (torch.rand(3, 4), (torch.rand(3, 4) > 0.5).float())),
     (lambda x: torch.distributions.Beta(x, x + 1).log_prob(torch.tensor(0.3)), (torch.rand(3),)),
