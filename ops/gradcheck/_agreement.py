@@ -18,8 +18,10 @@ from ops.gradcheck._traits import narrowest, short
 Run = Callable[[Sequence[Tensor]], list[Tensor | None]]
 
 
-def agreement(probe: Probe, reference: Probe, dtype: torch.dtype) -> Outcome:
+def agreement(probe: Probe, reference: Probe, dtype: torch.dtype | None) -> Outcome:
     """Compare a dtype with the pure-torch path in float64 from the same rounded inputs.
+
+    ``None`` stands for the given dtypes, if they differ. The least precise sets the precision.
 
     Results may also differ by the effect of rounding the inputs once more. No implementation can
     do better near a kink, or if large numbers cancel.
@@ -28,8 +30,10 @@ def agreement(probe: Probe, reference: Probe, dtype: torch.dtype) -> Outcome:
         return _agreement(probe, reference, dtype)
 
 
-def _agreement(probe: Probe, reference: Probe, dtype: torch.dtype) -> Outcome:
-    inputs = probe.at(dtype)
+def _agreement(probe: Probe, reference: Probe, given: torch.dtype | None) -> Outcome:
+    inputs = probe.at(given) if given else probe.as_given()
+    floating = [t.dtype for t in inputs if t.is_floating_point()]
+    dtype = max(floating, key=lambda its: torch.finfo(its).eps)
     wide = [t.to(w.device, w.dtype) for t, w in zip(inputs, reference.at(), strict=True)]
     mine = probe.forward_and_backward(inputs)
     count = len(mine) - len(probe.names)
@@ -44,7 +48,8 @@ def _agreement(probe: Probe, reference: Probe, dtype: torch.dtype) -> Outcome:
 
     theirs = [_in_range(value, dtype) for value in expected(wide)]
     spread = shaken(reference, expected, wide, dtype, theirs)
-    here, there = f"in {short(dtype)}", "on the pure-torch path in float64"
+    here = f"in {short(given)}" if given else "in the given dtypes"
+    there = "on the pure-torch path in float64"
     labels, tolerance = probe.labels(len(mine)), max(AGREEMENT[dtype], reference.same)
     # One scale for all gradients, because those that cancel are only as exact as the others.
     most = max((largest(t) for t in theirs[count:] if t is not None), default=0.0)

@@ -142,8 +142,10 @@ def one_tensor_twice(probe: Probe) -> Outcome:
 def determinism(probe: Probe) -> Outcome:
     """Compare five runs in the given dtypes bit for bit."""
 
+    wide = probe.traits.default or probe.mixed
+
     def run() -> list[Tensor | None]:
-        leaves = probe.leaves(probe.at() if probe.traits.default else probe.as_given())
+        leaves = probe.leaves(probe.at() if wide else probe.as_given())
         results = probe.call(leaves, seeded=False)
         its = gradients(results, probe.variables(leaves), probe.seeds(results))
         return [*(y.detach() for y in results), *its]

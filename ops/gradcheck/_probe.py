@@ -16,7 +16,7 @@ from ops.gradcheck._comparison import Comparison, Tolerance
 from ops.gradcheck._draws import SameDraws
 from ops.gradcheck._mismatch import AGREEMENT
 from ops.gradcheck._subject import Subject
-from ops.gradcheck._traits import Traits
+from ops.gradcheck._traits import Traits, short
 
 NOTHING = contextlib.nullcontext()
 
@@ -100,6 +100,12 @@ class Probe:
     def as_given(self) -> list[Tensor]:
         """New copies of the inputs, in their given dtypes."""
         return self.subject.at(None, self.device)
+
+    @property
+    def mixed(self) -> list[torch.dtype]:
+        """The floating dtypes of the given inputs, if they differ. The function may refuse them."""
+        given = {t.dtype for t in self.subject.tensors if t.is_floating_point()}
+        return sorted(given, key=short) if len(given) > 1 else []
 
     def variables(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         """The tensors that have gradients."""

@@ -52,6 +52,11 @@ def _all_of(probe: Probe, reference: Probe, order: int) -> Iterator[Check]:
         question = functools.partial(_agreement.agreement, probe, reference, dtype)
         name = f"agrees in {short(dtype)}"
         yield _ask(probe, name, question, optional=dtype is not torch.float64)
+    if probe.mixed:
+        question = functools.partial(_agreement.agreement, probe, reference, None)
+        yield _ask(
+            probe, f"agrees in {' and '.join(map(short, probe.mixed))}", question, optional=True
+        )
 
 
 def _ask(probe: Probe, name: str, question: Callable[[], Outcome], optional: bool) -> Check:

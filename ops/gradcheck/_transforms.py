@@ -60,7 +60,59 @@ def forward_mode(probe: Probe) -> Outcome:
                 f"the derivative in a direction of {name} is {ours:.6g} in forward mode{lost} and "
                 f"{theirs:.6g} in reverse mode"
             )
-    return Outcome("\n".join(problems))
+    return Outcome("\n".join(problems) or _second_derivative(probe))
+
+
+def _second_derivative(probe: Probe) -> str:
+    """Compare the derivative of the gradient in forward mode, as Hessians take, with reverse mode.
+
+    The same holds for the gradient of a derivative in forward mode.
+    """
+    directions = probe.seeds(probe.variables(probe.at()))
+
+    def reverse(leaves: list[Tensor]) -> tuple[Tensor | None, ...]:
+        results = probe.call(leaves)
+        return gradients(results, probe.variables(leaves), probe.seeds(results), create_graph=True)
+
+    def products(values: Sequence[Tensor | None], weights: Sequence[Tensor]) -> Tensor:
+        pairs = [(v, w) for v, w in zip(values, weights, strict=True) if v is not None]
+        return sum(((v * w).sum() for v, w in pairs), start=torch.zeros(()))
+
+    def dual(leaves: list[Tensor]) -> list[Tensor]:
+        moving = iter(directions)
+        return [
+            forward_ad.make_dual(t, next(moving)) if v else t
+            for t, v in zip(leaves, probe.variable, strict=True)
+        ]
+
+    labels = [f"the second derivative by {name}" for name in probe.names]
+    try:
+        leaves = probe.leaves(probe.at())
+        total = products(reverse(leaves), directions)
+        expected = gradients([total], probe.variables(leaves), [torch.ones_like(total)])
+    except Exception:
+        return ""  # order() reports the error
+    for how in ("forward over reverse mode", "reverse over forward mode"):
+        try:
+            with forward_ad.dual_level(), _quiet():
+                leaves = probe.leaves(probe.at())
+                if how == "forward over reverse mode":
+                    found = [
+                        None if g is None else forward_ad.unpack_dual(g).tangent
+                        for g in reverse(dual(leaves))
+                    ]
+                else:
+                    results = probe.call(dual(leaves))
+                    tangents = [forward_ad.unpack_dual(y).tangent for y in results]
+                    total = products(tangents, probe.seeds(results))
+                    its = gradients([total], probe.variables(leaves), [torch.ones_like(total)])
+                    found = list(its)
+        except Exception:
+            continue  # many functions refuse one of the two
+        problem = differ(labels, found, expected, probe.same, f"in {how}", "in reverse mode alone")
+        if problem:
+            return problem
+    return ""
 
 
 def batched_gradients(probe: Probe) -> Outcome:
@@ -83,8 +135,10 @@ def vmap(probe: Probe) -> Outcome:
     """Compare ``torch.vmap`` over all inputs, over each alone, and of gradients, with a loop."""
     points = [probe.at(), probe.others(-1e-3), probe.others(-2e-3)]
     everything = tuple(range(len(probe.names)))
-    alone = itertools.combinations(everything, 1) if len(everything) > 1 else ()
-    for batched in (everything, *alone):
+    # One input alone, and all but one, find rules that forget which inputs have a batch.
+    parts = {k for k in (1, len(everything) - 1) if 0 < k < len(everything)}
+    some = itertools.chain(*(itertools.combinations(everything, k) for k in sorted(parts)))
+    for batched in (everything, *some):
         problem = _over(probe, points, batched, 0) or _over(probe, points, batched, -1)
         if problem:
             return Outcome(problem)

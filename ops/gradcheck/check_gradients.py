@@ -168,7 +168,7 @@ def _report(
         return dataclasses.replace(plain, traits=traits)
 
     reference = probe("torch")
-    given = reference.as_given()
+    given = reference.at() if reference.mixed else reference.as_given()
     leaves = reference.leaves(given)
     given = leaves if reference.traits.differentiates else given
     used = dispatch.used_by(lambda: reference.call(given))

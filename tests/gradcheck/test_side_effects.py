@@ -102,3 +102,28 @@ def test_the_report_names_tensors_that_are_no_inputs():
         assert "depend on tensors that are no inputs, of shapes [2], [2, 4], whose" in str(report)
     assert "no inputs" not in str(ops.check_gradients(module, x()))
     assert "no inputs" not in str(ops.check_gradients(module.requires_grad_(False).forward, x()))
+
+
+class MixedDtypes(torch.autograd.Function):
+    """Its gradient is wrong where the inputs have two dtypes."""
+
+    @staticmethod
+    def forward(ctx, x, w):
+        ctx.save_for_backward(x, w)
+        return x * w.to(x.dtype)
+
+    @staticmethod
+    def backward(ctx, g):
+        x, w = ctx.saved_tensors
+        factor = 1 if x.dtype == w.dtype else 2
+        return g * w.to(x.dtype), factor * (g * x).to(w.dtype)
+
+
+def test_the_given_dtypes_are_checked_if_they_differ():
+    for one, other in (("bfloat16", "float32"), ("float32", "float64")):
+        inputs = x().to(getattr(torch, one)), x().to(getattr(torch, other))
+        report = ops.check_gradients(MixedDtypes.apply, *inputs, dtypes=())
+        assert [found.name for found in report.failures] == [f"agrees in {one} and {other}"]
+        assert "in the given dtypes" in str(report)
+        assert ops.check_gradients(torch.mul, *inputs)
+        assert ops.check_gradients(nn.functional.linear, *inputs)  # it refuses them
