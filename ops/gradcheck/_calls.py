@@ -141,7 +141,6 @@ def one_tensor_twice(probe: Probe) -> Outcome:
 
 def determinism(probe: Probe) -> Outcome:
     """Compare five runs in the given dtypes bit for bit."""
-
     wide = probe.traits.default or probe.mixed
 
     def run() -> list[Tensor | None]:

@@ -123,6 +123,9 @@ def _of_arriving(probe: Probe, dtype: torch.dtype | None) -> str:
     leaves = probe.leaves(probe.at(dtype))
     results, variables = probe.call(leaves), probe.variables(leaves)
     seeds = probe.seeds(results)
+    # Equal arriving gradients may cancel, as in a normalisation.
+    usual = gradients(results, variables, seeds)
+    scale = max((largest(g) for g in usual if g is not None), default=0.0)
     seen = {_strides(seeds)}
     alone = range(len(seeds) if len(seeds) > 1 and not dtype else 0)
     for (layout, lay), place in itertools.product(_ALL.items(), (None, *alone)):
@@ -134,7 +137,7 @@ def _of_arriving(probe: Probe, dtype: torch.dtype | None) -> str:
         plain = list(gradients(results, variables, [s.contiguous() for s in ours]))
         which = "" if place is None else f" of result {place}"
         how = f"with the arriving gradient{which} {layout}"
-        problem = _differ(probe, dtype, laid, plain, how, "with a contiguous one")
+        problem = _differ(probe, dtype, laid, plain, how, "with a contiguous one", least=scale)
         if problem:
             return problem
     return ""
@@ -152,11 +155,12 @@ def _differ(
     ours: str,
     theirs: str,
     spread: list[Tensor | None] | None = None,
+    least: float = 0.0,
 ) -> str:
-    scale = None
+    scale = max([least, *(largest(v) for v in plain if v is not None)])
     if dtype:
         ours += f" in {short(dtype)}"
-        # Gradients that cancel are only as exact as the others: see agreement().
-        scale = max((largest(v) for v in plain if v is not None), default=0.0)
+    else:
+        scale *= 1e-3  # in half precisions, gradients that cancel are only as exact as the others
     exact = AGREEMENT[dtype] if dtype else probe.same
     return differ(probe.labels(len(laid)), laid, plain, exact, ours, theirs, spread, scale)

@@ -63,7 +63,7 @@ def _ask(probe: Probe, name: str, question: Callable[[], Outcome], optional: boo
     try:
         outcome = question()
     except Exception as error:  # the report shows any error of the function under test
-        refused = isinstance(error, (RuntimeError, NotImplementedError, JitopsError))
+        refused = isinstance(error, (RuntimeError, TypeError, ValueError, JitopsError))
         status = UNSUPPORTED if optional and refused else FAIL
         first = (str(error).strip() or "no message").splitlines()[0]
         return Check(probe.backend, name, status, f"{type(error).__name__}: {first}")

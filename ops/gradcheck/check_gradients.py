@@ -63,8 +63,9 @@ def check_gradients(
       random numbers weight the results.
     - *second order*: the same holds for the gradient of the gradient, and up to ``order``.
     - *exact zeros*: reverse mode holds where some elements are zero.
-    - *forward mode*, *batched gradients* (``is_grads_batched``), *vmap*: they agree with reverse
-      mode.
+    - *forward mode*: it agrees with reverse mode, for each input, for all at once, and for second
+      derivatives.
+    - *batched gradients* (``is_grads_batched``), *vmap*: they agree with single calls.
     - *linearity*: gradients are linear in the gradients that arrive, and zero for zeros.
     - *layouts*: transposed, strided, offset and expanded inputs and arriving gradients change
       nothing.
@@ -73,21 +74,23 @@ def check_gradients(
     - *one tensor twice*: a tensor given in two places gets the sum of both gradients.
     - *without gradients*: results are the same under ``no_grad`` and ``inference_mode``.
     - *interleaved calls*: calls before the backward pass, and a second backward pass, change
-      nothing.
+      nothing. In-place changes of inputs and results change nothing, or raise an error.
     - *default dtype*: ``torch.set_default_dtype`` changes nothing.
     - *determinism*: five runs give the same bits.
-    - *inputs untouched*: the function writes to none of its inputs and arriving gradients.
+    - *inputs untouched*: the function writes to none of its inputs, of their ``.grad``, and of the
+      arriving gradients.
     - *agrees in* each of ``dtypes``: results and gradients agree with the pure-torch path in
       float64, from the same rounded inputs. They may differ by 1e-9 of the largest element in
       float64, 2e-5 in float32, 2⁻⁶ in bfloat16 and 2⁻⁹ in float16, plus the effect of rounding the
       inputs once more. Small gradients may be off by half, or by the effect of rounding every
-      intermediate value.
+      intermediate value. Inputs of several dtypes are compared as given, too.
 
     A gradient fails if it is missing, or zero although the result depends on the input. A mode that
     the function refuses by an error is reported as *not supported*. If the step does not fit the
     point, larger and smaller ones are tried. At a kink, such as a clamp or an argmin, the gradient
-    must lie between the slopes of both sides, and the report names the place. If rounding hides a
-    derivative at every step, the report says *cannot tell*, and a warning is issued.
+    must lie between the slopes of both sides, and the report names the place. Where several kinks
+    meet, it must lie between the slopes nearby. If rounding hides a derivative at every step, the
+    report says *cannot tell*, and a warning is issued.
 
     A function that computes in less precision than its inputs, or accepts only their dtype, is
     checked to that precision. If a function draws random numbers, each call starts with one seed,

@@ -96,10 +96,16 @@ def test_what_a_function_refuses_is_no_failure():
         def backward(ctx, g):
             return Right.backward(ctx, g)
 
+    def not_in_half(x):
+        if x.dtype is torch.float16:
+            raise TypeError("x must not be float16")
+        return x.sin()
+
     for function, arguments, name in (
         (lambda x: x.view(-1)[1:], (torch.randn(3, 4),), "layouts"),
         (Once.apply, inputs(), "second order"),
         (torch.linalg.inv, (torch.randn(3, 3),), "agrees in float16"),
+        (not_in_half, (torch.randn(3, 3),), "agrees in float16"),
     ):
         report = ops.check_gradients(function, *arguments)
         assert report.ok, str(report)

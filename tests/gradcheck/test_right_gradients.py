@@ -125,6 +125,7 @@ RIGHT = [
     (Embedded(), (torch.tensor([0, 2, 2]),)),
     (nn.Embedding(5, 3, sparse=True), (torch.tensor([1, 2, 2]),)),
     (lambda x: x, (torch.randn(3),)),
+    (F.instance_norm, (torch.randn(2, 2, 5),)),
     (nn.LayerNorm(4), (torch.randn(3, 4),)),
     (nn.MultiheadAttention(4, 2), (torch.randn(3, 4), torch.randn(2, 4), torch.randn(2, 4))),
 ]
