@@ -77,6 +77,8 @@ def _second_derivative(probe: Probe) -> str:
         pairs = zip(first, directions, strict=True)
         total = torch.stack([(g * d).sum() for g, d in pairs if g is not None]).sum()
         expected = gradients([total], probe.variables(leaves), [torch.ones_like(total)])
+        if not all(bool(g.isfinite().all()) for g in expected if g is not None):
+            return ""  # order() reports it
         with forward_ad.dual_level(), _quiet():
             moving = iter(directions)
             duals = [
