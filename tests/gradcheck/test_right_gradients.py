@@ -110,6 +110,7 @@ RIGHT = [
     (torch.acos, (torch.tensor([1 - 1e-9, 0.5], dtype=torch.float64),)),
     (torch.sqrt, (torch.tensor([0.0, 1.0]),)),
     (lambda x: x.logsumexp(-1), (torch.tensor([[-torch.inf, 1.0, 2.0]]),)),
+    (lambda x: x.nanmean(0), (torch.tensor([[1.0, torch.nan], [2.0, 3.0]]),)),
     (lambda x: x[x > 0].square(), (torch.tensor([1.0, -2.0, -0.5, 3.0]),)),
     (lambda x: x**1.5, (torch.tensor([0.0, 1.0]),)),
     (F.binary_cross_entropy, (torch.rand(3, 4), (torch.rand(3, 4) > 0.5).float())),
