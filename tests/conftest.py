@@ -246,6 +246,13 @@ def device(request):
 
 
 @pytest.fixture(autouse=True)
+def cache_stays():
+    """No test leaves the cache of another behind."""
+    yield
+    assert os.environ["JITOPS_CACHE_DIR"] == _CACHE
+
+
+@pytest.fixture(autouse=True)
 def seeded():
     torch.manual_seed(0)
 

@@ -13,12 +13,12 @@ from ops.jit._cache import _location
 def cache(tmp_path, monkeypatch):
     """An empty cache, and a process that remembers nothing."""
     folder = tmp_path / "cache"
-    with monkeypatch.context() as m:
-        m.setenv("JITOPS_CACHE_DIR", str(folder))
-        m.setattr(_load, "_loaded", {})
-        _config.settings.cache_clear()
-        _location._refused.cache_clear()
-        yield folder
+    monkeypatch.setenv("JITOPS_CACHE_DIR", str(folder))
+    monkeypatch.setattr(_load, "_loaded", {})
+    _config.settings.cache_clear()
+    _location._refused.cache_clear()
+    yield folder
+    monkeypatch.undo()  # also what the test has set, which would else bring this folder back
     _config.settings.cache_clear()
     _location._refused.cache_clear()
 
