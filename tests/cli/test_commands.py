@@ -327,6 +327,7 @@ def test_a_terminal_without_arrows(tmp_path):
     assert out.isascii()
 
 
+@pytest.mark.thorough
 def test_output_that_nobody_reads():
     """It returns a status without a traceback, and Python prints none when it exits."""
     for target, status in ((">/dev/full", 1), (">&-", 0)):

@@ -136,6 +136,7 @@ def test_doctor_with_a_quote_that_does_not_close(tmp_path, variable, topic):
     assert "→ close its quotes, or unset it" in words
 
 
+@pytest.mark.thorough
 def test_doctor_with_a_compiler_that_does_not_work(tmp_path):
     broken = tmp_path / "g++"
     broken.write_text('#!/bin/sh\n[ "$1" = -v ] && exec c++ -v\necho out of order >&2\nexit 1\n')

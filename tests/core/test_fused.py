@@ -163,6 +163,7 @@ def test_an_op_without_kernels_is_refused():
         FusedOp("nothing", _cube, results=["cube"], backward=[])
 
 
+@pytest.mark.thorough
 @pytest.mark.cpp
 def test_an_error_of_a_kernel_is_told_and_the_kernel_is_not_run_again(monkeypatch):
     """The Python checks find nothing wrong, so the reason is another one."""

@@ -97,6 +97,7 @@ def test_a_function_that_cannot_be_bound_is_named(cache, name, more, cause):
     assert second.startswith(f"  cause: {cause}")
 
 
+@pytest.mark.thorough
 def test_functions_are_bound_beside_lines_that_are_counted(cache):
     module = load_inline("bound", FUNCTIONS.format(""), functions={"right": "docs"}, **BOUND)
     assert module.right() == 1
@@ -206,6 +207,7 @@ def test_bad_arguments(arguments, error, text):
         load(**arguments)
 
 
+@pytest.mark.thorough
 def test_import_leaves_cuda_alone_and_forks(cache, source):
     """A process that has used an op can fork workers which use it too."""
     out, _ = run(

@@ -111,6 +111,7 @@ def test_another_compiler_here_does_not_matter(bundle, cache, tmp_path):
     assert out.split() == ["42", "False"]
 
 
+@pytest.mark.thorough
 def test_ops_by_command(cache, tmp_path):
     """Several instruction sets in one; then a machine without anything."""
     path = tmp_path / "ops.zip"

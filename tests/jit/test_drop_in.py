@@ -286,6 +286,7 @@ def test_functions_in_every_form(cache, functions):
         assert module.g.__doc__.endswith("Of g.\n")
 
 
+@pytest.mark.thorough
 def test_text_without_functions(cache):
     """It brings its own bindings."""
     text = BOUND.format(name="f", value=1)
@@ -293,6 +294,7 @@ def test_text_without_functions(cache):
     assert load_inline("own_bindings", [text], no_implicit_headers=True).f() == 1
 
 
+@pytest.mark.thorough
 def test_files_with_folders_of_headers_and_lenient_flags(cache, tmp_path, capfd):
     """Several sources; flags and folders with blanks and line breaks around them."""
     (tmp_path / "given.h").write_text("int given();\n")
