@@ -73,6 +73,7 @@ def pairs():
             yield command.strip(), output
 
 
+@pytest.mark.thorough
 @pytest.mark.cpp
 def test_the_compiled_example_in_graphs_and_reloaded(tmp_path):
     """It works in a notebook: under torch.compile, and after an edit."""

@@ -69,6 +69,7 @@ def test_it_writes_the_files_and_the_lines_of_an_op(checkout, kind, capsys):
         assert "my_new_loss" in text
 
 
+@pytest.mark.thorough
 def test_a_line_has_its_place(checkout):
     """Imports are sorted; the new row and the new point are the last ones."""
     for name in ("zz_last", "aa_first"):

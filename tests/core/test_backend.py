@@ -264,6 +264,7 @@ def test_use_backend_nests_and_restores():
     assert selection.requested() is None
 
 
+@pytest.mark.thorough
 @pytest.mark.cpp
 def test_environment_variable_loads_at_import(tmp_path):
     cache = tmp_path / "cache"

@@ -128,7 +128,8 @@ def main():
 
 
 @pytest.mark.cpp
-@pytest.mark.parametrize("processes", [2, pytest.param(4, marks=pytest.mark.thorough)])
+@pytest.mark.thorough
+@pytest.mark.parametrize("processes", [2, 4])
 def test_equal_to_one_process(processes):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone",
                f"--nproc-per-node={processes}", "-m", "tests.losses.test_distributed"]  # fmt: skip
