@@ -178,7 +178,7 @@ SEMI_HARD, SEMI_HARD_WITH_REFERENCES = (
         variants=SEMI_HARD_VARIANTS,
         launches=LAUNCHES[:-1],
         mutations=(mutation,),
-        variation=True,  # of the batch-all loss, which has the same kernels
+        variation=count > 1,
     )
     for count, mutation in (
         (
