@@ -10,6 +10,8 @@ import sys
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import torch
+
 from ops._errors import ArgumentError
 
 REMEDY = "call .full_tensor(), or .to_local() for the part of this process"
@@ -57,7 +59,9 @@ def run(name: str, function: Callable[..., Any], *arguments: Any) -> Any:
     """
     try:
         return function(*arguments)
-    except (RuntimeError, NotImplementedError) as error:
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ArgumentError(
             f"{name} cannot run on DTensors with these placements: {reason} Redistribute them to "

@@ -12,8 +12,7 @@ import ops
 from ops._core import blocks, linear_logits
 from tests.harness.battery import Battery
 from tests.harness.op_under_test import OpUnderTest, close
-
-CLASSES = 7
+from tests.losses.test_linear_cross_entropy import CLASSES, targets_of
 
 
 @pytest.fixture
@@ -22,15 +21,6 @@ def many_blocks(monkeypatch):
     monkeypatch.setattr(linear_logits, "ELEMENTS", 3 * CLASSES)
     monkeypatch.setattr(linear_logits, "FEWEST_ROWS", 3)
     monkeypatch.setattr(blocks, "elements_for", lambda tensor: 2 * CLASSES)
-
-
-def targets_of(x):
-    """A class for each row, and every fifth row does not count."""
-    shape = (2,) if x.is_nested else x.shape[:-1]
-    count = int(torch.tensor(shape).prod()) if shape else 1
-    numbers = torch.arange(count, device=x.device)
-    target = (numbers * 5 + 3) % CLASSES
-    return target.masked_fill(numbers % 5 == 4, -100).reshape(shape)
 
 
 def reference(x, w, form="arcface", margin=None, scale=8.0, reduction="mean"):
