@@ -168,7 +168,7 @@ def _samples(options: argparse.Namespace) -> Iterator[Sample]:
 
 
 def _blamed(target: str, error: Exception) -> ops.ArgumentError:
-    """The error that shows what a user's code raised, without the frames that called it."""
+    """An error that shows the exception of a user's code, without the frames that called it."""
     frames = [one for one in traceback.extract_tb(error.__traceback__) if not _is_ours(one)]
     lines = [*traceback.format_list(frames), *traceback.format_exception_only(error)]
     return ops.ArgumentError(f"{target} raises an error:\n{''.join(lines).rstrip()}")

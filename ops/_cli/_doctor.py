@@ -55,7 +55,7 @@ def main(options: argparse.Namespace) -> int:
 def _state(op: dispatch.Op, backend: str, broken: list[Finding]) -> Finding:
     """The state of an extension: cached, would be built, or the reason why neither.
 
-    ``broken`` is what a build with this back end needs and lacks.
+    ``broken`` lists the tools that a build with this back end needs and lacks.
     """
     topic = f"{op.name} {backend}"
     try:

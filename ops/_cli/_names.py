@@ -1,4 +1,4 @@
-"""Cache entries in commands: what names them, and how they are described."""
+"""Cache entries in commands: their names, and their description in words."""
 
 from __future__ import annotations
 

@@ -284,7 +284,7 @@ def _warn_of(choice: Choice, name: str) -> None:
         )
 
 
-# torch.compile runs them while tracing and takes the results as constants. The mark is what
-# torch.compiler.assume_constant_result sets; calling that would import all of torch._dynamo.
+# torch.compile runs them while tracing and takes the results as constants. This is the mark that
+# torch.compiler.assume_constant_result sets. Calling it would import all of torch._dynamo.
 _settle._dynamo_marked_constant = True  # type: ignore[attr-defined]
 _only_torch._dynamo_marked_constant = True  # type: ignore[attr-defined]

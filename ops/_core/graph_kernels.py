@@ -61,5 +61,5 @@ def backward_of(op: Op, name: str) -> Callable[..., Any]:
 
 
 def _blank(saved: Tensor) -> Tensor:
-    """What only a backward kernel would read. NaN shows that it has no values; indices stay in."""
+    """A saved tensor that only a backward kernel reads, as NaN, or as indices within bounds."""
     return saved.fill_(float("nan")) if saved.is_floating_point() else saved.zero_()

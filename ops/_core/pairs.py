@@ -160,8 +160,8 @@ def unit(rows: Tensor) -> Tensor:
     """The rows with length 1, as :func:`torch.nn.functional.normalize` makes them.
 
     A product with the inverse takes half of the time and memory that a quotient takes in the
-    backward pass. A row whose length overflows is first scaled by a power of two,
-    which leaves it longer than 1e-12.
+    backward pass. A row whose length overflows is first scaled by a power of two, which leaves it
+    longer than 1e-12.
     """
     overflows = torch.linalg.vector_norm(rows.detach(), dim=1, keepdim=True) == torch.inf
     power = 2.0**-530 if rows.dtype is torch.float64 else 2.0**-80

@@ -32,7 +32,7 @@ class Line:
 
 
 def say(text: str) -> None:
-    """Say what changes no more."""
+    """Say a text that no later one replaces."""
     Line().say(text)
 
 

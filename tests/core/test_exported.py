@@ -224,7 +224,7 @@ def test_lookups_before_any_op_is_imported():
 
 
 def test_torch_that_is_missing():
-    """``import ops`` works, and ``import torch`` says what it said before."""
+    """``import ops`` works, and ``import torch`` raises the same error as without it."""
     _, err = run(
         """
         import sys, ops

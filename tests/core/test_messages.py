@@ -1,4 +1,4 @@
-"""What users see of an error: few frames of jitops, and what they may have meant."""
+"""Errors as users see them: few frames of jitops, and a guess at the word they meant."""
 
 from __future__ import annotations
 

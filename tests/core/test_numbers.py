@@ -1,4 +1,4 @@
-"""Numbers of NumPy as arguments: they do what Python's do, in every op that takes a number."""
+"""Numbers of NumPy as arguments: every op takes them as it takes Python's."""
 
 from __future__ import annotations
 

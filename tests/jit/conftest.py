@@ -18,7 +18,8 @@ def cache(tmp_path, monkeypatch):
     _config.settings.cache_clear()
     _location._refused.cache_clear()
     yield folder
-    monkeypatch.undo()  # also what the test has set, which would else bring this folder back
+    # Variables of the test too, because undoing them later would restore this folder.
+    monkeypatch.undo()
     _config.settings.cache_clear()
     _location._refused.cache_clear()
 

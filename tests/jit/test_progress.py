@@ -1,4 +1,4 @@
-"""What is said of a build: on a terminal, in a file and in a notebook."""
+"""The lines that report a build: on a terminal, in a file and in a notebook."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ PLAIN = {"is_python_module": False, "no_implicit_headers": True}
 
 
 class Notebook:
-    """What IPython offers in a notebook, and the outputs of a cell."""
+    """The part of IPython that shows outputs in a notebook, and the outputs of a cell."""
 
     def __init__(self, shell):
         self.outputs = []

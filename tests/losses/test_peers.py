@@ -90,7 +90,7 @@ def ours(loss, *arguments, **keywords):
 
 
 SEMI_HARD = {"margin": 0.2, "type_of_triplets": "semihard"}
-# Every anchor has a positive and a negative here, where packages differ in what others count.
+# Every anchor has a positive and a negative. Packages treat other anchors differently.
 AGREE = {
     "batch-all, PML": (
         of_pml("TripletMarginLoss", margin=0.2),
