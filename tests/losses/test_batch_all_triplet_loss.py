@@ -227,12 +227,13 @@ class TestBatchAllTripletLoss(Battery):
         assert 0 < fraction < 1
         assert not fraction.requires_grad
 
-    def test_near_points_far_from_the_origin(self, backend, device):
-        """A matrix product in float32 would lose all digits of these distances."""
+    @pytest.mark.parametrize(("apart", "margin"), [(1e-2, 5.0), (1e-4, 1e-3)])
+    def test_near_points_far_from_the_origin(self, backend, device, apart, margin):
+        """A product loses the digits of their distances: in float32, or of the nearer in float64."""
         x = torch.randn(90, 24, dtype=torch.float64, device=device)
-        x = (0.01 * x + 300 * (torch.arange(90, device=device) % 2)[:, None]).float().double()
+        x = (apart * x + 300 * (torch.arange(90, device=device) % 2)[:, None]).float().double()
         mine, theirs = x.float().requires_grad_(), x.clone().requires_grad_()
-        loss, expected = call(mine, margin=5.0), reference(theirs, margin=5.0)
+        loss, expected = call(mine, margin=margin), reference(theirs, margin=margin)
         close(loss, expected.float(), torch.float32)
         (gradient,) = torch.autograd.grad(loss, mine)
         (other,) = torch.autograd.grad(expected, theirs)
