@@ -229,7 +229,7 @@ class TestBatchAllTripletLoss(Battery):
 
     @pytest.mark.parametrize(("apart", "margin"), [(1e-2, 5.0), (1e-4, 1e-3)])
     def test_near_points_far_from_the_origin(self, backend, device, apart, margin):
-        """A product loses the digits of their distances: in float32, or of the nearer in float64."""
+        """A product loses the digits of their distances, of the nearer ones even in float64."""
         x = torch.randn(90, 24, dtype=torch.float64, device=device)
         x = (apart * x + 300 * (torch.arange(90, device=device) % 2)[:, None]).float().double()
         mine, theirs = x.float().requires_grad_(), x.clone().requires_grad_()
