@@ -62,7 +62,7 @@ def _of_files(spec: Spec, manifest: Manifest) -> Iterator[str]:
             yield "a file has come or gone that may hide another"
             break
     if not imported and manifest["place"] not in (None, roots):
-        yield "the sources have moved, and use __FILE__"
+        yield "the sources have moved, and use __FILE__ or name their own folder"
 
 
 def _of_architectures(spec: Spec, manifest: Manifest) -> Iterator[str]:
@@ -111,7 +111,7 @@ def changed_since(spec: Spec, manifest: Manifest, since: float) -> str | None:
     now = time.time_ns()
     for path in paths:
         # A file that is moved here keeps the time of its last edit.
-        _, *when = times(path) or [0, now]
+        _, *when, _ = times(path) or [0, now, 0]
         if any(since * 1e9 < one <= now for one in when):
             return path
     return None
@@ -129,15 +129,16 @@ def locate(spec: Spec, path: str) -> tuple[int, str]:
 
 
 def times(path: str) -> list[int]:
-    """Return a file's size, and its times of modification and change; nothing if it is gone.
+    """Return a file's size, its times of modification and change, and its number; else nothing.
 
-    Nobody can set back the time of change.
+    Nobody can set back the time of change. But files that were written at the same moment have the
+    same, and a link may lead to another of them.
     """
     try:
         status = os.stat(path)
     except OSError:
         return []
-    return [status.st_size, status.st_mtime_ns, status.st_ctime_ns]
+    return [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
 
 
 def digest_of(path: str) -> str:
@@ -156,19 +157,22 @@ def listing(
 
     Only a folder that is a shadow, in which a new file may hide another, is searched for parts.
     """
-    found = _below(folder, parts) if is_shadow else []
+    found = _below(folder, parts, ()) if is_shadow else []
     return [*found, *(name for name in exact if os.path.exists(os.path.join(folder, name)))]
 
 
-def _below(folder: str, parts: Collection[str]) -> list[str]:
+def _below(folder: str, parts: Collection[str], above: tuple[os.stat_result, ...]) -> list[str]:
     try:
+        status = os.stat(folder)
+        if any(os.path.samestat(status, one) for one in above):
+            return []  # a link back: its names are in the list already
         with os.scandir(folder) as entries:
             here = sorted((e.name, e.is_dir()) for e in entries if e.name in parts)
     except OSError:
         return []
     found = []
     for name, is_folder in here:
-        inner = _below(os.path.join(folder, name), parts) if is_folder else []
+        inner = _below(f"{folder}/{name}", parts, (*above, status)) if is_folder else []
         found += [name, *(f"{name}/{one}" for one in inner)]
     return found
 

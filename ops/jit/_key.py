@@ -26,7 +26,7 @@ from ops.jit import _flags
 from ops.jit._compile import _compilers
 from ops.jit._spec import Spec
 
-FORMAT = 8  # of the digest and the manifest: a change makes every entry a miss
+FORMAT = 9  # of the digest and the manifest: a change makes every entry a miss
 
 # Variables that change the output of compilers and linkers without any flag. LD_LIBRARY_PATH, which
 # linkers read too, does not.
@@ -55,9 +55,23 @@ def request(spec: Spec) -> dict[str, Any]:
         "cuda_cflags": spec.extra_cuda_cflags,
         "ldflags": spec.extra_ldflags,
         "files": _files(spec),
+        "folders": _folders(spec),
         "cuda": spec.uses_cuda,
         "standalone": spec.is_standalone,
         **_here(cuda=spec.uses_cuda, python=spec.is_python_module, native=_flags.is_native(flags)),
+    }
+
+
+def _folders(spec: Spec) -> dict[str, Any]:
+    """Describe how the folders of headers lie to each other, which decides what hides what."""
+    roots = spec.header_roots
+    within = [
+        [i, str(b.relative_to(a))] for a in roots for i, b in enumerate(roots) if a in b.parents
+    ]
+    return {
+        "include_paths": [roots.index(path) for path in spec.extra_include_paths],
+        "sources": [roots.index(path.parent) for path in spec.sources],
+        "within": within,
     }
 
 

@@ -7,12 +7,13 @@ because their versions, which are compared too, tell when they change.
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import sys
 import sysconfig
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,8 +40,11 @@ _DEFINED = re.compile(rb"#\s*define\b[^\n]*?" + _LITERAL)
 # Assembly reads files that no tool reports.
 _ASSEMBLY = re.compile(rb"\basm\b|__asm|\.section|\.globl")
 _ASSEMBLY_READS = re.compile(rb"\.inc(?:bin|lude)\b[ \t]*(?:\\*\"([^\"\\\n]+)\\*\")?")
+_INCLUDED = re.compile(rb"^[ \t]*#[ \t]*(?:include|import)\s*" + _LITERAL, re.MULTILINE)
 _PLACE = re.compile(rb"__FILE__|__BASE_FILE__|__builtin_FILE\b|\bsource_location\b")
 _COMPILERS_OWN = re.compile(r"/(?:lib/gcc|lib/clang|lib/llvm|include/c\+\+|include/[\w-]+/c\+\+)")
+_TEMPORARY = re.compile(r"\.ltrans\d*\.ltrans\.o$")  # objects of link-time optimisation
+_FOR_LIBRARIES = ("LIBRARY_PATH", "LD_RUN_PATH")
 _RECENT = 2_000_000_000  # nanoseconds: the coarsest times of files on the usual file systems
 _SMALL = 1 << 20  # bytes
 _FIRST = 1 << 24  # bytes of a text that are searched
@@ -56,6 +60,7 @@ def record(spec: Spec, folder: Path, linked: bool = True) -> _inputs.Manifest:
     own = [path for path in headers if not _is_below(path, fixed)]
     texts = _texts(spec, own, words)
     asked = _asked(spec, texts, set(headers) - set(own))
+    precompiled = _precompiled(texts, words)
     # Where a new file may hide one that was read.
     roots = [str(root) for root in spec.header_roots]
     folders, libraries = _flags.library_names(spec.extra_ldflags)
@@ -64,11 +69,13 @@ def record(spec: Spec, folder: Path, linked: bool = True) -> _inputs.Manifest:
     places = dict.fromkeys([*roots, *search, *beside, *folders, *map(os.path.dirname, archives)])
     places = {one: None for one in places if not _is_below(one, fixed)}
     shadows = [one for one in places if not f"{one}/".startswith(_inputs.SYSTEM)]
-    names = {*asked, *libraries, *_names(headers, [*search, *roots])}
+    names = {*asked, *libraries, *precompiled, *_names(headers, [*search, *roots])}
     parts = _parts(names, shadows)
     # In the system's own folders, which have too many files, and beyond "..", which no listing has.
-    exact = sorted({*asked, *libraries, *(name for name in names if ".." in name)})
+    elsewhere = (name for name in names if ".." in name or name.startswith("/"))
+    exact = sorted({*asked, *libraries, *elsewhere})
     tracked = dict.fromkeys([*own, *archives, *_read_by_assembly(spec, texts, [*search, *roots])])
+    tracked.update(dict.fromkeys(_files_in([*search, *roots, *beside], precompiled)))
     return {
         **_machine(spec),
         "inputs": sorted(_state(spec, path) for path in tracked),
@@ -79,7 +86,7 @@ def record(spec: Spec, folder: Path, linked: bool = True) -> _inputs.Manifest:
              _inputs.listing(one, one in shadows, parts, exact)]
             for one in places
         ],
-        "place": roots if any(map(_PLACE.search, texts)) else None,
+        "place": roots if _is_bound(spec, texts) else None,
     }  # fmt: skip
 
 
@@ -129,7 +136,7 @@ def _state(spec: Spec, path: str) -> list[Any]:
     number, name = _inputs.locate(spec, path)
     times = _inputs.times(path)
     own = number >= 0 and (not times or times[0] < _SMALL)
-    recent = time.time_ns() - max(times[1:], default=0) < _RECENT
+    recent = time.time_ns() - max(times[1:3], default=0) < _RECENT
     return [number, name, _inputs.digest_of(path), *([] if own or recent else times)]
 
 
@@ -192,7 +199,22 @@ def _linked(spec: Spec, folder: Path) -> list[str]:
     words = [line.strip().removesuffix("\\").rstrip() for line in rule]
     # GNU ld escapes nothing, lld does.
     names = [word if os.path.exists(folder / word) else _unescaped(word) for word in words]
-    return [path for path in _tracked(spec, names, folder) if not _is_shared(path)]
+    names = [name for name in names if not _TEMPORARY.search(name)]
+    archives = [path for path in _tracked(spec, names, folder) if not _is_shared(path)]
+    return [*archives, *(member for path in archives for member in _thin_members(path))]
+
+
+def _thin_members(path: str) -> list[str]:
+    """List the objects that a thin archive names in the place of having them."""
+    found: list[str] = []
+    with open(path, "rb") as file:
+        is_thin = file.read(8) == b"!<thin>\n"
+        while is_thin and (header := file.read(60)):
+            kind, size = header[:16].strip(), int(header[48:58])
+            if kind in (b"/", b"//", b"/SYM64/"):  # the others' content is elsewhere
+                content = file.read(size + size % 2)
+                found += re.findall(r"(.+)/\n", os.fsdecode(content)) if kind == b"//" else []
+    return [os.path.join(os.path.dirname(path), name) for name in found]
 
 
 def _unescaped(word: str) -> str:
@@ -245,12 +267,35 @@ def _read(path: str) -> bytes:
         return b""  # it has just gone, which its digest tells
 
 
+def _files_in(folders: Iterable[str], names: Iterable[str]) -> list[str]:
+    paths = (os.path.join(folder, name) for name in names for folder in folders)
+    return [path for path in paths if os.path.isfile(path)]
+
+
+def _precompiled(texts: list[bytes], words: Sequence[str]) -> list[str]:
+    """List the precompiled headers that g++ would take in the place of headers, and not report."""
+    forced = [after for word, after in itertools.pairwise(words) if word.endswith("-include")]
+    included = [os.fsdecode(a or b) for text in texts for a, b in _INCLUDED.findall(text)]
+    return [f"{name}.gch" for name in (*forced, *included)]
+
+
+def _is_bound(spec: Spec, texts: list[bytes]) -> bool:
+    """Whether the sources may be compiled otherwise elsewhere: they know, or name, their place."""
+    variables = [
+        os.environ.get(name, "") for name in (*_compilers.HEADER_VARIABLES, *_FOR_LIBRARIES)
+    ]
+    named = "\n".join([*_flags.words(spec.extra_ldflags), *_compilers.words_in("CXX"), *variables])
+    everything = [*texts, os.fsencode(named)]
+    roots = [os.fsencode(root) for root in spec.header_roots]
+    return any(map(_PLACE.search, texts)) or any(r in text for r in roots for text in everything)
+
+
 def _read_by_assembly(spec: Spec, texts: list[bytes], folders: list[str]) -> list[str]:
     found: list[str] = []
     assembly = any(map(_ASSEMBLY.search, texts))
     for literal in (one for text in texts for one in _ASSEMBLY_READS.findall(text) if assembly):
         name = os.fsdecode(literal)
-        there = [path for f in folders if os.path.isfile(path := os.path.join(f, name))]
+        there = _files_in(folders, [name])
         if not there:
             raise BuildError(
                 f"{spec.name}: .incbin and .include of the assembler must name their file by a "

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
+import shlex
+import subprocess
 
 import pytest
 
@@ -68,6 +71,32 @@ def test_what_flags_ask_for(cache, tmp_path):
     changes(built, 1, 2, lambda: put(tmp_path / "a" / "late.h", 0))
 
 
+@pytest.mark.skipif("clang" in str(COMPILER), reason="g++ looks for them by itself")
+@pytest.mark.parametrize("how", ["first", "-include"])
+def test_headers_that_the_user_has_precompiled(cache, tmp_path, how):
+    """g++ takes one in the place of its header, and reports neither."""
+    header, other = tmp_path / "a" / "v.h", tmp_path / "other.h"
+    put(header, 1)
+    forced = ["-include", str(header)] if how == "-include" else []
+    built = inline(
+        "" if forced else "#include <v.h>\n",
+        extra_include_paths=[header.parent],
+        extra_cflags=forced,
+    )
+
+    def precompile(value):
+        put(other, value)
+        commands = json.loads((built.build().parent / "compile_commands.json").read_text())
+        [command] = (one for one in commands if one["file"].endswith("main.cpp"))
+        words = shlex.split(command["command"])
+        flags = [w for w in words if w.startswith(("-D", "-f", "-std")) and "depend" not in w]
+        made = [*flags, "-x", "c++-header", str(other), "-o", f"{header}.gch"]
+        subprocess.run([COMPILER, *made], check=True)
+
+    changes(built, 1, 2, lambda: precompile(2))
+    changes(built, 2, 3, lambda: precompile(3))
+
+
 # ---- hidden --------------------------------------------------------------------------------------
 
 
@@ -123,6 +152,18 @@ def test_folders_of_headers_however_they_come(cache, tmp_path, monkeypatch, vari
     built = inline('#include "v.h"\n', extra_cflags=[flag.format(*places) for flag in flags])
     changes(built, 1, 2, lambda: put(early / "v.h", 2))
     changes(built, 2, 3, lambda: put(early / "v.h", 3))
+
+
+def test_folders_that_contain_themselves_by_links(cache, tmp_path):
+    """Of two such links, there would be 2 ** 40 paths."""
+    for name in ("detail", "impl"):
+        (tmp_path / "a").mkdir(exist_ok=True)
+        (tmp_path / "a" / name).symlink_to(".")
+    put(tmp_path / "a" / "v.h", 1)
+    (tmp_path / "a" / "w.h").write_text("")
+    built = inline("#include <detail/v.h>\n#include <impl/w.h>\n",
+                   extra_include_paths=[tmp_path / "b", tmp_path / "a"])  # fmt: skip
+    changes(built, 1, 2, lambda: put(tmp_path / "b" / "detail" / "v.h", 2))
 
 
 @pytest.mark.parametrize("absolute", [True, False])

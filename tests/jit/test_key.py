@@ -23,6 +23,7 @@ REQUEST_CHANGES = {
     "ldflags": lambda s, m: s.update(extra_ldflags=(*s["extra_ldflags"], "-lm")),
     "cuda_cflags": lambda s, m: s.update(extra_cuda_cflags=("-O2",)),
     "files": lambda s, m: s["sources"][0].with_suffix(".o").write_bytes(b"x"),
+    "folders": lambda s, m: s.update(extra_include_paths=(s["sources"][0].parent,)),
     "cuda": lambda s, m: s.update(with_cuda=True),
     "error_handling": lambda s, m: s.update(with_pytorch_error_handling=False),
     "standalone": lambda s, m: s.update(is_standalone=True),

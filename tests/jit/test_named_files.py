@@ -137,6 +137,8 @@ LINKED = {
     "its path": ["-L{0}", "{0}/libqq.so"],
     "an odd suffix": ["{0}/odd.o.txt"],
     "no suffix": ["{0}/odd"],
+    "a thin archive": ["{0}/libthin.a"],
+    "a thin archive by its name": ["-L{0}", "-lthin"],
 }
 
 
@@ -160,10 +162,18 @@ def test_what_is_linked_however_it_is_named(cache, source, tmp_path, flags):
         shutil.copy(tmp_path / "odd", tmp_path / "odd.o.txt")
         (tmp_path / "libvv.a").unlink(missing_ok=True)
         subprocess.run(["ar", "rc", tmp_path / "libvv.a", tmp_path / "odd"], check=True)
+        if not (tmp_path / "libthin.a").exists():  # it has the names of its objects alone
+            subprocess.run(["ar", "rcT", "libthin.a", "odd"], cwd=tmp_path, check=True)
         built = plain(source, extra_ldflags=flags)
         assert built.find() is None
         assert answer(built.load()) == number
         assert built.find()
+
+
+def test_link_time_optimisation(cache, source):
+    """The linker reports temporary objects too, which nobody keeps."""
+    built = extension(source, extra_cflags=("-flto",), extra_ldflags=("-flto",))
+    assert answer(built.load()) == 42
 
 
 @pytest.mark.parametrize("flags", [["-specs={0}"], ["-specs", "{0}"], ["--specs={0}"],

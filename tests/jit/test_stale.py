@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import shutil
 import textwrap
+import time
 from pathlib import Path
 
 import pytest
 import torch
 
 import ops
-from ops.jit import text
+from ops.jit import files, text
 from tests.harness.helpers import run
 from tests.jit.support import ANSWER, COMPILER, answer, entries, extension
 
@@ -19,6 +21,13 @@ pytestmark = pytest.mark.cpp
 
 PLAIN = {"is_python_module": False, "no_implicit_headers": True}
 GIVEN = 'extern "C" int answer() { return GIVEN; }\n'
+OR_1 = "#ifndef GIVEN\n#define GIVEN 1\n#endif\n"
+
+
+def put(path, content):
+    """A file, in a folder that is made for it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(content)
 
 
 # ---- of the system -------------------------------------------------------------------------------
@@ -42,7 +51,7 @@ def alone(code, cache):
 def test_a_header_of_another_package_of_the_system(cache):
     code = f"""
     from pathlib import Path
-    from ops.jit import text
+    from ops.jit import files, text
     mount("-t", "tmpfs", "tmpfs", "/usr/include/protocols")
     built = text("answer", '#include <protocols/v.h>\\n' + {GIVEN!r}, **{PLAIN})
     for number in (1, 2):
@@ -57,7 +66,7 @@ def test_a_package_of_the_system_that_text_asks_for(cache):
     """Installed since, to a folder of headers that has too many to look at them all."""
     code = f"""
     from pathlib import Path
-    from ops.jit import text
+    from ops.jit import files, text
     mount("-t", "tmpfs", "tmpfs", "/usr/include/protocols")
     asks = "#if __has_include(<protocols/v.h>)\\n#define GIVEN 2\\n#else\\n#define GIVEN 1\\n"
     asks += "#endif\\n"
@@ -73,7 +82,7 @@ def test_a_package_of_the_system_that_text_asks_for(cache):
 def test_an_archive_of_the_system_that_a_name_finds(cache, tmp_path):
     code = f"""
     from pathlib import Path
-    from ops.jit import text
+    from ops.jit import files, text
     mount("-t", "tmpfs", "tmpfs", "/usr/local/lib")
     given = 'extern "C" int given();\\nextern "C" int answer() {{{{ return given(); }}}}\\n'
     built = text("answer", given, extra_ldflags=["-lsomepkg"], **{PLAIN})
@@ -184,6 +193,92 @@ def test_sources_that_know_their_own_place(cache, tmp_path, how):
     shutil.move(here, tmp_path / "there")
     assert place(tmp_path / "there") == tmp_path / "there"
     assert len(entries(cache)) == 2
+
+
+def layouts(tmp_path):
+    """Pairs of requests for the same text, whose headers the compilers find elsewhere."""
+    for number in (1, 2):
+        for name in ("x.h", "errno.h"):
+            put(tmp_path / f"v{number}" / name, f"#define GIVEN {number}\n")
+        put(tmp_path / f"v{number}" / "quoted.cpp", f'#include "x.h"\n{GIVEN}')
+        put(tmp_path / f"v{number}" / "part.cpp", "")
+        put(tmp_path / f"v{number}" / "angle.cpp", f"#include <errno.h>\n{OR_1}{GIVEN}")
+    put(tmp_path / "outer" / "inner" / "x.h", "#define GIVEN 1\n")
+    put(tmp_path / "empty" / "y.h", "")
+    one, two, outer, empty = (tmp_path / name for name in ("v1", "v2", "outer", "empty"))
+    other = one / "part.cpp", two / "other.cpp"
+    put(other[1], "")
+    hides = {"cpp_sources": f"#include <errno.h>\n{OR_1}{GIVEN}"}
+    asks = {"cpp_sources": f'#if __has_include("x.h")\n#include "x.h"\n#endif\n{OR_1}{GIVEN}'}
+    includes = {"cpp_sources": f"#include <x.h>\n{GIVEN}"}
+    return {
+        "one more, which hides": [
+            {**hides, "extra_include_paths": p} for p in ([empty], [empty, two])
+        ],
+        "one more, asked for": [
+            {**asks, "extra_include_paths": p} for p in ([empty], [empty, two])
+        ],
+        "one within another": [
+            {**includes, "extra_include_paths": [outer, inner]} for inner in (outer / "inner", two)
+        ],
+        "a source's folder": [{"sources": [*other, v / "quoted.cpp"]} for v in (one, two)],
+        "searched, or not": [
+            {"sources": [two / "angle.cpp"], "extra_include_paths": p} for p in ([], [two])
+        ],
+    }
+
+
+@pytest.mark.parametrize(
+    "which",
+    ["one more, which hides", "one more, asked for", "one within another", "a source's folder",
+     "searched, or not"],
+)  # fmt: skip
+def test_folders_that_lie_otherwise(cache, tmp_path, which):
+    """The same names and contents, and another meaning."""
+    for number, request in enumerate(layouts(tmp_path)[which], 1):
+        make = text if "cpp_sources" in request else files
+        plain = {"no_implicit_headers": True} if make is text else {}
+        built = make("answer", **request, **plain, is_python_module=False)
+        assert answer(built.load()) == number
+
+
+@pytest.mark.parametrize("how", ["a flag", "a directive", "a variable"])
+def test_a_copied_tree_that_names_a_folder_of_the_first(cache, tmp_path, monkeypatch, how):
+    """The copy has a header of its own, which is not the one that is read."""
+    first, copied = tmp_path / "first", tmp_path / "copied"
+    named = first / "include" / "x.h"
+    put(named, "#define GIVEN 1\n")
+    directive = f'"{named}"' if how == "a directive" else "<x.h>"
+    put(first / "x.cpp", f"#include {directive}\n{GIVEN}")
+    shutil.copytree(first, copied)
+    flags = [f"-I{named.parent}"] if how == "a flag" else []
+    if how == "a variable":
+        monkeypatch.setenv("CPATH", str(named.parent))
+    for number, folder in enumerate((first, copied), 1):
+        put(named, f"#define GIVEN {number}\n")
+        built = files("answer", folder / "x.cpp", flags, is_python_module=False)
+        assert answer(built.load()) == number
+
+
+def test_folders_exchanged_whose_files_have_the_same_size_and_times(cache, tmp_path):
+    """As archives leave them that set all times to one."""
+    versions = [tmp_path / f"v{number}" / "x.h" for number in (1, 2)]
+    for _ in range(1000):  # until the kernel's clock has not moved on between the two
+        for number, path in enumerate(versions, 1):
+            put(path, f"#define GIVEN {number}\n")
+        for path in versions:
+            os.utime(path, (1e9, 1e9))
+        if versions[0].stat().st_ctime_ns == versions[1].stat().st_ctime_ns:
+            break
+    else:
+        pytest.skip("the times of this file system are too fine")
+    time.sleep(2.1)  # a file that was edited of late is read at each look-up
+    link = tmp_path / "current"
+    built = text("answer", f"#include <x.h>\n{GIVEN}", extra_cflags=[f"-isystem{link}"], **PLAIN)
+    for number in (1, 2):
+        link.unlink(missing_ok=True)
+        link.symlink_to(f"v{number}")
+        assert answer(built.load()) == number
 
 
 # ---- of the cache --------------------------------------------------------------------------------
