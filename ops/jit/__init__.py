@@ -83,7 +83,7 @@ def text(
     spec = Spec(
         name=name,
         cpp_sources=_spec.texts("cpp_sources", cpp_sources),
-        cuda_sources=_spec.texts("cuda_sources", cuda_sources),
+        cuda_sources=_spec.texts("cuda_sources", cuda_sources or None),
         functions=_spec.bindings(functions),
         extra_cflags=_spec.flags("extra_cflags", extra_cflags),
         extra_cuda_cflags=_spec.flags("extra_cuda_cflags", extra_cuda_cflags),

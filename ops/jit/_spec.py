@@ -160,7 +160,7 @@ def texts(argument: str, value: str | Sequence[str] | None) -> tuple[str, ...]:
 
 def flags(argument: str, value: Sequence[str] | None) -> tuple[str, ...]:
     """Take a list of flags; refuse a string, because torch would take it letter by letter."""
-    if isinstance(value, str):
+    if isinstance(value, str) and value:
         raise ArgumentTypeError(f"{argument} must be a list of strings, got the string {value!r}")
     return _strings(argument, value)
 

@@ -169,7 +169,7 @@ def load_inline(
     spec = Spec(
         name=name,
         cpp_sources=_spec.texts("cpp_sources", cpp_sources),
-        cuda_sources=_spec.texts("cuda_sources", cuda_sources),
+        cuda_sources=_spec.texts("cuda_sources", cuda_sources or None),
         functions=_spec.bindings(functions),
         extra_cflags=_spec.flags("extra_cflags", extra_cflags),
         extra_cuda_cflags=_spec.flags("extra_cuda_cflags", extra_cuda_cflags),
@@ -223,6 +223,9 @@ def uninstall() -> None:
     """Give ``torch.utils.cpp_extension`` its own functions back."""
     from torch.utils import cpp_extension
 
-    for name, function in _originals.items():
-        setattr(cpp_extension, name, function)
-    _originals.clear()
+    for function in (load, load_inline):
+        name = function.__name__
+        original = _originals.pop(name, None)
+        # What somebody else has put there since stays.
+        if original is not None and getattr(cpp_extension, name) is function:
+            setattr(cpp_extension, name, original)

@@ -324,6 +324,13 @@ def test_operators_used_in_place_can_be_loaded_again(cache, tmp_path):
     assert out == "11\n"
 
 
+def test_a_bundle_that_is_a_special_file(cache, settings, tmp_path):
+    os.mkfifo(tmp_path / "bundle.zip", 0o600)
+    settings(BUNDLE=str(tmp_path / "bundle.zip"), CACHE_DIR=str(cache))
+    with pytest.raises(ops.BundleError, match="JITOPS_BUNDLE must be a file or a folder"):
+        load_inline("answer", ANSWER, **PLAIN)
+
+
 def test_a_bundle_that_is_not_there(cache, settings):
     settings(BUNDLE="/no/such.zip", CACHE_DIR=str(cache))
     with pytest.raises(ops.BundleError, match="JITOPS_BUNDLE is /no/such.zip, which is not there"):

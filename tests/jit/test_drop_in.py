@@ -486,3 +486,25 @@ def test_hot_reload_spares_other_extensions(cache):
     operators("hot_four", 2)
     assert torch.ops.hot_three.add(1) == 2
     assert not any(one.retired for folder, one in _load._loaded.items() if "three" in str(folder))
+
+
+def test_uninstall_leaves_what_somebody_else_has_put_there(monkeypatch):
+    theirs = torchs.load_inline
+    monkeypatch.setattr(torchs, "load", torchs.load)
+    ops.jit.install()
+    torchs.load = other = object()
+    ops.jit.uninstall()
+    assert (torchs.load, torchs.load_inline) == (other, theirs)
+
+
+@pytest.mark.parametrize("argument", ["extra_cflags", "extra_cuda_cflags", "extra_ldflags"])
+def test_no_flags_as_an_empty_text(cache, argument):
+    """Packages pass variables of the environment, which may be empty."""
+    path = load_inline("answer", ANSWER, no_implicit_headers=True, is_python_module=False,
+                       **{argument: ""})  # fmt: skip
+    assert answer(path) == 42
+
+
+def test_no_cuda_sources_as_an_empty_text(cache):
+    path = load_inline("answer", ANSWER, "", no_implicit_headers=True, is_python_module=False)
+    assert answer(path) == 42

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import signal
 import subprocess
@@ -148,19 +149,21 @@ def test_setuptools_is_not_needed(cache):
     assert out == "42\n"
 
 
-@pytest.mark.parametrize("lacks", ["flushing folders", "modes"])
-def test_a_file_system_that_lacks_something(cache, source, monkeypatch, lacks):
-    def flush(descriptor):
-        if os.path.isdir(f"/proc/self/fd/{descriptor}"):
-            raise OSError(errno.EINVAL, "Invalid argument")
+LACKS = {
+    "modes": (Path, "chmod", errno.EPERM),
+    "flushing": (os, "fsync", errno.EINVAL),
+    "locks": (fcntl, "flock", errno.ESTALE),
+    "truncation": (os, "ftruncate", errno.EIO),
+    "flags": (os, "statvfs", errno.ENOSYS),
+}
 
-    def change(self, mode):
-        raise PermissionError(errno.EPERM, "Operation not permitted")
 
-    if lacks == "modes":
-        monkeypatch.setattr(Path, "chmod", change)
-    else:
-        monkeypatch.setattr(os, "fsync", flush)
+@pytest.mark.parametrize(("where", "name", "number"), LACKS.values(), ids=LACKS)
+def test_a_file_system_that_lacks_something(cache, source, monkeypatch, where, name, number):
+    def lacking(*arguments, **options):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(where, name, lacking)
     assert answer(extension(source).load()) == 42
     assert len(entries(cache)) == 1
 

@@ -153,6 +153,8 @@ def root(path: Path) -> Path:
         raise BundleError(f"JITOPS_BUNDLE is refused: {reason}")
     if path.is_dir():
         return path
+    if not path.is_file():  # to open a special file may block
+        raise BundleError(f"JITOPS_BUNDLE must be a file or a folder, got {path}")
     status = path.stat()
     of_path = _entries.sha256(os.fsencode(path.resolve()))[:12]
     of_content = f"{status.st_size} {status.st_mtime_ns} {status.st_ino}".encode()

@@ -27,7 +27,7 @@ from ops.jit._cache._entries import Entry, Manifest
 ALIVE = ".alive"  # in a staging folder, locked by its builder for as long as that lives
 _PATIENCE = 2.0  # seconds of waiting before a word is said about it
 _PAUSE = 0.05  # seconds between two attempts
-_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL, errno.EIO)
+_NO_FLUSHING = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)
 _ABANDONED_AFTER = 24 * 3600.0  # seconds, where no lock tells whether the builder lives
 
 
@@ -92,7 +92,8 @@ def exclusive(
         lock = Lock(descriptor, bool(held), _read(descriptor))
         _write(descriptor, pid=os.getpid(), host=platform.node())
         yield lock
-        os.ftruncate(descriptor, 0)
+        with contextlib.suppress(OSError):
+            os.ftruncate(descriptor, 0)
     finally:
         os.close(descriptor)
 
@@ -115,9 +116,7 @@ def try_lock(descriptor: int) -> bool | None:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
-    except OSError as error:
-        if error.errno not in _NO_LOCKS:
-            raise
+    except OSError:
         return None
     return True
 
@@ -236,8 +235,8 @@ def _flush(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
-    except OSError:
-        if not path.is_dir():  # some file systems cannot flush folders
+    except OSError as error:
+        if error.errno not in _NO_FLUSHING and not path.is_dir():  # which some cannot flush
             raise
     finally:
         os.close(descriptor)
@@ -256,7 +255,7 @@ def sweep(root: Path) -> None:
 def _is_abandoned(folder: Path) -> bool:
     """Whether its builder is dead; where no lock tells, whether it is a day old."""
     with contextlib.suppress(OSError):
-        descriptor = os.open(folder / ALIVE, os.O_RDWR | os.O_CLOEXEC)
+        descriptor = os.open(folder / ALIVE, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
         try:
             # The lock of another host may not be seen from here.
             if os.read(descriptor, 200).decode(errors="replace") == _location.this_host():

@@ -162,7 +162,8 @@ CAUSES = (
         "on the oldest system where it shall run"),
     Cause("shared_library_missing", r"cannot open shared object file: No such",
         "a library that it links is not found when it is loaded",
-        "install it, or name its folder: extra_ldflags=['-Wl,-rpath,...'] or LD_LIBRARY_PATH"),
+        "install it, or name its folder: extra_ldflags=['-Wl,-rpath,...'] or LD_LIBRARY_PATH; if "
+        "a newer version has replaced it, link anew: jitops cache clean"),
     Cause("no_init_function", r"does not define module export function",
         "it is not a Python module of this name",
         "name it by the macro, PYBIND11_MODULE(TORCH_EXTENSION_NAME, m), or pass "
