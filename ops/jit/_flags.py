@@ -79,11 +79,12 @@ def refused(flags: Sequence[str]) -> str | None:
     return next((word for word in words(flags) if re.match(r"~|/.*[*?[]", word)), None)
 
 
-def files(flags: Sequence[str]) -> list[Path]:
+def files(flags: Sequence[str], linked: bool = False) -> list[Path]:
     """List the files that words name by absolute paths and that no compiler or linker reports.
 
     Compilers report the headers that they read, linkers report objects, archives and scripts. This
-    is for all else, such as response files and ``-specs=``, by any option.
+    is for all else, such as response files, plugins and ``-specs=``, by any option. ``linked`` says
+    that a linker gets the flags.
     """
     if "/" not in "".join(flags):
         return []
@@ -92,7 +93,7 @@ def files(flags: Sequence[str]) -> list[Path]:
     for word in words(flags):
         path = word[word.find("/") :] if "/" in word else ""
         read = before not in _NOT_READ and not word.startswith(("-D", "-U", "-Map="))
-        if path and read and os.path.isfile(path) and not _is_reported(path):
+        if path and read and os.path.isfile(path) and not (linked and _is_reported(path)):
             found[Path(path)] = None
         before = word
     return list(found)

@@ -130,7 +130,7 @@ def _files(spec: Spec) -> list[list[str]]:
     found = [
         [path.name, _content(path, f"{argument}: files named in it")]
         for argument in _FLAGS
-        for path in _flags.files(getattr(spec, argument))
+        for path in _flags.files(getattr(spec, argument), linked=argument == "extra_ldflags")
     ]
     for path in _flags.files(_of_commands(spec.uses_cuda)):
         if not os.access(path, os.X_OK):  # a program counts by who it is

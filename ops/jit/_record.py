@@ -111,7 +111,10 @@ def _machine(spec: Spec) -> _inputs.Manifest:
 def _fixed(spec: Spec, search: list[str], words: Iterable[str]) -> list[str]:
     """List the folders whose content the versions of torch, Python, CUDA and compilers fix."""
     home = _compilers.cuda_home() if spec.uses_cuda else None
-    places = [os.path.dirname(torch.__file__), sysconfig.get_path("include")]
+    # Other packages have folders of their own there.
+    pythons = Path(sysconfig.get_path("include")).glob("*")
+    its = [str(one) for one in pythons if one.name in ("cpython", "internal") or one.is_file()]
+    places = [os.path.dirname(torch.__file__), *its]
     if home and str(home) not in ("/", "/usr", "/usr/local"):
         places.append(str(home))
     variables = (os.environ.get(name, "") for name in _compilers.HEADER_VARIABLES)

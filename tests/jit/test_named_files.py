@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import shutil
 import subprocess
 
@@ -190,6 +191,26 @@ def test_specs(cache, source, tmp_path, flags, argument):
         assert built.find() is None
         loaded = answer(built.load())
         assert loaded == (1 if more else number)
+        assert built.find()
+
+
+def test_a_library_that_the_compiler_loads(cache, source, tmp_path, monkeypatch):
+    """A plugin, which no tool reports. Here the compiler is a script that reads it."""
+    plugin, script = tmp_path / "plugin.so", tmp_path / "cxx"
+    script.write_text(
+        '#!/bin/sh\nfor word; do shift; case "$word" in *plugin.so) file=${word#*=}\n'
+        '  set -- "$@" -DANSWER=$(tail -c 1 "$file") ;; *) set -- "$@" "$word" ;;\n'
+        f'esac; done\nexec {COMPILER} "$@"\n'
+    )
+    source.write_text('extern "C" int answer() { return ANSWER; }\n')
+    script.chmod(0o755)
+    monkeypatch.setenv("CXX", str(script))
+    built = plain(source, extra_cflags=(f"-fplugin={plugin}",))
+    for number in (1, 2):
+        plugin.write_bytes(b"\x7fELF%d" % number)
+        os.utime(plugin, (number, number))
+        assert built.find() is None
+        assert answer(built.load()) == number
         assert built.find()
 
 

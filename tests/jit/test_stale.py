@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import shutil
+import sysconfig
 import textwrap
 import time
 from pathlib import Path
@@ -165,6 +166,24 @@ def test_a_compiler_that_is_not_there_is_said(cache, source, monkeypatch):
     monkeypatch.setenv("CXX", "/nope/c++")
     with pytest.warns(ops.CacheWarning, match=r"\$CXX is '/nope/c\+\+', which is not found"):
         assert extension(source).load() == library
+
+
+def test_a_header_that_another_package_puts_among_pythons(cache, tmp_path, monkeypatch):
+    """Python's version tells when its own change, not those of the packages beside them."""
+    include = tmp_path / "python"
+    shutil.copytree(sysconfig.get_path("include"), include)
+    real = sysconfig.get_path
+    monkeypatch.setattr(
+        sysconfig,
+        "get_path",
+        lambda n, *a, **k: str(include) if n == "include" else real(n, *a, **k),
+    )
+    built = text("answer", f"#include <Python.h>\n#include <package/x.h>\n{GIVEN}", **PLAIN)
+    for number in (1, 2):
+        put(include / "package" / "x.h", f"#define GIVEN {number}\n")
+        assert built.find() is None
+        assert answer(built.load()) == number
+        assert built.find()
 
 
 # ---- of the sources ------------------------------------------------------------------------------
