@@ -78,7 +78,8 @@ def path_without(*programs, folder):
     for place in reversed(os.environ["PATH"].split(os.pathsep)):
         for program in Path(place).iterdir() if Path(place).is_dir() else ():
             link = folder / program.name
-            if program.name not in programs:
+            # Of a link to ccache, ccache would find itself alone.
+            if program.name not in programs and program.resolve().name != "ccache":
                 link.unlink(missing_ok=True)
                 link.symlink_to(program)
     return str(folder)
