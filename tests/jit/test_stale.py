@@ -15,6 +15,7 @@ import torch
 
 import ops
 from ops.jit import files, text
+from ops.jit._compile import _compilers
 from tests.harness.helpers import run
 from tests.jit.support import ANSWER, COMPILER, answer, entries, extension
 
@@ -158,6 +159,20 @@ def test_a_wrapper_that_adds_the_flags_in_a_variable(cache, tmp_path, monkeypatc
         assert built.find() is None
         assert answer(built.load()) == number
         assert built.find()
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_the_compiler_that_nvcc_runs(tmp_path, monkeypatch, named):
+    """$CC or the first gcc on PATH, whichever compiler $CXX is."""
+    monkeypatch.setenv("CXX", COMPILER)
+    monkeypatch.setenv("CC", str(tmp_path / "gcc") if named else "")
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    identities = set()
+    for number in (1, 2):
+        wrapper(tmp_path / "gcc", f'exec {COMPILER} -DGIVEN={number} "$@"')
+        identities.add(_compilers.identity(_compilers.tools(with_cuda=True)["nvcc_host"]))
+    assert len(identities) == 2
+    assert "nvcc_host" not in _compilers.tools(with_cuda=False)
 
 
 def test_a_compiler_that_is_not_there_is_said(cache, source, monkeypatch):

@@ -114,8 +114,10 @@ def nvcc() -> Tool | None:
 
 
 def tools(with_cuda: bool) -> dict[str, Tool | None]:
-    """Find the compilers of a build."""
-    return {"cxx": cxx(), **({"nvcc": nvcc()} if with_cuda else {})}
+    """Find the compilers of a build, and the one that nvcc runs for the code of the host."""
+    if not with_cuda:
+        return {"cxx": cxx()}
+    return {"cxx": cxx(), "nvcc": nvcc(), "nvcc_host": _tool(words_in("CC") or ["gcc"])}
 
 
 def ninja() -> Path | None:
