@@ -13,6 +13,7 @@ import torch
 from ops import _config
 from ops.jit import _load
 from tests.harness.forks import run
+from tests.harness.helpers import path_without
 from tests.jit.support import ANSWER, COMPILER, answer, entries, extension, leftovers
 
 pytestmark = pytest.mark.cpp

@@ -56,7 +56,7 @@ class Tool:
     @property
     def is_nvcc(self) -> bool:
         """Whether the command runs nvcc, as far as its words tell."""
-        return "nvcc" in " ".join(self.command)
+        return any("nvcc" in os.path.basename(word) for word in self.command)
 
 
 # ---- finding -------------------------------------------------------------------------------------
