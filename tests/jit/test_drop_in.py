@@ -125,17 +125,6 @@ def test_a_program_is_not_called_as_a_file_of_the_build(cache, source):
             load(name, source, is_python_module=False, is_standalone=True)
 
 
-@pytest.mark.thorough
-def test_functions_of_templates(cache):
-    text = """
-        #include <pybind11/pybind11.h>
-        template <class T, int N> T plus(T x) { return x + N; }
-    """
-    given = {"no_implicit_headers": True, "with_pytorch_error_handling": False}
-    module = load_inline("templates", text, functions=["plus<int, 2>"], **given)
-    assert getattr(module, "plus<int, 2>")(1) == 3
-
-
 def test_nothing_of_the_callers_changes(cache, monkeypatch):
     """Neither the lists nor the environment, not even while the compiler runs."""
     monkeypatch.setenv("CXX", "env LANG=C c++")
@@ -276,22 +265,14 @@ BARE = {"no_implicit_headers": True, "with_pytorch_error_handling": False}
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize("functions", ["f", {"f": "Of f.", "g": "Of g."}])
-def test_functions_in_every_form(cache, functions):
-    texts = [BOUND.format(name="f", value=1), BOUND.format(name="g", value=2)]
+def test_functions_with_docstrings_of_templates_and_in_several_texts(cache):
+    template = "template <class T, int N> T plus(T x) { return x + N; }\n"
+    texts = [BOUND.format(name="f", value=1), BOUND.format(name="g", value=2), template]
+    functions = {"f": "Of f.", "g": "Of g.", "plus<int, 2>": "Of plus."}
     module = load_inline("forms", texts, functions=functions, **BARE)
-    assert module.f() == 1
-    assert hasattr(module, "g") is (functions != "f")
-    if isinstance(functions, dict):
-        assert module.g.__doc__.endswith("Of g.\n")
-
-
-@pytest.mark.thorough
-def test_text_without_functions(cache):
-    """It brings its own bindings."""
-    text = BOUND.format(name="f", value=1)
-    text += 'PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) { m.def("f", &f); }\n'
-    assert load_inline("own_bindings", [text], no_implicit_headers=True).f() == 1
+    assert (module.f(), module.g()) == (1, 2)
+    assert module.g.__doc__.endswith("Of g.\n")
+    assert getattr(module, "plus<int, 2>")(1) == 3
 
 
 @pytest.mark.thorough
@@ -318,13 +299,13 @@ def test_files_with_folders_of_headers_and_lenient_flags(cache, tmp_path, capfd)
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize("change", ["text", "flags"])
-def test_one_name_loaded_again_with_other_arguments(cache, change):
-    for value in (123, 456, 123):
-        text = BOUND.format(name="f", value=value if change == "text" else "VALUE")
-        flags = [f"-DVALUE={value}"] if change == "flags" else []
-        module = load_inline("reloaded", text, functions="f", extra_cflags=flags, **BARE)
-        assert module.f() == value
+def test_one_name_loaded_again_with_other_arguments(cache):
+    """Another text, another flag, and the first again; one function, or a list of them."""
+    asked = [("123", "f", []), ("VALUE", ["f"], ["-DVALUE=456"]), ("VALUE", ["f"], ["-DVALUE=7"])]
+    for value, functions, flags in [*asked, asked[0]]:
+        text = BOUND.format(name="f", value=value)
+        module = load_inline("reloaded", text, functions=functions, extra_cflags=flags, **BARE)
+        assert module.f() == int(flags[0][8:] if flags else value)
 
 
 def test_an_error_of_the_compiler_is_a_runtime_error(cache):
