@@ -60,7 +60,7 @@ def record(spec: Spec, folder: Path, linked: bool = True) -> _inputs.Manifest:
     own = [path for path in headers if not _is_below(path, fixed)]
     texts = _texts(spec, own, words)
     asked = _asked(spec, texts, set(headers) - set(own))
-    precompiled = _precompiled(texts, words)
+    precompiled = _precompiled(_texts(spec, [], words), words)
     # Where a new file may hide one that was read.
     roots = [str(root) for root in spec.header_roots]
     folders, libraries = _flags.library_names(spec.extra_ldflags)
@@ -276,7 +276,10 @@ def _files_in(folders: Iterable[str], names: Iterable[str]) -> list[str]:
 
 
 def _precompiled(texts: list[bytes], words: Sequence[str]) -> list[str]:
-    """List the precompiled headers that g++ would take in the place of headers, and not report."""
+    """List the precompiled headers that g++ would take in the place of headers, and not report.
+
+    It takes none for an include within a header.
+    """
     forced = [after for word, after in itertools.pairwise(words) if word.endswith("-include")]
     included = [os.fsdecode(a or b) for text in texts for a, b in _INCLUDED.findall(text)]
     return [f"{name}.gch" for name in (*forced, *included)]
