@@ -1,7 +1,7 @@
 """Fresh processes for tests, forked from one that has imported torch: a second faster than Python.
 
-``start``, ``run`` and ``command`` are those of :mod:`tests.harness.helpers`. Settings that Python or
-torch reads when it starts (``LD_PRELOAD``, ``PYTHONPATH``, the locale) need those.
+``start``, ``run`` and ``command`` are those of :mod:`tests.harness.helpers`. Settings that Python
+or torch reads when it starts (``LD_PRELOAD``, ``PYTHONPATH``, the locale) need those.
 """
 
 from __future__ import annotations
