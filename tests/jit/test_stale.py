@@ -16,7 +16,7 @@ import torch
 import ops
 from ops.jit import files, text
 from ops.jit._compile import _compilers
-from tests.harness.helpers import run
+from tests.harness.forks import run
 from tests.jit.support import ANSWER, COMPILER, answer, entries, extension
 
 pytestmark = pytest.mark.cpp
