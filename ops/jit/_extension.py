@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import threading
 import warnings
 from pathlib import Path
 from types import ModuleType
@@ -13,16 +11,8 @@ from ops._errors import BuildError, CacheError, CacheWarning, boundary
 from ops.jit import _inputs, _key, _load, _progress
 from ops.jit._cache import _entries
 from ops.jit._cache._entries import Entry
-from ops.jit._compile import _compilers
+from ops.jit._compile import _compilers, importing
 from ops.jit._spec import Spec
-
-# A fork would keep the import locks of another thread for ever: it waits for the imports.
-_importing = threading.RLock()
-os.register_at_fork(
-    before=_importing.acquire,
-    after_in_parent=_importing.release,
-    after_in_child=_importing.release,
-)
 
 
 class Extension:
@@ -118,7 +108,7 @@ class Extension:
         """Build as :meth:`build` does; return the whole entry."""
         entry, asked, digest = self._find()
         if entry is None:
-            with _importing:
+            with importing:
                 from ops.jit import _build_once  # a hit needs none of it
 
             spec = self.effective_spec

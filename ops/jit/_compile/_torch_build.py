@@ -12,7 +12,6 @@ import functools
 import importlib.util
 import logging
 import os
-import threading
 import types
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -21,14 +20,7 @@ from typing import Any
 import torch
 
 from ops._errors import ToolchainError
-
-# A fork would keep the import locks of another thread for ever: it waits for the imports.
-_importing = threading.RLock()
-os.register_at_fork(
-    before=_importing.acquire,
-    after_in_parent=_importing.release,
-    after_in_child=_importing.release,
-)
+from ops.jit._compile import importing
 
 
 class _Os(types.ModuleType):
@@ -56,7 +48,7 @@ def module(environ: Mapping[str, str], cuda_home: Path | None, run: Callable[[st
     logger = logging.getLogger(copy.__name__)
     logger.addFilter(_is_news)
     try:
-        with _importing:
+        with importing:
             spec.loader.exec_module(copy)
     finally:
         logger.removeFilter(_is_news)
