@@ -14,6 +14,7 @@ import os
 import platform
 import secrets
 import shutil
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -78,6 +79,11 @@ def exclusive(
                 os.close(descriptor)
                 descriptor = _open(path)
                 continue
+            if held is False and _signature().items() <= _read(descriptor).items():
+                raise BuildTimeoutError(
+                    f"{name}: this very thread is building it, and was interrupted by code that "
+                    f"loads it, such as a signal handler: load it before or after"
+                )
             waited = time.monotonic() - started
             if waited >= timeout:
                 raise BuildTimeoutError(
@@ -90,7 +96,7 @@ def exclusive(
                 on_wait(f"waiting for {_owner(descriptor)}, which is building {name}")
             time.sleep(min(_PAUSE, timeout))
         lock = Lock(descriptor, bool(held), _read(descriptor))
-        _write(descriptor, pid=os.getpid(), host=platform.node())
+        _write(descriptor, **_signature())
         yield lock
         with contextlib.suppress(OSError):
             os.ftruncate(descriptor, 0)
@@ -119,6 +125,10 @@ def try_lock(descriptor: int) -> bool | None:
     except OSError:
         return None
     return True
+
+
+def _signature() -> dict[str, Any]:
+    return {"pid": os.getpid(), "host": platform.node(), "thread": threading.get_ident()}
 
 
 def _open(path: Path) -> int:
