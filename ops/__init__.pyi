@@ -70,6 +70,7 @@ from .losses.info_nce_loss import (
     InfoNCELoss as InfoNCELoss,
     info_nce_loss as info_nce_loss,
 )
+from .losses.knn_points import KNN as KNN, knn_points as knn_points
 from .losses.linear_cross_entropy import (
     LinearCrossEntropyLoss as LinearCrossEntropyLoss,
     LinearLogProb as LinearLogProb,
