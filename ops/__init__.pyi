@@ -57,6 +57,10 @@ from .losses.batch_semi_hard_triplet_loss import (
     BatchSemiHardTripletLoss as BatchSemiHardTripletLoss,
     batch_semi_hard_triplet_loss as batch_semi_hard_triplet_loss,
 )
+from .losses.chamfer_distance import (
+    ChamferDistance as ChamferDistance,
+    chamfer_distance as chamfer_distance,
+)
 from .losses.hausdorff_dt_loss import (
     HausdorffDTLoss as HausdorffDTLoss,
     hausdorff_dt_loss as hausdorff_dt_loss,

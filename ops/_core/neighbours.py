@@ -174,9 +174,7 @@ autograd.define_in_torch(
     "nearest_points(Tensor p1, Tensor p2, Tensor? lengths1, Tensor? lengths2, int k, int norm)"
     " -> Tensor",
     _nearest,
-    lambda p1, p2, lengths1, lengths2, k, norm: p1.new_empty(
-        (*p1.shape[:2], k), dtype=torch.int64
-    ),
+    lambda p1, p2, lengths1, lengths2, k, norm: p1.new_empty((*p1.shape[:2], k), dtype=torch.int64),
 )
 
 

@@ -31,7 +31,7 @@ def knn_points(
     lengths1: Tensor | None = None,
     lengths2: Tensor | None = None,
     norm: int = 2,
-    K: int = 1,
+    K: int = 1,  # noqa: N803 - as in pytorch3d
     return_nn: bool = False,
     return_sorted: bool = True,
 ) -> KNN:
@@ -75,10 +75,11 @@ def knn_points(
 
     Numerics:
         Distances are sums of differences, so close points far from the origin keep their precision.
-        The neighbours are exact up to the rounding of their distances. Of equal distances the lowest
-        index comes first. A NaN distance counts as infinite: a point with NaN is nobody's neighbour
-        while there are K others. Half precisions compute in float32. Compiled kernels are bitwise
-        deterministic for any number of threads. Under autocast the inputs are cast to float32.
+        The neighbours are exact up to the rounding of their distances. Of equal distances the
+        lowest index comes first. A NaN distance counts as infinite: a point with NaN is nobody's
+        neighbour while there are K others. Half precisions compute in float32. Compiled kernels are
+        bitwise deterministic for any number of threads. Under autocast the inputs are cast to
+        float32.
 
     Memory:
         The N × M distances are never stored. Compiled back ends take memory for a copy of the

@@ -68,10 +68,26 @@ BAD_INPUT = (
 
 def bad_lengths(name):
     return (
-        ({name: torch.tensor([4, 6])}, ops.ArgumentError, f"{name} must be between 0 and .* 5, got 6"),
-        ({name: torch.tensor([-1, 2])}, ops.ArgumentError, f"{name} must be between 0 and .*, got -1"),
-        ({name: torch.tensor([4])}, ops.ArgumentError, rf"{name} must have shape \[2\], one length"),
-        ({name: torch.ones(2)}, ops.ArgumentTypeError, f"{name} must have an integer dtype, got flo"),
+        (
+            {name: torch.tensor([4, 6])},
+            ops.ArgumentError,
+            f"{name} must be between 0 and .* 5, got 6",
+        ),
+        (
+            {name: torch.tensor([-1, 2])},
+            ops.ArgumentError,
+            f"{name} must be between 0 and .*, got -1",
+        ),
+        (
+            {name: torch.tensor([4])},
+            ops.ArgumentError,
+            rf"{name} must have shape \[2\], one length",
+        ),
+        (
+            {name: torch.ones(2)},
+            ops.ArgumentTypeError,
+            f"{name} must have an integer dtype, got flo",
+        ),
         ({name: [4, 4]}, ops.ArgumentTypeError, f"{name} must be a torch.Tensor, got list"),
     )
 

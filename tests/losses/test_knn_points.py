@@ -7,7 +7,7 @@ import torch
 
 import ops
 from tests.harness.battery import Battery
-from tests.harness.op_under_test import Mutation, OpUnderTest, close
+from tests.harness.op_under_test import Mutation, OpUnderTest, applies, close
 from tests.losses.clouds import (
     BAD_INPUT,
     bad_lengths,
@@ -149,6 +149,8 @@ class TestKnnPoints(Battery):
             assert torch.equal(idx, order)
             close(dists, expected.float(), torch.float32)
 
+    # The kernels of the emulator do not depend on the size.
+    @applies(lambda op, backend: backend != "cuda-emulated")
     @pytest.mark.parametrize(
         ("shape", "norm", "k"),
         [
@@ -161,8 +163,6 @@ class TestKnnPoints(Battery):
     )
     def test_trees_and_sweeps(self, backend, device, shape, norm, k):
         """Of clusters, with parts of blocks and of leaves, in float32 and float64."""
-        if backend == "cuda-emulated":
-            pytest.skip("its kernels do not depend on the size")
         for dtype in (torch.float32, torch.float64):
             x, y = inputs(shape, dtype, device)
             y[:, ::3] = 0.01 * y[:, ::3] + 2
