@@ -11,6 +11,7 @@
 
 #ifndef USE_CUDA
 #include "common/cpu_box_tree.h"
+#include "common/cpu_neighbour_products.h"
 #endif
 
 namespace jitops::knn_points {
@@ -22,7 +23,6 @@ namespace {
 constexpr int64_t kSearchPoints = 512;  // points that a thread searches at a time
 constexpr int64_t kShares = 16;         // of a sweep
 constexpr int64_t kExactCols = 16;      // beyond, distances are summed again in float64
-constexpr int64_t kSumElements = 1024;
 
 // Whether a tree takes less time than a sweep over all pairs. In many dimensions a search visits
 // most of its leaves. A sweep for several neighbours searches many blocks once more.
@@ -33,21 +33,7 @@ bool uses_tree(const Params& params) {
          least >= int64_t{params.k == 1 ? 1024 : 256} << (params.cols / 2);
 }
 
-template <typename A>
-JITOPS_KERNEL A distance(int64_t norm, const A* a, const A* b, int64_t cols) {
-  double total = 0;
-  for (int64_t first = 0; first < cols; first += kSumElements) {
-    const int64_t end = std::min(cols, first + kSumElements);
-    A sum = 0;
-#pragma omp simd reduction(+ : sum)
-    for (int64_t k = first; k < end; ++k) {
-      const A difference = a[k] - b[k];
-      sum += norm == 1 ? (difference < 0 ? -difference : difference) : difference * difference;
-    }
-    total += static_cast<double>(sum);
-  }
-  return static_cast<A>(total);
-}
+bool uses_products(const Params& params) { return params.norm == 2 && params.cols >= 96; }
 
 template <typename A>
 class Search {
@@ -56,13 +42,16 @@ class Search {
   template <typename F>
   Search(const Params& params, const F& load) : params_(params), clouds_(2 * params.batch) {
     each_cloud([&](int64_t b, int side) {
-      clouds_[2 * b + side].emplace(load(side, b, !uses_tree(params_)));
+      clouds_[2 * b + side].emplace(load(side, b, !uses_tree(params_) && !uses_products(params_)));
     });
   }
 
   void run() {
     if (uses_tree(params_)) {
       by_trees();
+    } else if (uses_products(params_)) {
+      by_products(0);
+      if (params_.both) by_products(1);
     } else if (params_.both && params_.k == 1) {
       by_sweep(0, true);
     } else {
@@ -114,6 +103,22 @@ class Search {
         finish(side, b, i);
       }
     });
+  }
+
+  void by_products(int side) {
+    for (int64_t b = 0; b < params_.batch; ++b) {
+      const cpu::Products<A> products(cloud(b, side), cloud(b, 1 - side));
+      const cpu::RowBlocks blocks(params_.points[side].count, 1, 4 * cpu::Products<A>::kRows);
+      blocks.for_each([&](int64_t, int64_t begin, int64_t end) {
+        const int64_t k = neighbours_of(params_, side, b, begin);
+        for (int64_t i = begin; i < end; ++i) nearest(side, b, i, params_.k).clear();
+        if (k > 0) {
+          products.search(begin, std::min(end, cloud(b, side).count),
+                          [&](int64_t i) { return nearest(side, b, i, k); });
+        }
+        for (int64_t i = begin; i < end; ++i) finish(side, b, i);
+      });
+    }
   }
 
   void by_sweep(int side, bool both) {
@@ -176,7 +181,7 @@ class Search {
         list.at[n] = next;
       }
       if (missing || params_.cols > kExactCols) {
-        list.distances[n] = distance(params_.norm, cloud(b, side).row(i),
+        list.distances[n] = cpu::distance(params_.norm, cloud(b, side).row(i),
                                      cloud(b, 1 - side).row(list.at[n]), params_.cols);
       }
       for (int64_t m = n; m > 0 && list.distances[m] < list.distances[m - 1]; --m) {
@@ -203,6 +208,16 @@ void forward_cpu(const Params& params) {
   Search<A>(params, load).run();
 }
 
+// out += factor * (the derivative of the distance between a and c with respect to a).
+template <typename T, typename A = acc_t<T>>
+JITOPS_KERNEL void add_slope(const Params& params, A factor, const T* a, const T* c, A* out) {
+  const Params local = params;
+#pragma omp simd
+  for (int64_t k = 0; k < local.cols; ++k) {
+    out[k] += factor * slope(local, cpu::load(a[k]) - cpu::load(c[k]));
+  }
+}
+
 // Gradients of the points of one side: each thread takes some points of all clouds.
 template <typename T>
 void gradient_cpu(const Params& params, int side) {
@@ -215,19 +230,14 @@ void gradient_cpu(const Params& params, int side) {
   cpu::RowBlocks(params.batch * shares, 1, 1).for_each([&](int64_t task, int64_t, int64_t) {
     const int64_t b = task / shares, share = task % shares;
     const int64_t begin = own.count * share / shares, end = own.count * (share + 1) / shares;
-    const auto add = [&](A* out, A factor, const T* a, const T* c) {
-      for (int64_t n = 0; n < cols; ++n) {
-        out[n] += factor * slope(params, cpu::load(a[n]) - cpu::load(c[n]));
-      }
-    };
     A* const out = gradients + b * own.count * cols;
     std::fill(out + begin * cols, out + end * cols, A(0));
     const Neighbours& mine = params.neighbours[side];
     for (int64_t i = begin; mine.grad_dists && i < end; ++i) {
       const int64_t real = neighbours_of(params, side, b, i), first = (b * own.count + i) * k;
       for (int64_t n = first; n < first + real; ++n) {
-        add(out + i * cols, static_cast<const A*>(mine.grad_dists)[n], point<T>(own, b, i),
-            point<T>(others, b, mine.idx[n]));
+        add_slope(params, static_cast<const A*>(mine.grad_dists)[n], point<T>(own, b, i),
+                  point<T>(others, b, mine.idx[n]), out + i * cols);
       }
     }
     const Neighbours& theirs = params.neighbours[1 - side];
@@ -236,8 +246,8 @@ void gradient_cpu(const Params& params, int side) {
       for (int64_t n = first; n < first + real; ++n) {
         const int64_t i = theirs.idx[n];
         if (i < begin || i >= end) continue;
-        add(out + i * cols, static_cast<const A*>(theirs.grad_dists)[n], point<T>(own, b, i),
-            point<T>(others, b, j));
+        add_slope(params, static_cast<const A*>(theirs.grad_dists)[n], point<T>(own, b, i),
+                  point<T>(others, b, j), out + i * cols);
       }
     }
   });

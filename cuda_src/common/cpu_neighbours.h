@@ -50,6 +50,12 @@ struct Nearest {
   }
 };
 
+template <typename T, typename A>
+JITOPS_KERNEL void widen_row(const T* row, int64_t cols, A* out) {
+#pragma omp simd
+  for (int64_t k = 0; k < cols; ++k) out[k] = load(row[k]);
+}
+
 // Points in the type of computation: row by row, and as tiles of kPairLanes points, where element k
 // of all points precedes element k + 1. Both end with points of NaN, which are nobody's neighbours.
 template <typename A>
@@ -64,7 +70,7 @@ struct Cloud {
         cols(cols_),
         rows((packs ? blocks() * kSweepBlock : count) * cols, std::numeric_limits<A>::quiet_NaN()) {
     for (int64_t i = 0; i < count; ++i) {
-      for (int64_t k = 0; k < cols; ++k) rows[i * cols + k] = load(data[i * stride + k]);
+      widen_row(data + i * stride, cols, rows.data() + i * cols);
     }
     if (!packs) return;
     packed.resize(rows.size());

@@ -199,11 +199,11 @@ class TestChamferDistance(Battery):
                     close(one.grad, other.grad, torch.float32)
 
     def test_half_precision_sums_in_float32(self, backend, device):
-        """A sum of 5000 distances near 1, each of which has 8 bits."""
-        x = torch.zeros(1, 5000, 1, dtype=torch.bfloat16, device=device)
+        """In bfloat16 a sum of ones ends at 256."""
+        x = torch.zeros(1, 600, 1, dtype=torch.bfloat16, device=device)
         y = torch.ones(1, 1, 1, dtype=torch.bfloat16, device=device)
         loss = ops.chamfer_distance(x, y, point_reduction="sum", single_directional=True)[0]
-        assert loss.item() == torch.tensor(5000.0).bfloat16().item()
+        assert loss.item() == 600
 
 
 @pytest.mark.parametrize(

@@ -142,12 +142,26 @@ class TestKnnPoints(Battery):
 
     def test_near_points_far_from_the_origin(self, backend, device):
         """A matrix product would choose other neighbours."""
-        for columns in (3, 24):
+        for columns in (3, 24, 120):
             x, y = (1000 + 0.01 * torch.randn(1, 60, columns, device=device) for _ in range(2))
             dists, idx = call(x, y, K=2)
             expected, order = nearest(x.double(), y.double(), whole(x), whole(y), 2, 2)
             assert torch.equal(idx, order)
             close(dists, expected.float(), torch.float32)
+
+    def test_candidates_of_products(self, backend, device):
+        """Duplicates, products that overflow, NaN and infinity: compared as elsewhere."""
+        for columns in (20, 120):
+            y = torch.randn(1, 7, columns, device=device).repeat(1, 6, 1)
+            x = y[:, :7] + 0.01 * torch.randn(1, 7, columns, device=device)
+            for change in (0.0, 1e30, torch.inf, torch.nan):
+                y[0, 3] += change
+                x[0, 5, 1] += change
+                dists, idx = call(x, y, K=3)
+                expected, order = nearest(x, y, whole(x), whole(y), 2, 3)
+                assert torch.equal(idx, order)
+                torch.testing.assert_close(dists, expected, equal_nan=True)
+                y[0, 3], x[0, 5] = y[0, 10], y[0, 5]
 
     # The kernels of the emulator do not depend on the size.
     @applies(lambda op, backend: backend != "cuda-emulated")
@@ -158,6 +172,7 @@ class TestKnnPoints(Battery):
             ((2, 520, 530, 3), 1, 2),
             ((1, 600, 700, 2), 2, 32),
             ((1, 150, 400, 40), 1, 3),
+            ((2, 100, 300, 97), 2, 3),
             ((2, 193, 400, 9), 2, 2),
         ],
     )
