@@ -23,6 +23,8 @@ namespace {
 constexpr int64_t kSearchPoints = 512;  // points that a thread searches at a time
 constexpr int64_t kShares = 16;         // of a sweep
 constexpr int64_t kExactCols = 16;      // beyond, distances are summed again in float64
+// A thread takes so many elements of clouds, or differences of pairs, at a time.
+constexpr int64_t kCloudElements = 16384, kPairElements = int64_t{1} << 18;
 
 // Whether a tree takes less time than a sweep over all pairs. In many dimensions a search visits
 // most of its leaves. A sweep for several neighbours searches many blocks once more.
@@ -65,8 +67,11 @@ class Search {
 
   template <typename F>
   void each_cloud(const F& f) const {
-    cpu::RowBlocks(2 * params_.batch, 1, 1).for_each(
-        [&](int64_t n, int64_t, int64_t) { f(n / 2, static_cast<int>(n % 2)); });
+    const int64_t points = std::max(params_.points[0].count, params_.points[1].count);
+    const cpu::RowBlocks blocks(2 * params_.batch, points * params_.cols, kCloudElements);
+    blocks.for_each([&](int64_t, int64_t begin, int64_t end) {
+      for (int64_t n = begin; n < end; ++n) f(n / 2, static_cast<int>(n % 2));
+    });
   }
 
   // The list of neighbours of a point, in the results.
@@ -128,7 +133,7 @@ class Search {
     const int64_t shares =
         std::max<int64_t>(1, std::min(most, kShares / std::max<int64_t>(1, batch)));
     std::vector<std::optional<cpu::BlockOf<A>>> of_others(batch * shares);
-    cpu::RowBlocks(batch * shares, 1, 1).for_each([&](int64_t task, int64_t, int64_t) {
+    const auto search = [&](int64_t task) {
       const int64_t b = task / shares, share = task % shares;
       const cpu::Cloud<A>&x = cloud(b, side), &y = cloud(b, 1 - side);
       const int64_t begin = x.blocks() * share / shares, end = x.blocks() * (share + 1) / shares;
@@ -141,10 +146,15 @@ class Search {
       if (k == 0) return;
       const auto lists = [&](int64_t i) { return nearest(side, b, i, k); };
       cpu::sweep(params_.norm, x, begin, end, y, lists, both ? &*of_others[task] : nullptr);
+    };
+    const int64_t pairs = params_.points[0].count * params_.points[1].count;
+    const cpu::RowBlocks blocks(batch * shares, pairs * params_.cols / shares, kPairElements);
+    blocks.for_each([&](int64_t, int64_t begin, int64_t end) {
+      for (int64_t task = begin; task < end; ++task) search(task);
     });
     finish_all(side);
     if (!both) return;
-    cpu::RowBlocks(batch, 1, 1).for_each([&](int64_t b, int64_t, int64_t) {
+    const auto merge = [&](int64_t b) {
       const cpu::Cloud<A>&x = cloud(b, side), &y = cloud(b, 1 - side);
       cpu::BlockOf<A>& best = *of_others[b * shares];
       for (int64_t i = 0; i < y.count; ++i) {
@@ -157,6 +167,10 @@ class Search {
         if (best.block[i] < 0) continue;
         cpu::take_from_block(params_.norm, y.row(i), x, best.block[i], list);
       }
+    };
+    const cpu::RowBlocks clouds(batch, pairs * params_.cols / shares, kPairElements);
+    clouds.for_each([&](int64_t, int64_t begin, int64_t end) {
+      for (int64_t b = begin; b < end; ++b) merge(b);
     });
     finish_all(1 - side);
   }
@@ -227,7 +241,7 @@ void gradient_cpu(const Params& params, int side) {
   const int64_t k = params.k, cols = params.cols;
   // All threads read all indices, so there are no more shares than pay.
   const int64_t shares = std::clamp<int64_t>(own.count * cols / 65536, 1, 16);
-  cpu::RowBlocks(params.batch * shares, 1, 1).for_each([&](int64_t task, int64_t, int64_t) {
+  const auto sum = [&](int64_t task) {
     const int64_t b = task / shares, share = task % shares;
     const int64_t begin = own.count * share / shares, end = own.count * (share + 1) / shares;
     A* const out = gradients + b * own.count * cols;
@@ -250,6 +264,11 @@ void gradient_cpu(const Params& params, int side) {
                   point<T>(others, b, j), out + i * cols);
       }
     }
+  };
+  const int64_t elements = (own.count + others.count) * k * cols;
+  const cpu::RowBlocks blocks(params.batch * shares, elements / shares, kCloudElements);
+  blocks.for_each([&](int64_t, int64_t first, int64_t last) {
+    for (int64_t task = first; task < last; ++task) sum(task);
   });
 }
 
