@@ -3,7 +3,7 @@
 
 #include <algorithm>
 #include <array>
-#include <memory>
+#include <limits>
 #include <optional>
 #include <tuple>
 
@@ -196,7 +196,7 @@ class Search {
       }
       if (missing || params_.cols > kExactCols) {
         list.distances[n] = cpu::distance(params_.norm, cloud(b, side).row(i),
-                                     cloud(b, 1 - side).row(list.at[n]), params_.cols);
+                                          cloud(b, 1 - side).row(list.at[n]), params_.cols);
       }
       for (int64_t m = n; m > 0 && list.distances[m] < list.distances[m - 1]; --m) {
         std::swap(list.distances[m], list.distances[m - 1]);
@@ -313,6 +313,12 @@ struct Inputs {
                 lengths[side].get_device_index() == p1.get_device_index(),
             "lengths", " must hold an int64 length for each cloud, on the same device");
       points.lengths = static_cast<const int64_t*>(lengths[side].const_data_ptr());
+#ifndef USE_CUDA
+      for (int64_t b = 0; b < params.batch; ++b) {
+        check(points.lengths[b] >= 0 && points.lengths[b] <= points.count, "lengths",
+              " must be between 0 and the number of points");
+      }
+#endif
     }
   }
 };
