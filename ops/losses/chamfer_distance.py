@@ -52,7 +52,8 @@ def chamfer_distance(
         x_lengths: ``(B,)``, integers from 0 to N: only the first points of each cloud count. The
             others are padding with any content. By default all count.
         y_lengths: likewise for ``y``, from 0 to M.
-        x_normals: the normals of the points, ``(B, N, C)``, like ``x``; with ``y_normals`` alone.
+        x_normals: the normals of the points, ``(B, N, C)``, like ``x``. Either both clouds have
+            normals or neither has.
         y_normals: ``(B, M, C)``.
         weights: ``(B,)``, a factor for each cloud, not negative. The mean divides by their sum.
         batch_reduction: ``mean`` over the clouds, ``sum``, or ``None``.
