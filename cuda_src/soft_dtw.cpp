@@ -452,6 +452,7 @@ int32_t wide(const Tensor& tensor) {
 // What both ops and both of their passes share.
 struct Inputs {
   Tensor x, y, cost, lengths;  // of `cost` alone, or of the other two
+  bool of_costs = false;
   Params params{};
 
   Inputs(const Tensor& x_, const Tensor& y_, const std::optional<Tensor>& lengths_, double gamma, int64_t bandwidth)
@@ -468,13 +469,13 @@ struct Inputs {
 
   Inputs(const Tensor& cost_, const std::optional<Tensor>& lengths_, double gamma,
          int64_t bandwidth)
-      : cost(dense(cost_)) {
+      : cost(dense(cost_)), of_costs(true) {
     check(cost.dim() == 3, "cost", " must have three dimensions");
     params.cost = cost.const_data_ptr();
     fill(cost, cost.size(2), lengths_, gamma, bandwidth);
   }
 
-  const Tensor& first() const { return params.cost ? cost : x; }
+  const Tensor& first() const { return of_costs ? cost : x; }
 
   std::array<int64_t, 3> kept() const { return {params.pairs, params.strips, params.kept}; }
 
@@ -505,8 +506,12 @@ std::tuple<Tensor, Tensor, Tensor> run_forward(Inputs& inputs) {
   const Tensor& first = inputs.first();
   const std::array<int64_t, 3> kept = inputs.kept();
   const Tensor value = empty({&params.pairs, 1}, ScalarType::Double, first);
-  const Tensor mantissas = empty(kept, wide(first), first);
-  const Tensor exponents = empty(kept, ScalarType::Double, first);
+  Tensor mantissas = empty(kept, wide(first), first);
+  Tensor exponents = empty(kept, ScalarType::Double, first);
+  if (params.lengths || params.kept < params.cols) {  // not all are written
+    torch::stable::zero_(mantissas);
+    torch::stable::zero_(exponents);
+  }
   params.value = static_cast<double*>(value.mutable_data_ptr());
   params.mantissas = mantissas.mutable_data_ptr();
   params.exponents = static_cast<double*>(exponents.mutable_data_ptr());

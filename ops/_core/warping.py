@@ -121,7 +121,8 @@ def definition(cost: Tensor, lengths: Tensor | None, gamma: float, bandwidth: in
 def _finite(value: Tensor) -> Tensor:
     """The value, which is infinite if it is far. Then it has a NaN gradient."""
     far = value.abs() > FAR / 2
-    infinite = torch.where(far, value, 1.0) * torch.inf
+    # Elsewhere 1, whose derivatives are finite.
+    infinite = torch.where(far, value, 1.0) * torch.where(far, torch.inf, 1.0)
     return torch.where(far, infinite.hypot(torch.zeros_like(value)) * value.sign(), value)
 
 
@@ -262,7 +263,8 @@ def forward(
     """
     batch, rows = source.batch, source.rows
     first = source.costs(0, 0, 1)
-    weights = first.new_empty((2, batch * cells(rows, source.cols, bandwidth)), dtype=dtype)
+    count = batch * cells(rows, source.cols, bandwidth)
+    above, before = (first.new_empty((count,), dtype=dtype) for _ in range(2))
     # Row i is at place i + 1. Place 0 is above the first row.
     buffers = first.new_full((3, batch, rows + 2), FAR)
     buffers[1, :, 0] = 0  # the origin, two anti-diagonals before the first
@@ -273,13 +275,13 @@ def forward(
         out[:, high + 1] = FAR
         if low == high:
             continue
-        here, above = slice(low + 1, high + 1), slice(low, high)
-        before = torch.stack((last[:, above], last[:, here], earlier[:, above]))
-        least = before.amin(0)
-        shares = torch.sub(least, before, out=before).exp_()
+        here, up = slice(low + 1, high + 1), slice(low, high)
+        shares = torch.stack((last[:, up], last[:, here], earlier[:, up]))
+        least = shares.amin(0)
+        torch.sub(least, shares, out=shares).exp_()
         total = shares.sum(0)
-        torch.div(shares[:2], total, out=shares[:2])
-        weights[:, part] = shares[:2].flatten(1)
+        for weights, share in zip((above, before), shares, strict=False):
+            weights[part] = torch.div(share, total, out=share).flatten()
         cell = source.costs(k, low, high).div_(gamma).clamp_(-FAR, FAR)
         cell += least.sub_(total.log_())
         out[:, here] = cell
@@ -290,7 +292,7 @@ def forward(
     if lengths is None:
         value = buffers[(rows + source.cols - 2) % 3, :, rows].clone()
     far = value.abs() > FAR / 2
-    return torch.where(far, value * torch.inf, value * gamma), weights[0], weights[1]
+    return torch.where(far, value * torch.inf, value * gamma), above, before
 
 
 def backward(
