@@ -283,6 +283,11 @@ class Strips {
         flow_(backward ? params.cols : 0) {}
 
   void forward(const Pair& pair) {
+    if (not_all_kept(params_)) {
+      const int64_t count = params_.strips * params_.kept, at = pair.number * count;
+      std::fill_n(static_cast<A*>(params_.mantissas) + at, count, A(0));
+      std::fill_n(params_.exponents + at, count, 0.0);
+    }
     if (!pair.valid) {
       params_.value[pair.number] = NAN;
       return;
@@ -506,12 +511,8 @@ std::tuple<Tensor, Tensor, Tensor> run_forward(Inputs& inputs) {
   const Tensor& first = inputs.first();
   const std::array<int64_t, 3> kept = inputs.kept();
   const Tensor value = empty({&params.pairs, 1}, ScalarType::Double, first);
-  Tensor mantissas = empty(kept, wide(first), first);
-  Tensor exponents = empty(kept, ScalarType::Double, first);
-  if (params.lengths || params.kept < params.cols) {  // not all are written
-    torch::stable::zero_(mantissas);
-    torch::stable::zero_(exponents);
-  }
+  const Tensor mantissas = empty(kept, wide(first), first);
+  const Tensor exponents = empty(kept, ScalarType::Double, first);
   params.value = static_cast<double*>(value.mutable_data_ptr());
   params.mantissas = mantissas.mutable_data_ptr();
   params.exponents = static_cast<double*>(exponents.mutable_data_ptr());

@@ -244,6 +244,14 @@ __global__ void __launch_bounds__(cuda::kMaxThreads) forward_kernel(Params param
     const Pair pair(params, number);
     const Source source(params, pair);
     const Scratch<acc_t<T>> none(params, 0);
+    if (not_all_kept(params)) {
+      const int64_t count = params.strips * params.kept, at = number * count;
+      for (int64_t n = threadIdx.x; n < count; n += blockDim.x) {
+        static_cast<acc_t<T>*>(params.mantissas)[at + n] = 0;
+        params.exponents[at + n] = 0;
+      }
+      __syncthreads();
+    }
     if (!pair.valid) {
       if (threadIdx.x == 0) params.value[number] = static_cast<double>(NAN);
       continue;

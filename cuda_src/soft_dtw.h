@@ -65,6 +65,11 @@ struct Pair {
   }
 };
 
+// Whether a pair may have less to keep than its memory holds. Then the memory is cleared first.
+JITOPS_BOTH inline bool not_all_kept(const Params& params) {
+  return params.lengths || params.bandwidth < params.rows + params.cols;
+}
+
 // ---- a cell: mantissa * 2^exponent ------------------------------------------------------------
 
 constexpr double kInverseLn2 = 0x1.71547652b82fep0, kLn2 = 0x1.62e42fefa39efp-1;
