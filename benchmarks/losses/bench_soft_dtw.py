@@ -45,7 +45,7 @@ class Usual(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
         cost, r = ctx.saved_tensors
-        batch, rows, cols = cost.shape
+        _, rows, cols = cost.shape
         d = torch.nn.functional.pad(cost, (1, 1, 1, 1))
         r = r.clone()
         r[:, :, -1] = r[:, -1] = -torch.inf
@@ -76,9 +76,7 @@ def ours(gamma: float) -> Callable[[Tensor, Tensor], Tensor]:
 
 
 def packages(gamma: float) -> dict[str, Callable[[Tensor, Tensor], Tensor]]:
-    return peers.installed(
-        tslearn=lambda: peers.tslearn(gamma), pysdtw=lambda: peers.pysdtw(gamma)
-    )
+    return peers.installed(tslearn=lambda: peers.tslearn(gamma), pysdtw=lambda: peers.pysdtw(gamma))
 
 
 def run() -> dict:

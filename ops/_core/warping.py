@@ -52,7 +52,7 @@ def _lengths(x: Tensor, y: Tensor, rows: int, cols: int, bandwidth: int) -> Tens
     if bandwidth >= 0:
         wrong = (x - y).abs() > bandwidth
         if x.is_cpu and wrong.any():
-            check_band(*(int(one[wrong][0]) for one in (x, y)), bandwidth)
+            check_band(int(x[wrong][0]), int(y[wrong][0]), bandwidth)
         both.masked_fill_(wrong, 0)
     return both
 
@@ -126,9 +126,7 @@ def _finite(value: Tensor) -> Tensor:
     return torch.where(far, infinite.hypot(torch.zeros_like(value)) * value.sign(), value)
 
 
-def masked(
-    tensor: Tensor, lengths: Tensor | None, places: tuple[int, ...] = (0,)
-) -> Tensor:
+def masked(tensor: Tensor, lengths: Tensor | None, places: tuple[int, ...] = (0,)) -> Tensor:
     """The tensor with zeros as padding, along dimension 1, or along dimensions 1 and 2.
 
     Args:

@@ -253,7 +253,7 @@ def _lengths(
             wanted = "None for a single pair" if single else f"of shape [{batch}]"
             raise ArgumentError(f"{name} must be {wanted}, got shape {list(value.shape)}")
         both.append(value.to(first.device, torch.int64))
-    return warping.lengths(*both, rows, cols, bandwidth)
+    return warping.lengths(both[0], both[1], rows, cols, bandwidth)
 
 
 def _returned(loss: Tensor, dtype: torch.dtype, single: bool) -> Tensor:
@@ -264,8 +264,6 @@ def _returned(loss: Tensor, dtype: torch.dtype, single: bool) -> Tensor:
 # ---- the declarations ----------------------------------------------------------------------------
 
 _STRIP_ROWS = 32  # kStripRows of soft_dtw.h
-
-
 
 
 def _saved(first: Tensor, rows: int, cols: int, bandwidth: int) -> tuple[Tensor, ...]:
@@ -361,10 +359,12 @@ _fused_from_cost = FusedOp(
     saved=["mantissas", "exponents"],
     backward=["cost", "lengths", "value", "mantissas", "exponents", "gamma", "bandwidth"],
     constants=["lengths"],
-    shapes=lambda cost, lengths, gamma, bandwidth: _saved(cost, *cost.shape[1:], bandwidth),
+    shapes=lambda cost, lengths, gamma, bandwidth: _saved(
+        cost, cost.shape[1], cost.shape[2], bandwidth
+    ),
     tensor_code=(_forward_from_cost, _backward_from_cost),
     opaque_shapes=lambda cost, lengths, gamma, bandwidth: _saved_weights(
-        cost, *cost.shape[1:], bandwidth
+        cost, cost.shape[1], cost.shape[2], bandwidth
     ),
     source="soft_dtw",
     title="SoftDTWFromCost",

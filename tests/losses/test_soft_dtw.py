@@ -178,6 +178,14 @@ COSTS = description(
         costs(one, dtype, device) for one in ((1, 1, 1), (2, 33, 3), (1, 70, 2))
     ),
     busy=lambda dtype, device: costs((32, 512, 512, 8), dtype, device),
+    mutations=(
+        Mutation(
+            "soft_dtw.cu",
+            "if (tile.valid(pair, k)) source.put(",
+            "if (tile.i < pair.rows) source.put(",
+            "out of bounds|race in global memory",
+        ),
+    ),
     variation=True,
 )
 
@@ -197,9 +205,7 @@ class TestSoftDTW(Battery):
     )
     def test_float32_gradients(self, backend, device, steps, features, gamma, factor):
         """Where differences of the costs of paths would lose all digits."""
-        narrow = [
-            factor * x for x in inputs((1, steps, steps, features), torch.float32, device)
-        ]
+        narrow = [factor * x for x in inputs((1, steps, steps, features), torch.float32, device)]
         mine, theirs = leaves(narrow), leaves([x.double() for x in narrow])
         with ops.use_backend("torch"):
             expected = torch.autograd.grad(ops.soft_dtw(*theirs, gamma).sum(), theirs)
