@@ -116,13 +116,13 @@ MUTATIONS = (
         "soft_dtw.cu",
         "    shared.exponents[slot][tile.thread] = cell.exponent;\n    __syncthreads();\n  }\n}",
         "    shared.exponents[slot][tile.thread] = cell.exponent;\n  }\n}",
-        "race in shared memory",
+        "race in shared memory|shared memory read before it was written",
     ),
     Mutation(
         "soft_dtw.cu",
         "    diagonals[slot][tile.thread] = diagonal;\n    __syncthreads();",
         "    diagonals[slot][tile.thread] = diagonal;",
-        "race in shared memory",
+        "race in shared memory|shared memory read before it was written",
     ),
     Mutation(
         "soft_dtw.cu",
