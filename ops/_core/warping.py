@@ -97,9 +97,10 @@ def definition(cost: Tensor, lengths: Tensor | None, gamma: float, bandwidth: in
     earlier, last = cost.new_full((2, batch, rows + 1), FAR)
     earlier = torch.cat((torch.zeros_like(outside), earlier[:, 1:]), 1)  # the origin
     diagonals = []
-    for k in range(rows + cols - 1):
+    # Not by index: the gradient of each would be a whole matrix.
+    for k, costs in enumerate(skewed.unbind(2)):
         before = torch.stack((last[:, :-1], last[:, 1:], earlier[:, :-1]))
-        cell = skewed[:, :, k] - (-before).logsumexp(0)
+        cell = costs - (-before).logsumexp(0)
         column = k - row
         valid = (column >= 0) & (column < cols)
         if bandwidth >= 0:

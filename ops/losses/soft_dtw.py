@@ -83,8 +83,8 @@ def soft_dtw(
         Compiled for a CPU, every 32nd row of r is kept: 12 bytes of each 32 cells, of those within
         the band alone. The backward pass computes the rest again. On CUDA the backward pass takes
         a matrix of N × M numbers for each pair, and the weights of 256 rows. The pure-torch path
-        keeps two numbers a cell. Derivatives of second order take about 150 bytes a cell, and
-        8 more for each of the D features.
+        keeps two numbers a cell. Derivatives of second order take about 400 bytes a cell, and
+        50 more for each of the D features.
     """
     x, y, single = _sequences(x, y)
     gamma, band = _parameters(gamma, bandwidth)
@@ -215,6 +215,9 @@ def _sequences(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, bool]:
     return (x, y, False) if batch else (x[None], y[None], True)
 
 
+_WIDEST = 1 << 40  # a band wider than any sequence, with room in 64 bits
+
+
 def _parameters(gamma: float, bandwidth: int | None) -> tuple[float, int]:
     """γ, and the width of the band, or -1."""
     gamma = checks.check_number("gamma", gamma)
@@ -225,7 +228,7 @@ def _parameters(gamma: float, bandwidth: int | None) -> tuple[float, int]:
     bandwidth = checks.check_int("bandwidth", bandwidth, "an int or None")
     if bandwidth < 0:
         raise ArgumentError(f"bandwidth must be at least 0, got {bandwidth}")
-    return gamma, bandwidth
+    return gamma, min(bandwidth, _WIDEST)
 
 
 def _lengths(

@@ -257,6 +257,10 @@ class TestSoftDTW(Battery):
             assert grad[0].isnan().all()
             assert grad[1].isfinite().all()
 
+    def test_a_band_wider_than_any_sequence(self, backend, device):
+        x, y = inputs((1, 4, 5, 3), torch.float64, device)
+        assert torch.equal(ops.soft_dtw(x, y, bandwidth=10**30), ops.soft_dtw(x, y))
+
     def test_single_sequences(self, backend, device):
         x, y = inputs((1, 4, 5, 3), torch.float64, device)
         assert torch.equal(ops.soft_dtw(x[0], y[0]), ops.soft_dtw(x, y)[0])
