@@ -91,6 +91,30 @@ def batch_semi_hard_triplet_loss() -> Figure:
     return figure
 
 
+def chamfer_distance() -> Figure:
+    """The points of two clouds, and for each the nearest one of the other cloud."""
+    torch.manual_seed(2)
+    angle = torch.linspace(0, 2 * np.pi, 23)[:-1]
+    circle = torch.stack([angle.cos(), angle.sin()], 1)
+    x = 1.25 * circle + 0.06 * torch.randn(22, 2)
+    y = torch.cat([circle[:17] * torch.tensor([1.0, 0.8]), torch.tensor([[0.1, 0.1]])])
+    _, _, of_x, of_y = ops.chamfer_distance(x[None], y[None], return_indices=True)
+    figure = Figure(figsize=(8.4, 3.8), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for axes, begin, end, color, title in (
+        (left, x, y[of_x[0]], BLUE, "each point of x and the nearest of y"),
+        (right, y, x[of_y[0]], ORANGE, "each point of y and the nearest of x"),
+    ):
+        for pair in zip(begin, end, strict=True):
+            axes.plot(*torch.stack(pair).T, color=color, linewidth=1.5)
+        axes.scatter(*x.T, color=BLUE, s=24, zorder=3, label="x")
+        axes.scatter(*y.T, color=ORANGE, s=24, zorder=3, label="y")
+        axes.set(xticks=[], yticks=[], aspect="equal")
+        axes.set_title(title, fontsize=10)
+    left.legend(loc="upper left")
+    return figure
+
+
 def hausdorff_dt_loss() -> Figure:
     """A prediction and a target, the weights, and the loss of each pixel."""
     from scipy.ndimage import distance_transform_edt as distance
@@ -320,6 +344,7 @@ def main() -> None:
     """Draw all pictures."""
     for draw in (
         improved_triplet_loss,
+        chamfer_distance,
         hausdorff_dt_loss,
         set_matching_loss,
         batch_hard_triplet_loss,

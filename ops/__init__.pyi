@@ -57,6 +57,10 @@ from .losses.batch_semi_hard_triplet_loss import (
     BatchSemiHardTripletLoss as BatchSemiHardTripletLoss,
     batch_semi_hard_triplet_loss as batch_semi_hard_triplet_loss,
 )
+from .losses.chamfer_distance import (
+    ChamferDistance as ChamferDistance,
+    chamfer_distance as chamfer_distance,
+)
 from .losses.hausdorff_dt_loss import (
     HausdorffDTLoss as HausdorffDTLoss,
     hausdorff_dt_loss as hausdorff_dt_loss,
@@ -70,6 +74,7 @@ from .losses.info_nce_loss import (
     InfoNCELoss as InfoNCELoss,
     info_nce_loss as info_nce_loss,
 )
+from .losses.knn_points import KNN as KNN, knn_points as knn_points
 from .losses.linear_cross_entropy import (
     LinearCrossEntropyLoss as LinearCrossEntropyLoss,
     LinearLogProb as LinearLogProb,

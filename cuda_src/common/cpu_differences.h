@@ -77,14 +77,6 @@ JITOPS_KERNEL void difference_tiles(const A* weights, int64_t step, const A* a, 
   }
 }
 
-template <typename A>
-JITOPS_KERNEL bool all_finite(const A* values, int64_t count) {
-  A sum = 0;
-#pragma omp simd reduction(+ : sum)
-  for (int64_t n = 0; n < count; ++n) sum += values[n] * A(0);
-  return sum == A(0);
-}
-
 // Adds the gradients to to_a and to_b, dense matrices with `cols` columns; null if not needed.
 // Threads take some columns each, so every sum has a fixed order.
 template <typename T, typename A = acc_t<T>>

@@ -116,6 +116,14 @@ JITOPS_KERNEL void sum_columns(const Matrix<const A>& a, A* sums) {
   }
 }
 
+template <typename A>
+JITOPS_KERNEL bool all_finite(const A* values, int64_t count) {
+  A sum = 0;
+#pragma omp simd reduction(+ : sum)
+  for (int64_t n = 0; n < count; ++n) sum += values[n] * A(0);
+  return sum == A(0);
+}
+
 // ---- transposition in registers, of squares with one vector a row -------------------------------
 
 // Row r of two rows that lie kStep apart, after they exchange blocks.

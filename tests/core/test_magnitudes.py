@@ -59,6 +59,7 @@ RANGES = {
     "hausdorff_dt_loss": PRODUCTS,
     "improved_triplet_loss": PRODUCTS,
     "info_nce_loss": PRODUCTS,
+    "knn_points": SQUARES,
     "linear": PRODUCTS,
     "linear_cross_entropy": Range(high=0.25),
     "linear_log_prob": Range(high=0.25),
