@@ -140,6 +140,29 @@ def hausdorff_dt_loss() -> Figure:
     return figure
 
 
+def soft_dtw() -> Figure:
+    """Two sequences, their soft alignments for two values of gamma, and the best path."""
+    time = torch.linspace(0, 1, 40, dtype=torch.float64)
+    x = torch.sin(2 * np.pi * time)[:, None]
+    y = torch.sin(2 * np.pi * time[::2] ** 1.8)[:, None]
+    best = ops.soft_dtw_alignment(x, y, 1e-9).nonzero()
+    figure = Figure(figsize=(9.6, 3.4), layout="constrained")
+    left, *panels = figure.subplots(1, 3, width_ratios=(1.2, 1, 1))
+    left.plot(x, color=BLUE, marker=".", label="x")
+    left.plot(y - 2.5, color=ORANGE, marker=".", label="y, lower by 2.5")
+    for i, j in best[::3]:
+        left.plot([i, j], [x[i], y[j] - 2.5], color=GREY, linewidth=0.5)
+    left.set(xlabel="step", yticks=[])
+    left.legend(fontsize=9)
+    for axes, gamma in zip(panels, (0.1, 2.0), strict=True):
+        axes.imshow(ops.soft_dtw_alignment(x, y, gamma), cmap="Blues", aspect="auto", vmin=0)
+        axes.plot(best[:, 1], best[:, 0], color=ORANGE, linewidth=1, label="best path")
+        axes.set(xlabel="step of y", ylabel="step of x")
+        axes.set_title(f"gamma = {gamma}", fontsize=10)
+    panels[0].legend(loc="lower left", fontsize=9)
+    return figure
+
+
 def set_matching_loss() -> Figure:
     """A matrix of costs and the pairs of the least cost."""
     torch.manual_seed(3)
@@ -328,6 +351,7 @@ def main() -> None:
         batch_semi_hard_triplet_loss,
         info_nce_loss,
         supcon_loss,
+        soft_dtw,
         lltm,
         normalize_with_norm,
         scipy_conv2d,

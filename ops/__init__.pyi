@@ -90,6 +90,12 @@ from .losses.set_matching_loss import (
     SetMatchingLoss as SetMatchingLoss,
     set_matching_loss as set_matching_loss,
 )
+from .losses.soft_dtw import (
+    SoftDTW as SoftDTW,
+    soft_dtw as soft_dtw,
+    soft_dtw_alignment as soft_dtw_alignment,
+    soft_dtw_from_cost as soft_dtw_from_cost,
+)
 from .losses.supcon_loss import SupConLoss as SupConLoss, supcon_loss as supcon_loss
 
 __version__: str

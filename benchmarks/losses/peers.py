@@ -1,4 +1,4 @@
-"""Losses of other packages as functions of embeddings and labels. The extra ``peers`` has them."""
+"""Losses of other packages as functions of two tensors. The extra ``peers`` has them."""
 
 from __future__ import annotations
 
@@ -58,3 +58,11 @@ def online_triplet_loss(name: str, margin: float) -> Loss:
         return result[0] if isinstance(result, tuple) else result
 
     return loss
+
+
+def pysdtw(gamma: float) -> Loss:
+    return package("pysdtw").SoftDTW(gamma, use_cuda=False)
+
+
+def tslearn(gamma: float) -> Loss:
+    return package("tslearn.metrics").SoftDTWLossPyTorch(gamma)

@@ -8,6 +8,7 @@
 #else
 #define JITOPS_BOTH
 #endif
+#define JITOPS_INLINE __attribute__((always_inline)) inline  // so that a loop over calls vectorises
 
 namespace jitops {
 

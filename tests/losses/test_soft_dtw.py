@@ -1,0 +1,404 @@
+"""Soft-DTW: its reference, the battery, and its own tests."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import pytest
+import torch
+
+import ops
+from tests.harness.battery import Battery
+from tests.harness.op_under_test import Mutation, OpUnderTest, close, leaves
+
+
+def recursion(cost, gamma=1.0, bandwidth=None, lengths=None):
+    """The recursion cell by cell, for a batch of costs."""
+    batch, rows, cols = cost.shape
+    r = {(-1, -1): cost.new_zeros(batch)}
+    for i, j in itertools.product(range(rows), range(cols)):
+        if bandwidth is not None and abs(i - j) > bandwidth:
+            continue
+        before = [r[one] for one in ((i - 1, j - 1), (i - 1, j), (i, j - 1)) if one in r]
+        if before:
+            r[i, j] = cost[:, i, j] - gamma * torch.logsumexp(-torch.stack(before) / gamma, 0)
+    ends = [(rows, cols)] * batch if lengths is None else zip(*lengths, strict=True)
+    last = [r[int(n) - 1, int(m) - 1][b] for b, (n, m) in enumerate(ends)]
+    return torch.stack(last) if last else cost.sum((1, 2))
+
+
+def ragged_lengths(rows, cols, batch):
+    """Lengths from 1 on, that differ by no more than ``rows`` and ``cols``."""
+    x = 1 + torch.arange(batch) * 5 % rows
+    return x, (x + cols - rows).clamp(1, cols)
+
+
+def band(rows, cols, slack):
+    """A band wider by ``slack`` than the lengths need."""
+    return None if slack is None else abs(rows - cols) + slack
+
+
+def reference(x, y, gamma=1.0, slack=None, normalize=False, ragged=False):
+    bandwidth = band(x.shape[1], y.shape[1], slack)
+    lengths = ragged_lengths(x.shape[1], y.shape[1], len(x)) if ragged else None
+
+    def loss(a, b, first, second):
+        its = None if lengths is None else (lengths[first], lengths[second])
+        return recursion((a[:, :, None] - b[:, None]).square().sum(-1), gamma, bandwidth, its)
+
+    value = loss(x, y, 0, 1)
+    return value - (loss(x, x, 0, 0) + loss(y, y, 1, 1)) / 2 if normalize else value
+
+
+def reference_from_cost(cost, gamma=1.0, slack=None, ragged=False):
+    lengths = ragged_lengths(*cost.shape[1:], len(cost)) if ragged else None
+    return recursion(cost, gamma, band(*cost.shape[1:], slack), lengths)
+
+
+def keywords_of(rows, cols, batch, device, slack, ragged):
+    keywords = {"bandwidth": band(rows, cols, slack)}
+    if ragged:
+        lengths = (one.to(device) for one in ragged_lengths(rows, cols, batch))
+        keywords |= dict(zip(("lengths_x", "lengths_y"), lengths, strict=True))
+    return keywords
+
+
+def call(x, y, slack=None, ragged=False, **keywords):
+    if slack is not None or ragged:
+        shape = x.shape[1], y.shape[1], len(x)
+        keywords |= keywords_of(*shape, x.device, slack, ragged)
+    return ops.soft_dtw(x, y, **keywords)
+
+
+def call_from_cost(cost, slack=None, ragged=False, **keywords):
+    if slack is not None or ragged:
+        keywords |= keywords_of(*cost.shape[1:], len(cost), cost.device, slack, ragged)
+    return ops.soft_dtw_from_cost(cost, **keywords)
+
+
+def inputs(shape, dtype, device):
+    """Two batches of sequences, for a shape (B, N, M, D)."""
+    batch, rows, cols, features = shape
+    tensors = [torch.randn(batch, steps, features).double() for steps in (rows, cols)]
+    return [t.to(device, dtype) for t in tensors]
+
+
+def costs(shape, dtype, device):
+    return [torch.randn(shape[:3]).double().to(device, dtype)]
+
+
+def operator_samples(name):
+    def samples(device):
+        forward = getattr(torch.ops.jitops, f"{name}_forward").default
+        backward = getattr(torch.ops.jitops, f"{name}_backward").default
+        ragged = torch.tensor([[3, 40], [5, 36]], device=device)
+        for dtype, lengths, bandwidth in ((torch.float32, None, -1), (torch.float64, ragged, 4)):
+            tensors = inputs((2, 40, 37, 3), dtype, device)
+            if name == "soft_dtw_from_cost":
+                tensors = [torch.cdist(*tensors)]
+            arguments = (*tensors, lengths, 0.5, bandwidth)
+            yield forward, arguments
+            saved = forward(*arguments)
+            grad = torch.ones_like(saved[0])
+            for needed in ((True, True), (False, True), (False, False)):
+                kept = (*saved, 0.5, bandwidth, *needed[: len(tensors)])
+                yield backward, (grad, *tensors, lengths, *kept)
+
+    return samples
+
+
+# Parts of a strip, several strips, several tiles of 256 rows.
+LAUNCHES = ((1, 1, 3, 1), (2, 33, 3, 2), (1, 260, 2, 1), (1, 2, 40, 1))
+
+MUTATIONS = (
+    Mutation(
+        "soft_dtw.cu",
+        "    shared.exponents[slot][tile.thread] = cell.exponent;\n    __syncthreads();\n  }\n}",
+        "    shared.exponents[slot][tile.thread] = cell.exponent;\n  }\n}",
+        "race in shared memory|shared memory read before it was written",
+    ),
+    Mutation(
+        "soft_dtw.cu",
+        "    diagonals[slot][tile.thread] = diagonal;\n    __syncthreads();",
+        "    diagonals[slot][tile.thread] = diagonal;",
+        "race in shared memory|shared memory read before it was written",
+    ),
+    Mutation(
+        "soft_dtw.cu",
+        "return i < pair.rows && j >= pair.first(i) && j < pair.end(i);",
+        "return i < pair.rows && j >= pair.first(i) && j <= pair.end(i);",
+        "out of bounds|never written|read before it was written",
+    ),
+    Mutation(
+        "soft_dtw.cu",
+        "const bool keeps = !kWeighs && (tile.i + 1) % kStripRows == 0 && tile.i + 1 < pair.rows;",
+        "const bool keeps = !kWeighs && tile.i % kStripRows == 0 && tile.i + 1 < pair.rows;",
+        "read before it was written|out of bounds",
+    ),
+)
+
+
+def description(name, **more):
+    return OpUnderTest(
+        name=name,
+        source="soft_dtw",
+        shapes=((3, 5, 6, 2), (2, 34, 3, 3), (2, 2, 35, 1), (2, 3, 3, 1)),
+        edges=((0, 3, 4, 2), (1, 1, 1, 1), (2, 1, 5, 1), (1, 5, 1, 2)),
+        large=(5, 70, 6, 3),
+        operator_samples=operator_samples(name),
+        **more,
+    )
+
+
+SEQUENCES = description(
+    "soft_dtw",
+    call=call,
+    reference=reference,
+    names=("x", "y"),
+    inputs=inputs,
+    variants=(
+        {},
+        {"gamma": 2.0, "ragged": True, "normalize": True},
+        {"gamma": 0.3, "slack": 1},
+    ),
+    module=ops.SoftDTW,
+    launches=lambda dtype, device: (inputs(one, dtype, device) for one in LAUNCHES),
+    busy=lambda dtype, device: inputs((32, 512, 512, 8), dtype, device),
+    mutations=MUTATIONS,
+)
+COSTS = description(
+    "soft_dtw_from_cost",
+    call=call_from_cost,
+    reference=reference_from_cost,
+    names=("cost",),
+    inputs=costs,
+    variants=({}, {"gamma": 0.3, "slack": 1, "ragged": True}),
+    launches=lambda dtype, device: (
+        costs(one, dtype, device) for one in ((1, 1, 1), (2, 33, 3), (1, 70, 2))
+    ),
+    busy=lambda dtype, device: costs((32, 512, 512, 8), dtype, device),
+    mutations=(
+        Mutation(
+            "soft_dtw.cu",
+            "if (k < params.cols) scratch.flow[k] = up + last_diagonal;",
+            "scratch.flow[k] = up + last_diagonal;",
+            "out of bounds",
+        ),
+    ),
+    variation=True,
+)
+
+
+class TestSoftDTW(Battery):
+    op = SEQUENCES
+
+    def test_worked_by_hand(self, backend, device):
+        """Costs 0 and 1, three paths that end in the last cell: −log(e⁻¹ + e⁻¹ + 1)."""
+        x = torch.tensor([[0.0], [1.0]], device=device)
+        value = ops.soft_dtw(x, x)
+        assert value.item() == pytest.approx(-math.log(1 + 2 * math.exp(-1)), rel=1e-6)
+
+    @pytest.mark.parametrize(
+        ("steps", "features", "gamma", "factor"),
+        [(40, 8, 0.01, 1), (70, 64, 0.1, 3)],
+    )
+    def test_float32_gradients(self, backend, device, steps, features, gamma, factor):
+        """Where differences of the costs of paths would lose all digits."""
+        narrow = [factor * x for x in inputs((1, steps, steps, features), torch.float32, device)]
+        mine, theirs = leaves(narrow), leaves([x.double() for x in narrow])
+        with ops.use_backend("torch"):
+            expected = torch.autograd.grad(ops.soft_dtw(*theirs, gamma).sum(), theirs)
+        found = torch.autograd.grad(ops.soft_dtw(*mine, gamma).sum(), mine)
+        for one, other in zip(found, expected, strict=True):
+            assert (one - other).abs().max() < 1e-5 * other.abs().max()
+
+    @pytest.mark.parametrize("gamma", [1e-3, 1e-30, 1e-280])
+    def test_small_gamma_is_dtw(self, backend, device, gamma):
+        x, y = inputs((3, 6, 5, 2), torch.float64, device)
+        cost = (x[:, :, None] - y[:, None]).square().sum(-1)
+        best = cost.new_full((3, 7, 6), torch.inf)
+        best[:, 0, 0] = 0
+        for i, j in itertools.product(range(6), range(5)):
+            before = torch.stack((best[:, i, j], best[:, i, j + 1], best[:, i + 1, j])).amin(0)
+            best[:, i + 1, j + 1] = cost[:, i, j] + before
+        close(ops.soft_dtw(x, y, gamma), best[:, -1, -1], torch.float64)
+
+    def test_padding_has_no_influence(self, backend, device):
+        """Not even NaN. Its gradient is 0."""
+        x, y = inputs((3, 40, 37, 2), torch.float64, device)
+        lengths = torch.tensor([[40, 1, 33], [37, 2, 36]], device=device)
+        for one, its in zip((x, y), lengths, strict=True):
+            for sequence, length in zip(one, its, strict=True):
+                sequence[length:] = torch.nan
+        x.requires_grad_(), y.requires_grad_()
+        for keywords in ({}, {"bandwidth": 6}, {"normalize": True}):
+            value = ops.soft_dtw(x, y, lengths_x=lengths[0], lengths_y=lengths[1], **keywords)
+            grads = torch.autograd.grad(value.sum(), (x, y))
+            for b, (n, m) in enumerate(lengths.T.tolist()):
+                alone = ops.soft_dtw(x[b, :n], y[b, :m], **keywords)
+                close(value[b], alone, torch.float64)
+                its = torch.autograd.grad(alone, (x, y))
+                for grad, other in zip(grads, its, strict=True):
+                    close(grad[b], other[b], torch.float64)
+            for grad, its in zip(grads, lengths, strict=True):
+                for one, length in zip(grad, its, strict=True):
+                    assert not one[length:].any()
+
+    def test_nan_in_a_sequence(self, backend, device):
+        """It makes its own pair NaN, the value and all gradients, and no other pair."""
+        x, y = leaves(inputs((2, 35, 5, 2), torch.float32, device))
+        with torch.no_grad():
+            x[0, 20, 1] = torch.nan
+        value = ops.soft_dtw(x, y)
+        value.sum().backward()
+        assert value.isnan().tolist() == [True, False]
+        for grad in (x.grad, y.grad):
+            assert grad[0].isnan().all()
+            assert grad[1].isfinite().all()
+
+    def test_a_band_wider_than_any_sequence(self, backend, device):
+        x, y = inputs((1, 4, 5, 3), torch.float64, device)
+        assert torch.equal(ops.soft_dtw(x, y, bandwidth=10**30), ops.soft_dtw(x, y))
+
+    def test_single_sequences(self, backend, device):
+        x, y = inputs((1, 4, 5, 3), torch.float64, device)
+        assert torch.equal(ops.soft_dtw(x[0], y[0]), ops.soft_dtw(x, y)[0])
+
+    def test_divergence(self, backend, device):
+        """It is 0 for equal sequences and positive for others, also of other lengths."""
+        x, y = inputs((2, 6, 4, 3), torch.float32, device)
+        assert (ops.soft_dtw(x, x, normalize=True).abs() < 1e-6).all()
+        assert (ops.soft_dtw(x, y, normalize=True) > 0).all()
+
+    def test_divergence_of_near_sequences_in_float32(self, backend, device):
+        """Rounded values would lose all digits of their difference."""
+        x = 100 * torch.randn(1, 40, 3, device=device)
+        y = x + 0.01 * torch.randn_like(x)
+        value = ops.soft_dtw(x, y, normalize=True)
+        expected = ops.soft_dtw(x.double(), y.double(), normalize=True)
+        assert abs(value.item() - expected.item()) < 1e-3 * expected.item()
+
+    def test_far_from_the_origin(self, backend, device):
+        """Costs are differences, so a common offset changes nothing."""
+        x, y = (x.round(decimals=1) for x in inputs((2, 9, 8, 3), torch.float64, device))
+        close(ops.soft_dtw(x + 2.0**20, y + 2.0**20), ops.soft_dtw(x, y), torch.float32)
+
+
+class TestSoftDTWFromCost(Battery):
+    op = COSTS
+
+    def test_infinite_costs_forbid(self, backend, device):
+        cost = torch.rand(2, 40, 40, dtype=torch.float64, device=device)
+        cost[0, 5, :39] = torch.inf
+        cost[1, 5] = torch.inf
+        cost.requires_grad_()
+        value = ops.soft_dtw_from_cost(cost)
+        value.sum().backward()
+        assert value.isfinite().tolist() == [True, False]
+        assert value[1].item() == math.inf
+        assert cost.grad[0, 5, 39].item() == pytest.approx(1)
+        assert not cost.grad[0, 5, :39].any()
+        assert cost.grad[1].isnan().all()
+
+    def test_the_gradient_is_the_alignment(self, backend, device):
+        x, y = inputs((2, 7, 8, 3), torch.float64, device)
+        lengths = {"lengths_x": torch.tensor([7, 4]), "lengths_y": torch.tensor([8, 5])}
+        lengths = {name: one.to(device) for name, one in lengths.items()}
+        cost = (x[:, :, None] - y[:, None]).square().sum(-1).requires_grad_()
+        value = ops.soft_dtw_from_cost(cost, 0.7, bandwidth=3, **lengths)
+        (expected,) = torch.autograd.grad(value.sum(), cost)
+        found = ops.soft_dtw_alignment(x, y, 0.7, bandwidth=3, **lengths)
+        close(found, expected, torch.float64)
+        assert not found.requires_grad
+        close(ops.soft_dtw_alignment(x[0], y[0], 0.7), ops.soft_dtw_alignment(x, y, 0.7)[0],
+              torch.float64)  # fmt: skip
+        assert found[1].sum(1).nonzero().numel() == 4
+
+    def test_the_alignment_is_differentiable(self, backend, device):
+        x, y = leaves(inputs((1, 3, 4, 2), torch.float64, device))
+        assert torch.autograd.gradcheck(lambda *t: ops.soft_dtw_alignment(*t, 0.7), (x, y))
+
+
+GOOD = {"x": torch.ones(2, 4, 3), "y": torch.ones(2, 6, 3)}
+LENGTHS = torch.tensor([4, 4])
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "text"),
+    [
+        ({"x": [1.0]}, ops.ArgumentTypeError, "x must be a torch.Tensor, got list"),
+        ({"x": torch.ones(2, 4, 3).int()}, ops.ArgumentTypeError, "x must have dtype float64, "),
+        ({"y": torch.ones(2, 6, 3).double()}, ops.ArgumentTypeError, "y must have x's dtype"),
+        ({"x": torch.ones(3)}, ops.ArgumentError, r"x must have shape \(B, N, D\) or \(N, D\)"),
+        ({"y": torch.ones(6, 3)}, ops.ArgumentError, r"y must have shape \(2, M, 3\), like x, got"),
+        ({"y": torch.ones(3, 6, 3)}, ops.ArgumentError, r"y must have shape \(2, M, 3\), like x"),
+        ({"x": torch.ones(2, 0, 3)}, ops.ArgumentError, "x must have at least one step, got shape"),
+        ({"gamma": 0}, ops.ArgumentError, "gamma must be a finite number greater than 0, got 0.0"),
+        ({"gamma": math.inf}, ops.ArgumentError, "gamma must be a finite number greater than 0"),
+        ({"gamma": "1"}, ops.ArgumentTypeError, "gamma must be a real number, got str"),
+        ({"bandwidth": 1.5}, ops.ArgumentTypeError, "bandwidth must be an int or None, got float"),
+        ({"bandwidth": -1}, ops.ArgumentError, "bandwidth must be at least 0, got -1"),
+        ({"bandwidth": 1}, ops.ArgumentError, "bandwidth must be at least 2 for lengths 4 and 6"),
+        (
+            {"bandwidth": 2, "lengths_x": torch.tensor([4, 3])},
+            ops.ArgumentError,
+            "bandwidth must be at least 3 for lengths 3 and 6, got 2",
+        ),
+        ({"lengths_x": [4, 4]}, ops.ArgumentTypeError, "lengths_x must be a torch.Tensor, got li"),
+        ({"lengths_x": LENGTHS.float()}, ops.ArgumentTypeError, "lengths_x must have an integer"),
+        ({"lengths_y": LENGTHS[:1]}, ops.ArgumentError, r"lengths_y must be of shape \[2\], got"),
+        ({"lengths_x": 0 * LENGTHS}, ops.ArgumentError, "lengths_x must hold numbers from 1 to 4"),
+        ({"lengths_y": 2 * LENGTHS}, ops.ArgumentError, "lengths_y must hold numbers from 1 to 6"),
+        (
+            {"x": torch.ones(4, 3), "y": torch.ones(6, 3), "lengths_x": LENGTHS[:1]},
+            ops.ArgumentError,
+            r"lengths_x must be None for a single pair, got shape \[1\]",
+        ),
+    ],
+)
+def test_bad_input(backend, device, change, error, text):
+    arguments = {
+        name: value.to(device) if isinstance(value, torch.Tensor) else value
+        for name, value in (GOOD | change).items()
+    }
+    with pytest.raises(error, match=text):
+        ops.soft_dtw(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("cost", "error", "text"),
+    [
+        ([1.0], ops.ArgumentTypeError, "cost must be a torch.Tensor, got list"),
+        (torch.ones(3), ops.ArgumentError, r"cost must have shape \(B, N, M\) or \(N, M\), got"),
+        (torch.ones(2, 3, 0), ops.ArgumentError, "cost must have at least one row and column, got"),
+    ],
+)
+def test_bad_costs(backend, device, cost, error, text):
+    with pytest.raises(error, match=text):
+        ops.soft_dtw_from_cost(cost.to(device) if isinstance(cost, torch.Tensor) else cost)
+
+
+def test_module():
+    loss = ops.SoftDTW(0.5, bandwidth=3, normalize=True)
+    x, y = inputs((2, 4, 5, 3), torch.float32, "cpu")
+    assert torch.equal(loss(x, y), ops.soft_dtw(x, y, 0.5, bandwidth=3, normalize=True))
+    lengths = torch.tensor([4, 2]), torch.tensor([5, 3])
+    expected = ops.soft_dtw(x, y, lengths_x=lengths[0], lengths_y=lengths[1])
+    assert torch.equal(ops.SoftDTW()(x, y, *lengths), expected)
+    assert repr(loss) == "SoftDTW(gamma=0.5, bandwidth=3, normalize=True)"
+    with pytest.raises(ops.ArgumentError, match="gamma must be a finite number greater than 0"):
+        ops.SoftDTW(0.0)
+
+
+@pytest.mark.cpp
+@pytest.mark.thorough
+def test_more_elements_than_32_bits_count():
+    """Of a band of width 0 in a matrix of which hardly any memory is touched."""
+    steps = 46400
+    cost = torch.empty(1, steps, steps, dtype=torch.bfloat16)
+    cost[0].fill_diagonal_(1)
+    assert cost.numel() > 2**31
+    with ops.use_backend("cpp"), torch.no_grad():
+        value = ops.soft_dtw_from_cost(cost, bandwidth=0)
+    assert value.item() == torch.tensor(float(steps)).bfloat16().item()
