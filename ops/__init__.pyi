@@ -85,6 +85,12 @@ from .losses.set_matching_loss import (
     SetMatchingLoss as SetMatchingLoss,
     set_matching_loss as set_matching_loss,
 )
+from .losses.ssim import (
+    SSIMLoss as SSIMLoss,
+    ssim as ssim,
+    ssim_loss as ssim_loss,
+    ssim_map as ssim_map,
+)
 from .losses.supcon_loss import SupConLoss as SupConLoss, supcon_loss as supcon_loss
 
 __version__: str
