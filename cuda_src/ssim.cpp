@@ -35,7 +35,8 @@ Params params_of(const WindowInputs& inputs, double data_range, int64_t window_s
 void run(Params& params, const Tensor& input) {
   if (params.planes == 0) return;
 #ifdef USE_CUDA
-  const WindowScratch scratch(params, Formula<float>::kShared + 2 * Formula<float>::kOwn, input);
+  using F = Formula<float>;
+  const WindowScratch scratch(params, F::kShared + 2 * F::kOwn, input);
 #endif
   const OnDeviceOf device(input);
   JITOPS_RUN("ssim", windows, input, params, device);

@@ -22,13 +22,13 @@ struct Formula {
   static constexpr int kShared = 2, kOwn = 1;  // of var(u), var(v); of an image
   static constexpr int kSigned = -1;
 
-  explicit Formula(const Params& params)
+  JITOPS_BOTH explicit Formula(const Params& params)
       : c1(static_cast<A>(2 * params.c1)),
         c2(static_cast<A>(2 * params.c2)),
         light(static_cast<A>(params.contrast ? 0 : 1)) {}
 
   template <typename V>
-  JITOPS_BOTH static void products(V x, V y, V* out) {
+  JITOPS_FORMULA static void products(V x, V y, V* out) {
     out[0] = x + y;
     out[1] = x - y;
     out[2] = out[0] * out[0];
@@ -37,12 +37,12 @@ struct Formula {
 
   // A variance is not negative, but rounding may make it so. NaN stays.
   template <typename V>
-  JITOPS_BOTH static V not_negative(V x) {
+  JITOPS_FORMULA static V not_negative(V x) {
     return x < V{} ? V{} : x;
   }
 
   template <bool kDerivatives, typename V>
-  JITOPS_BOTH V window(const V* means, V shift_x, V shift_y, V g, V* out) const {
+  JITOPS_FORMULA V window(const V* means, V shift_x, V shift_y, V g, V* out) const {
     const V sum = means[0] + (shift_x + shift_y), difference = means[1] + (shift_x - shift_y);
     const V var_u = not_negative(means[2] - means[0] * means[0]);
     const V var_v = not_negative(means[3] - means[1] * means[1]);
@@ -67,16 +67,16 @@ struct Formula {
   }
 
   template <typename V>
-  JITOPS_BOTH static V shown(V loss) {
+  JITOPS_FORMULA static V shown(V loss) {
     return V{} + A(1) - loss;
   }
 
   template <typename V>
-  JITOPS_BOTH static V gradient_of_input(const V* shared, const V* own, V x, V y) {
+  JITOPS_FORMULA static V gradient_of_input(const V* shared, const V* own, V x, V y) {
     return own[0] + shared[0] * (x + y) + shared[1] * (x - y);
   }
   template <typename V>
-  JITOPS_BOTH static V gradient_of_target(const V* shared, const V* own, V x, V y) {
+  JITOPS_FORMULA static V gradient_of_target(const V* shared, const V* own, V x, V y) {
     return own[0] + shared[0] * (x + y) - shared[1] * (x - y);
   }
 };

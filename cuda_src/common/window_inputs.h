@@ -122,4 +122,36 @@ class WindowGradients {
   const Tensor of_input, of_target;
 };
 
+#ifdef USE_CUDA
+// Scratch memory of the kernels: partial sums, and with gradients the derivatives of each window,
+// for some planes at a time.
+class WindowScratch {
+ public:
+  WindowScratch(WindowParams& params, int64_t derivatives, const Tensor& like)
+      : partials_(make(params.losses ? 2 * params.planes * params.blocks() : 0,
+                       ScalarType::Double, like)),
+        moments_(derive(params, derivatives, like)) {
+    params.partials = static_cast<double*>(partials_.mutable_data_ptr());
+  }
+
+ private:
+  static constexpr int64_t kWindows = int64_t{1} << 22;  // of all planes at a time
+
+  static Tensor make(int64_t count, ScalarType dtype, const Tensor& like) {
+    return empty({&count, 1}, dtype, like);
+  }
+  static Tensor derive(WindowParams& params, int64_t derivatives, const Tensor& like) {
+    const bool derives = params.grad_input || params.grad_target;
+    const int64_t most = derives ? kWindows / params.windows() : params.planes;
+    params.chunk = most < 1 ? 1 : most < params.planes ? most : params.planes;
+    const int64_t count = derives ? derivatives * params.chunk * params.windows() : 0;
+    Tensor moments = make(count, wide(like), like);
+    if (derives) params.moments = moments.mutable_data_ptr();
+    return moments;
+  }
+
+  Tensor partials_, moments_;
+};
+#endif
+
 }  // namespace jitops

@@ -11,9 +11,18 @@
 
 #include "dtype.h"
 
+// A function of a formula. Without it g++ calls the function for each vector.
+#ifdef __CUDACC__
+#define JITOPS_FORMULA __host__ __device__
+#else
+#define JITOPS_FORMULA [[gnu::always_inline]] inline
+#endif
+
 namespace jitops {
 
-constexpr int64_t kMaxWindow = 63;  // the largest size, which the shared memory of a GPU sets
+constexpr int64_t kMaxWindow = 51;  // the largest size, which the shared memory of a GPU sets
+
+constexpr int64_t kSquare = 16;    // of pixels, for a block of threads on CUDA
 
 enum class Padding : int64_t { kValid = 0, kSame = 1, kReflect = 2 };
 
@@ -54,6 +63,12 @@ struct WindowParams {
   double* partials;  // (2, planes, blocks of a plane): sums over windows, and of |x - y|
   void* moments;     // acc_t<T>: gradients of the means of windows, for `chunk` planes
   int64_t chunk;
+
+  // Blocks of CUDA's kernels for a plane: squares of kSquare * kSquare pixels.
+  JITOPS_BOTH int64_t blocks() const {
+    return squares_of(width.size) * squares_of(height.size) * depth.size;
+  }
+  JITOPS_BOTH static int64_t squares_of(int64_t size) { return (size + kSquare - 1) / kSquare; }
 
   JITOPS_BOTH int64_t windows() const { return depth.windows * height.windows * width.windows; }
   JITOPS_BOTH int64_t pixels() const { return depth.size * height.size * width.size; }

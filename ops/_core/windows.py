@@ -21,7 +21,7 @@ Window = Literal["gaussian", "rectangular", "triangular"]
 # By the numbers of cuda_src/common/windows.h and window_inputs.h.
 PADDINGS: dict[Padding, int] = {"valid": 0, "same": 1, "reflect": 2}
 WINDOWS: dict[Window, int] = {"gaussian": 0, "rectangular": 1, "triangular": 2}
-LARGEST = 63
+LARGEST = 51
 
 # A loss of windows: from two images, padded, and their shifts.
 _NAMES = {3: "(B, C, W)", 4: "(B, C, H, W)", 5: "(B, C, D, H, W)"}
@@ -36,7 +36,7 @@ def images(input: Any, target: Any, dims: Sequence[int]) -> tuple[Tensor, Tensor
     Under autocast half precisions become float32.
     """
     tensors = checks.widened_under_autocast({"input": input, "target": target})
-    checks.same_kind_of_parts(**tensors)
+    checks.same_kind(**tensors)
     input, target = tensors.values()
     if input.dim() not in dims:
         shapes = " or ".join(_NAMES[dim] for dim in dims)

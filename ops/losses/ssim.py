@@ -48,7 +48,7 @@ def ssim(
         data_range: L, the largest minus the smallest value that pixels can have: 1 for images in
             [0, 1], 255 for images in [0, 255]. It is required, because a wrong guess gives
             values that look right.
-        window_size: pixels of the window along each dimension; odd, at most 63.
+        window_size: pixels of the window along each dimension; odd, at most 51.
         sigma: the standard deviation of the window's weights, in pixels.
         k1: k₁.
         k2: k₂.
@@ -195,6 +195,7 @@ class SSIMLoss(LossModule):
             padding=padding,
             reduction=reduction,
         )
+        self.window_size = window_size  # an integer, as it was given
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         """The loss of ``(B, C, H, W)`` or ``(B, C, D, H, W)`` images."""
@@ -267,9 +268,10 @@ def _loss(
 def _loss_of_windows(u: Tensor, v: Tensor, weights: list[float], shifts: tuple[Tensor, Tensor],
                      c1: float, c2: float, contrast: bool, means: windows.Means) -> Tensor:  # fmt: skip
     """1 - SSIM of each window, from u = x + y and v = x - y, as cuda_src/ssim.h has it."""
-    mean_u, mean_v = means(u, weights), means(v, weights)
-    var_u = _not_negative(means(u.square(), weights) - mean_u.square())
-    var_v = _not_negative(means(v.square(), weights) - mean_v.square())
+    averaged = means(torch.cat((u, v, u.square(), v.square()), 1), weights)
+    mean_u, mean_v, square_u, square_v = averaged.chunk(4, 1)
+    var_u = _not_negative(square_u - mean_u.square())
+    var_v = _not_negative(square_v - mean_v.square())
     structure = 2 * var_v / (var_u + var_v + 2 * c2)
     if contrast:
         return structure
