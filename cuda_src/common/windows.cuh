@@ -11,9 +11,9 @@
 #include "cuda.cuh"
 #include "windows.h"
 
-namespace jitops::cuda {
-
 extern __shared__ unsigned char dynamic_shared[];
+
+namespace jitops::cuda {
 
 constexpr int kSide = static_cast<int>(kSquare);  // each thread has a window or a pixel
 static_assert(kSide * kSide == kMaxThreads);

@@ -69,6 +69,7 @@ RANGES = {
     "rfft2_magnitude": Range(),
     "scipy_conv2d": PRODUCTS,
     "set_matching_loss": Range(),
+    "ssim": PRODUCTS,
     "supcon_loss": Range(high=0.5, scaled=1),
 }
 
