@@ -32,14 +32,14 @@ Params params_of(const WindowInputs& inputs, double data_range, int64_t window_s
   return params;
 }
 
-void run(Params& params, const Tensor& input) {
+void run(Params& params, const WindowInputs& inputs) {
   if (params.planes == 0) return;
 #ifdef USE_CUDA
   using F = Formula<float>;
-  const WindowScratch scratch(params, F::kShared + 2 * F::kOwn, input);
+  const WindowScratch scratch(params, F::kShared + 2 * F::kOwn, inputs);
 #endif
-  const OnDeviceOf device(input);
-  JITOPS_RUN("ssim", windows, input, params, device);
+  const OnDeviceOf device(inputs.input());
+  JITOPS_RUN("ssim", windows, inputs.input(), params, device);
 }
 
 // Returns the losses of all planes and the gradients of their sum, or the map.
@@ -48,14 +48,14 @@ std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& input, const Tensor& ta
                                            double k1, double k2, int64_t padding, double l1_weight,
                                            double ssim_weight, bool contrast, bool reduces,
                                            bool needs_input, bool needs_target) {
-  const WindowInputs inputs(input, target);
+  const WindowInputs inputs(input, target, wide(input));
   Params params = params_of(inputs, data_range, window_size, sigma, k1, k2, padding, l1_weight,
                             ssim_weight, contrast);
   const Tensor result = inputs.result(params, reduces);
   (reduces ? params.losses : params.map) = result.mutable_data_ptr();
-  const WindowGradients gradients(params, inputs.input(), reduces && needs_input,
+  const WindowGradients gradients(params, inputs, reduces && needs_input,
                                   reduces && needs_target);
-  run(params, inputs.input());
+  run(params, inputs);
   return {result, gradients.of_input, gradients.of_target};
 }
 
@@ -63,13 +63,13 @@ std::vector<Tensor> backward(const Tensor& grad_result, const Tensor& input, con
                              double data_range, int64_t window_size, double sigma, double k1,
                              double k2, int64_t padding, double l1_weight, double ssim_weight,
                              bool contrast, bool reduces, bool needs_input, bool needs_target) {
-  const WindowInputs inputs(input, target);
+  const WindowInputs inputs(input, target, wide(input));
   Params params = params_of(inputs, data_range, window_size, sigma, k1, k2, padding, l1_weight,
                             ssim_weight, contrast);
   const Tensor grad = dense(grad_result);
   inputs.take_grad(params, grad, reduces);
-  const WindowGradients gradients(params, inputs.input(), needs_input, needs_target);
-  if (needs_input || needs_target) run(params, inputs.input());
+  const WindowGradients gradients(params, inputs, needs_input, needs_target);
+  if (needs_input || needs_target) run(params, inputs);
   return gradients.in_dtype_of(input);
 }
 

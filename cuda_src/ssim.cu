@@ -15,14 +15,14 @@ namespace {
 // Budget: 96 registers, 128 bytes shared.
 template <typename T>
 __global__ void __launch_bounds__(cuda::kMaxThreads) windows_kernel(Params params, int64_t first) {
-  cuda::take_windows<T, Formula>(params, first);
+  cuda::take_windows<T, Formula<acc_t<T>>>(params, first);
 }
 
 // Budget: 128 registers, 128 bytes shared.
 template <typename T>
 __global__ void __launch_bounds__(cuda::kMaxThreads) gradients_kernel(Params params,
                                                                       int64_t first) {
-  cuda::take_gradients<T, Formula>(params, first);
+  cuda::take_gradients<T, Formula<acc_t<T>>>(params, first);
 }
 
 // Budget: 64 registers, 128 bytes shared.

@@ -16,6 +16,7 @@ struct Params : WindowParams {
 // This has no difference of large numbers where the images are alike, and needs four means.
 template <typename A>
 struct Formula {
+  using Number = A;
   A c1, c2, light;  // twice the constants; 0 to leave the luminance out
 
   static constexpr int kMeans = 4;          // of u, v, u^2, v^2

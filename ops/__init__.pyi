@@ -76,6 +76,7 @@ from .losses.linear_cross_entropy import (
     linear_cross_entropy as linear_cross_entropy,
     linear_log_prob as linear_log_prob,
 )
+from .losses.lncc_loss import LNCCLoss as LNCCLoss, lncc_loss as lncc_loss
 from .losses.margin_softmax_loss import (
     MarginSoftmaxLoss as MarginSoftmaxLoss,
     margin_softmax_loss as margin_softmax_loss,

@@ -8,6 +8,7 @@
 //   the sums of these along the row, then across rows: the gradients of the pixels
 //
 // A Formula has, for a number or a vector V of numbers:
+//   Number                 the type of all numbers between the images and the results
 //   kMeans, kSigned        how many means; the sign of the loss in the map
 //   kShared, kOwn          how many derivatives for both images, and for each alone
 //   products(x, y, out)    what is averaged
@@ -105,10 +106,10 @@ JITOPS_KERNEL void across_rows(const A* const* rows, const A* taps, int64_t coun
 
 // ---- the steps of a row ---------------------------------------------------------------------------
 
-template <typename T, typename A = acc_t<T>>
+template <typename T, typename A>
 JITOPS_KERNEL void load_shifted(const T* row, A shift, int64_t width, A* out) {
 #pragma omp simd
-  for (int64_t j = 0; j < width; ++j) out[j] = load(row[j]) - shift;
+  for (int64_t j = 0; j < width; ++j) out[j] = static_cast<A>(load(row[j])) - shift;
 }
 
 template <typename F, typename A>
@@ -181,11 +182,11 @@ JITOPS_KERNEL void add_gradients(const A* const* shared, const A* const* own, co
 }
 
 // grad = factor * (the derivative of |x - y| with respect to x), or its negative
-template <typename T, typename A = acc_t<T>>
+template <typename T, typename A>
 JITOPS_KERNEL void set_signs(const T* x, const T* y, A factor, int64_t width, A* grad) {
 #pragma omp simd
   for (int64_t j = 0; j < width; ++j) {
-    const A difference = load(x[j]) - load(y[j]);
+    const auto difference = static_cast<A>(load(x[j]) - load(y[j]));
     const A sign = difference > A(0) ? factor : -factor;
     grad[j] = difference == A(0) ? A(0) : sign;
   }
@@ -202,10 +203,10 @@ JITOPS_KERNEL A distance_of_rows(const T* x, const T* y, int64_t width) {
   return sum;
 }
 
-template <typename T, typename A = acc_t<T>>
+template <typename T, typename A>
 JITOPS_KERNEL void store_row(const A* row, int64_t width, T* out) {
 #pragma omp simd
-  for (int64_t j = 0; j < width; ++j) store(out[j], row[j]);
+  for (int64_t j = 0; j < width; ++j) store(out[j], static_cast<acc_t<T>>(row[j]));
 }
 
 // ---- a band: rows [first, end) of a plane ---------------------------------------------------------
@@ -213,7 +214,7 @@ JITOPS_KERNEL void store_row(const A* row, int64_t width, T* out) {
 template <typename T, typename F>
 class WindowBand {
  public:
-  using A = acc_t<T>;
+  using A = typename F::Number;
   static constexpr int kAll = F::kShared + 2 * F::kOwn;
   double loss = 0, distance = 0;  // of the windows and of the pixels that belong to the band
 
@@ -546,7 +547,7 @@ class WindowBand {
 // but the shapes, so results do not depend on the number of threads.
 template <typename T, typename F>
 void run_windows(const WindowParams& params, const F& formula) {
-  using A = acc_t<T>;
+  using A = typename F::Number;
   constexpr int64_t kManyPlanes = 8, kLongBand = 128, kShortBand = 64;
   const int64_t rows = params.planes < kManyPlanes ? kShortBand : kLongBand;
   const int64_t bands = (params.height.size + rows - 1) / rows;

@@ -26,8 +26,9 @@ inline void set_taps(Window window, int64_t size, double sigma, double* taps) {
 // Two images (batch, channels, width), (.., height, width) or (.., depth, height, width).
 class WindowInputs {
  public:
-  WindowInputs(const Tensor& input, const Tensor& target)
-      : input_(dense(input)), target_(dense(target)) {
+  // Sums have the dtype `number`.
+  WindowInputs(const Tensor& input, const Tensor& target, ScalarType number_)
+      : number(number_), input_(dense(input)), target_(dense(target)) {
     check_alike("target", target, input);
     check(input.dim() >= 3 && input.dim() <= 5, "input", " must have three to five dimensions");
   }
@@ -62,13 +63,13 @@ class WindowInputs {
       sizes[sizes.size() - 1 - d] = reduces ? 1 : extents[d]->windows;
     }
     const IntHeaderOnlyArrayRef shape(sizes.data(), sizes.size());
-    return reduces ? empty(shape, wide(input_), input_) : empty(shape, input_);
+    return reduces ? empty(shape, number, input_) : empty(shape, input_);
   }
 
   // Takes the gradient of the result.
   void take_grad(WindowParams& params, const Tensor& grad, bool reduces) const {
     if (reduces) {
-      check(grad.numel() == params.planes && grad.scalar_type() == wide(input_), "grad",
+      check(grad.numel() == params.planes && grad.scalar_type() == number, "grad",
             " must have the shape of the losses");
       params.grad_losses = grad.const_data_ptr();
     } else {
@@ -81,6 +82,8 @@ class WindowInputs {
 
   const Tensor& input() const { return input_; }
 
+  const ScalarType number;
+
  private:
   Tensor input_, target_;
 };
@@ -88,10 +91,11 @@ class WindowInputs {
 // Gradients of both images in the dtype of sums. Those that are not needed are empty.
 class WindowGradients {
  public:
-  WindowGradients(WindowParams& params, const Tensor& like, bool needs_input, bool needs_target)
+  WindowGradients(WindowParams& params, const WindowInputs& inputs, bool needs_input,
+                  bool needs_target)
       : needs_{needs_input, needs_target},
-        of_input(make(needs_input, like)),
-        of_target(make(needs_target, like)) {
+        of_input(make(needs_input, inputs)),
+        of_target(make(needs_target, inputs)) {
     if (needs_input) params.grad_input = of_input.mutable_data_ptr();
     if (needs_target) params.grad_target = of_target.mutable_data_ptr();
   }
@@ -101,17 +105,20 @@ class WindowGradients {
     std::vector<Tensor> gradients;
     if (needs_[0]) gradients.push_back(of_input);
     if (needs_[1]) gradients.push_back(of_target);
-    if (wide(like) != like.scalar_type()) {
-      for (Tensor& one : gradients) one = torch::stable::to(one, like.scalar_type());
+    for (Tensor& one : gradients) {
+      if (one.scalar_type() != like.scalar_type()) {
+        one = torch::stable::to(one, like.scalar_type());
+      }
     }
     return gradients;
   }
 
  private:
-  static Tensor make(bool needed, const Tensor& like) {
+  static Tensor make(bool needed, const WindowInputs& inputs) {
     constexpr int64_t kNone = 0;
+    const Tensor& like = inputs.input();
     const auto sizes = needed ? like.sizes() : IntHeaderOnlyArrayRef(&kNone, size_t{1});
-    Tensor gradient = empty(sizes, wide(like), like);
+    Tensor gradient = empty(sizes, inputs.number, like);
     if (needed && !gradient.is_cuda()) advise_huge_pages(gradient);
     return gradient;
   }
@@ -127,10 +134,10 @@ class WindowGradients {
 // for some planes at a time.
 class WindowScratch {
  public:
-  WindowScratch(WindowParams& params, int64_t derivatives, const Tensor& like)
+  WindowScratch(WindowParams& params, int64_t derivatives, const WindowInputs& inputs)
       : partials_(make(params.losses ? 2 * params.planes * params.blocks() : 0,
-                       ScalarType::Double, like)),
-        moments_(derive(params, derivatives, like)) {
+                       ScalarType::Double, inputs.input())),
+        moments_(derive(params, derivatives, inputs)) {
     params.partials = static_cast<double*>(partials_.mutable_data_ptr());
   }
 
@@ -140,12 +147,12 @@ class WindowScratch {
   static Tensor make(int64_t count, ScalarType dtype, const Tensor& like) {
     return empty({&count, 1}, dtype, like);
   }
-  static Tensor derive(WindowParams& params, int64_t derivatives, const Tensor& like) {
+  static Tensor derive(WindowParams& params, int64_t derivatives, const WindowInputs& inputs) {
     const bool derives = params.grad_input || params.grad_target;
     const int64_t most = derives ? kWindows / params.windows() : params.planes;
     params.chunk = most < 1 ? 1 : most < params.planes ? most : params.planes;
     const int64_t count = derives ? derivatives * params.chunk * params.windows() : 0;
-    Tensor moments = make(count, wide(like), like);
+    Tensor moments = make(count, inputs.number, inputs.input());
     if (derives) params.moments = moments.mutable_data_ptr();
     return moments;
   }

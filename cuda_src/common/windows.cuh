@@ -59,7 +59,7 @@ __device__ A tap_of(const Extent& extent, const A* taps, int64_t k) {
 
 // The mean of some finite pixels of a plane. All blocks of a plane get the same.
 template <typename T>
-__device__ acc_t<T> shift_of(const T* plane, int64_t pixels, double* of_sums, double* of_counts) {
+__device__ double shift_of(const T* plane, int64_t pixels, double* of_sums, double* of_counts) {
   const int64_t thread = threadIdx.y * blockDim.x + threadIdx.x;
   const int64_t step = (pixels + kMaxThreads - 1) / kMaxThreads;
   double value = 0, count = 0;
@@ -72,31 +72,29 @@ __device__ acc_t<T> shift_of(const T* plane, int64_t pixels, double* of_sums, do
   }
   const double sum = block_sum(value, of_sums), all = block_sum(count, of_counts);
   __syncthreads();  // both buffers may be used again
-  return all > 0 ? static_cast<acc_t<T>>(sum / all) : acc_t<T>(0);
+  return all > 0 ? sum / all : 0;
 }
 
 // The differences of a pixel from the shifts. Pixels outside of the images are 0.
-template <typename T>
+template <typename T, typename A>
 struct Pair {
-  using A = acc_t<T>;
   const T *input, *target;
   A shift_x, shift_y;
 
   __device__ void at(int64_t pixel, A* x, A* y) const {
-    *x = (pixel < 0 ? A(0) : load(input[pixel])) - shift_x;
-    *y = (pixel < 0 ? A(0) : load(target[pixel])) - shift_y;
+    *x = (pixel < 0 ? A(0) : static_cast<A>(load(input[pixel]))) - shift_x;
+    *y = (pixel < 0 ? A(0) : static_cast<A>(load(target[pixel]))) - shift_y;
   }
 };
 
-template <typename T>
-__device__ Pair<T> pair_of(const WindowParams& params, int64_t plane, double* of_sums,
-                           double* of_counts) {
+template <typename T, typename A>
+__device__ Pair<T, A> pair_of(const WindowParams& params, int64_t plane, double* of_sums,
+                              double* of_counts) {
   const T* input = static_cast<const T*>(params.input) + plane * params.pixels();
   const T* target = static_cast<const T*>(params.target) + plane * params.pixels();
-  Pair<T> pair{input, target, 0, 0};
-  pair.shift_x = shift_of(input, params.pixels(), of_sums, of_counts);
-  pair.shift_y = shift_of(target, params.pixels(), of_sums, of_counts);
-  return pair;
+  const double shift_x = shift_of(input, params.pixels(), of_sums, of_counts);
+  const double shift_y = shift_of(target, params.pixels(), of_sums, of_counts);
+  return {input, target, static_cast<A>(shift_x), static_cast<A>(shift_y)};
 }
 
 // Sums up a tile, which `value(row, col)` fills, along rows with along(i, col), then across rows
@@ -131,10 +129,9 @@ __device__ A separable_sum(const WindowParams& params, A* tile, const Value& val
 }
 
 // The losses of the windows of a tile, and with gradients their derivatives.
-template <typename T, template <typename> class Formula, typename Params>
+template <typename T, typename F, typename Params>
 __device__ void take_windows(const Params& params, int64_t first_plane) {
-  using A = acc_t<T>;
-  using F = Formula<A>;
+  using A = typename F::Number;
   constexpr int kAll = F::kShared + 2 * F::kOwn;
   __shared__ double of_losses[kSumsOfWarps];
   __shared__ double of_distances[kSumsOfWarps];
@@ -142,7 +139,7 @@ __device__ void take_windows(const Params& params, int64_t first_plane) {
   const F formula(params);
   A* taps = load_taps(params, reinterpret_cast<A*>(dynamic_shared));
   A* memory = taps + kMaxWindow;
-  const Pair<T> pair = pair_of<T>(params, tile.plane, of_losses, of_distances);
+  const Pair<T, A> pair = pair_of<T, A>(params, tile.plane, of_losses, of_distances);
   const Extent &depth = params.depth, &height = params.height, &width = params.width;
 
   A means[F::kMeans];
@@ -182,7 +179,8 @@ __device__ void take_windows(const Params& params, int64_t first_plane) {
     const int64_t all = params.windows();
     A g;
     if (params.grad_map) {
-      g = A(F::kSigned) * load(static_cast<const T*>(params.grad_map)[tile.plane * all + at]);
+      g = A(F::kSigned) *
+          static_cast<A>(load(static_cast<const T*>(params.grad_map)[tile.plane * all + at]));
     } else {
       g = static_cast<A>(params.window_weight / static_cast<double>(all));
       if (params.grad_losses) g *= static_cast<const A*>(params.grad_losses)[tile.plane];
@@ -190,7 +188,8 @@ __device__ void take_windows(const Params& params, int64_t first_plane) {
     A derivatives[kAll];
     loss = formula.template window<true>(means, pair.shift_x, pair.shift_y, g, derivatives);
     if (params.map) {
-      store(static_cast<T*>(params.map)[tile.plane * all + at], F::shown(loss));
+      store(static_cast<T*>(params.map)[tile.plane * all + at],
+            static_cast<acc_t<T>>(F::shown(loss)));
     }
     if (params.moments) {
 #pragma unroll
@@ -216,16 +215,15 @@ __device__ void take_windows(const Params& params, int64_t first_plane) {
 }
 
 // The gradients of the pixels of a tile.
-template <typename T, template <typename> class Formula, typename Params>
+template <typename T, typename F, typename Params>
 __device__ void take_gradients(const Params& params, int64_t first_plane) {
-  using A = acc_t<T>;
-  using F = Formula<A>;
+  using A = typename F::Number;
   __shared__ double of_sums[kSumsOfWarps];
   __shared__ double of_counts[kSumsOfWarps];
   const Tile tile(params, first_plane);
   A* taps = load_taps(params, reinterpret_cast<A*>(dynamic_shared));
   A* memory = taps + kMaxWindow;
-  const Pair<T> pair = pair_of<T>(params, tile.plane, of_sums, of_counts);
+  const Pair<T, A> pair = pair_of<T, A>(params, tile.plane, of_sums, of_counts);
   const Extent &depth = params.depth, &height = params.height, &width = params.width;
   const int64_t all = params.windows();
   const int64_t first_row = tile.row + height.pad - height.taps + 1;
@@ -270,7 +268,7 @@ __device__ void take_gradients(const Params& params, int64_t first_plane) {
   A x = 0, y = 0, sign = 0;
   if (is_pixel) {
     pair.at(at, &x, &y);
-    const A difference = load(pair.input[at]) - load(pair.target[at]);
+    const A difference = static_cast<A>(load(pair.input[at]) - load(pair.target[at]));
     A factor = static_cast<A>(params.l1_weight / static_cast<double>(params.pixels()));
     if (params.grad_losses) factor *= static_cast<const A*>(params.grad_losses)[tile.plane];
     if (difference != A(0)) sign = difference > A(0) ? factor : -factor;

@@ -1,7 +1,8 @@
 // Losses of local windows of two images: the contract between the host and the kernels.
 //
 // A window is separable: its weights along each dimension are `taps`. A loss has a value for each
-// window, a function of the weighted means of a few products of the two images.
+// window, a function of the weighted means of a few products of the two images. Sums and gradients
+// have the type Number of the formula.
 //
 // The gradient of a pixel is a sum over the windows that hold it, with the same taps. At a reflected
 // border a pixel is in a window more than once, so its taps differ there (`adjoint_tap`).
@@ -47,21 +48,21 @@ struct WindowParams {
   double l1_weight;
 
   // One of both is written by the forward pass.
-  void* losses;  // (planes,) acc_t<T>
+  void* losses;  // (planes,) Number
   void* map;     // (planes, windows) T
 
   // Of the backward pass, else null: the gradients of one of both.
   const void* grad_losses;
   const void* grad_map;
 
-  // Gradients of the images, acc_t<T>, dense; null if not needed. Without grad_losses and grad_map
+  // Gradients of the images, Number, dense; null if not needed. Without grad_losses and grad_map
   // they are those of the sum of all losses.
   void* grad_input;
   void* grad_target;
 
   // CUDA only: scratch memory.
   double* partials;  // (2, planes, blocks of a plane): sums over windows, and of |x - y|
-  void* moments;     // acc_t<T>: gradients of the means of windows, for `chunk` planes
+  void* moments;     // Number: gradients of the means of windows, for `chunk` planes
   int64_t chunk;
 
   // Blocks of CUDA's kernels for a plane: squares of kSquare * kSquare pixels.

@@ -23,7 +23,6 @@ PADDINGS: dict[Padding, int] = {"valid": 0, "same": 1, "reflect": 2}
 WINDOWS: dict[Window, int] = {"gaussian": 0, "rectangular": 1, "triangular": 2}
 LARGEST = 51
 
-# A loss of windows: from two images, padded, and their shifts.
 _NAMES = {3: "(B, C, W)", 4: "(B, C, H, W)", 5: "(B, C, D, H, W)"}
 
 
@@ -118,6 +117,12 @@ def padded(image: Tensor, size: int, padding: int) -> Tensor:
     return F.pad(image, pad, mode="reflect" if padding == PADDINGS["reflect"] else "constant")
 
 
+def variance(mean_of_square: Tensor, mean: Tensor) -> Tensor:
+    """Without what rounding takes below 0. Its derivatives are those of the variance."""
+    value = mean_of_square - mean.square()
+    return value + torch.relu(-value.detach())
+
+
 Means = Callable[[Tensor, list[float]], Tensor]
 
 
@@ -174,22 +179,24 @@ def over_planes(
     needs_input: bool,
     needs_target: bool,
     grad: Tensor | None = None,
+    wide: torch.dtype | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The losses of some planes at a time, and the gradients of their sum or for ``grad``.
 
-    Gradients are in float32 for half precisions. Those that are not needed are empty.
+    Images and gradients are in the dtype ``wide``, by default float32 for half precisions.
+    Gradients that are not needed are empty.
     """
     shape, needs = input.shape, (needs_input, needs_target)
     count = shape[0] * shape[1]
     both = [one.reshape(count, 1, *shape[2:]) for one in (input, target)]
-    wide = torch.float64 if input.dtype is torch.float64 else torch.float32
+    wide = wide or wide_dtype(input)
     gradients = [input.new_empty(shape if need else (0,), dtype=wide) for need in needs]
     step = max(1, blocks.elements_for(input) // max(1, math.prod(shape[2:])))
     parts = []
     for begin in range(0, max(1, count), step):
         block = slice(begin, begin + step)
         pair = [
-            checks.widened(one[block]).detach().requires_grad_(need)
+            one[block].to(wide).detach().requires_grad_(need)
             for one, need in zip(both, needs, strict=True)
         ]
         with torch.enable_grad() if any(needs) else torch.no_grad():
@@ -207,11 +214,22 @@ def over_planes(
     return result.view(*shape[:2], *result.shape[2:]), gradients[0], gradients[1]
 
 
+def wide_dtype(input: Tensor) -> torch.dtype:
+    """The dtype of sums."""
+    return torch.float64 if input.dtype is torch.float64 else torch.float32
+
+
 def shapes(
-    input: Tensor, size: int, padding: int, reduces: bool, needs_input: bool, needs_target: bool
+    input: Tensor,
+    size: int,
+    padding: int,
+    reduces: bool,
+    needs_input: bool,
+    needs_target: bool,
+    wide: torch.dtype | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The results of a forward kernel, with no content: losses or map, and two gradients."""
-    wide = torch.float64 if input.dtype is torch.float64 else torch.float32
+    wide = wide or wide_dtype(input)
     less = size - 1 if padding == PADDINGS["valid"] else 0
     sizes = [1 if reduces else one - less for one in input.shape[2:]]
     return (

@@ -270,8 +270,7 @@ def _loss_of_windows(u: Tensor, v: Tensor, weights: list[float], shifts: tuple[T
     """1 - SSIM of each window, from u = x + y and v = x - y, as cuda_src/ssim.h has it."""
     averaged = means(torch.cat((u, v, u.square(), v.square()), 1), weights)
     mean_u, mean_v, square_u, square_v = averaged.chunk(4, 1)
-    var_u = _not_negative(square_u - mean_u.square())
-    var_v = _not_negative(square_v - mean_v.square())
+    var_u, var_v = windows.variance(square_u, mean_u), windows.variance(square_v, mean_v)
     structure = 2 * var_v / (var_u + var_v + 2 * c2)
     if contrast:
         return structure
@@ -279,11 +278,6 @@ def _loss_of_windows(u: Tensor, v: Tensor, weights: list[float], shifts: tuple[T
     below = (mean_u + (shifts[0] + shifts[1])).square() + above / 2 + 2 * c1
     luminance = above / below
     return luminance + structure - luminance * structure
-
-
-def _not_negative(variance: Tensor) -> Tensor:
-    """Without what rounding takes below 0. The derivative is that of the variance."""
-    return variance + torch.relu(-variance.detach())
 
 
 def _planes_in_torch(
