@@ -112,18 +112,22 @@ JITOPS_KERNEL void load_shifted(const T* row, A shift, int64_t width, A* out) {
   for (int64_t j = 0; j < width; ++j) out[j] = static_cast<A>(load(row[j])) - shift;
 }
 
+// out[m][j] = sum over k of taps[k] * product m of x[k][j] and y[k][j]
 template <typename F, typename A>
-JITOPS_KERNEL void add_products(const A* x, const A* y, A tap, bool first, int64_t width,
-                                A* const* out) {
+JITOPS_KERNEL void sum_products(const A* const* x, const A* const* y, const A* taps, int64_t count,
+                                int64_t width, A* const* out) {
   using V = typename Vector<A>::Type;
   for (int64_t j = 0; j < width; j += Vector<A>::kCount) {
-    V products[F::kMeans];
-    F::products(*reinterpret_cast<const V*>(x + j), *reinterpret_cast<const V*>(y + j), products);
+    V sums[F::kMeans] = {};
+    for (int64_t k = 0; k < count; ++k) {
+      V products[F::kMeans];
+      F::products(*reinterpret_cast<const V*>(x[k] + j), *reinterpret_cast<const V*>(y[k] + j),
+                  products);
 #pragma GCC unroll 8
-    for (int m = 0; m < F::kMeans; ++m) {
-      V& at = *reinterpret_cast<V*>(out[m] + j);
-      at = first ? tap * products[m] : at + tap * products[m];
+      for (int m = 0; m < F::kMeans; ++m) sums[m] += taps[k] * products[m];
     }
+#pragma GCC unroll 8
+    for (int m = 0; m < F::kMeans; ++m) *reinterpret_cast<V*>(out[m] + j) = sums[m];
   }
 }
 
@@ -155,10 +159,10 @@ JITOPS_KERNEL double losses_of_row(const F& formula, const A* const* means, cons
   return sum;
 }
 
-// grad += tap * (the gradient of the pixels of a row)
+// grad += the gradient of the pixels of a row
 template <bool kOfInput, typename F, typename A>
 JITOPS_KERNEL void add_gradients(const A* const* shared, const A* const* own, const A* x,
-                                 const A* y, A tap, int64_t width, A* grad) {
+                                 const A* y, int64_t width, A* grad) {
   using V = typename Vector<A>::Type;
   constexpr int64_t kCount = Vector<A>::kCount;
   const auto at = [](const A* row, int64_t j) __attribute__((always_inline)) {
@@ -174,9 +178,9 @@ JITOPS_KERNEL void add_gradients(const A* const* shared, const A* const* own, co
                            : F::gradient_of_target(of_both, of_one, at(x, j), at(y, j));
     if (j + kCount <= width) {
       V& out = *reinterpret_cast<V*>(grad + j);
-      out = out + tap * sum;
+      out = out + sum;
     } else {
-      for (int64_t lane = 0; j + lane < width; ++lane) grad[j + lane] += tap * sum[lane];
+      for (int64_t lane = 0; j + lane < width; ++lane) grad[j + lane] += sum[lane];
     }
   }
 }
@@ -245,7 +249,8 @@ class WindowBand {
       needed_[m] = derives_ && (m < F::kShared ||
                                 (m < F::kShared + F::kOwn ? grad_input_ : grad_target_));
     }
-    for (A** row : {&x_, &y_, &g_, &zero_, &losses_, &padded_row_}) *row = take(1);
+    x_ = take(depth_.taps), y_ = take(depth_.taps);
+    for (A** row : {&g_, &losses_, &padded_row_}) *row = take(1);
     for (A*& row : products_) row = take(1);
     for (auto& rows : means_) {
       for (A*& row : rows) row = take(1);
@@ -253,24 +258,29 @@ class WindowBand {
     sums_ = take(F::kMeans * slots_);
     if (!derives_) return;
     for (A*& row : derivatives_) row = take(1);
-    for (A*& row : summed_) row = take(1);
+    summed_ = take(kAll * rows_of_slices());
     adjoint_sums_ = take(kAll * slots_);
   }
 
   void run() {
     shift_x_ = shift_of(input_), shift_y_ = shift_of(target_);
-    for_each_own_row([&](int64_t at) {
-      if (params_.l1_weight != 0) distance += distance_of(at);
-      if (depth_.size > 1 && derives_) start_gradients(at);
-    });
-    for (int64_t d = 0; d < depth_.windows; ++d) take_slice(d);
+    if (params_.l1_weight != 0) {
+      for (int64_t d = 0; d < depth_.size; ++d) {
+        for (int64_t row = first_; row < end_; ++row) distance += distance_of(at_row(d, row));
+      }
+    }
+    for (int64_t d = 0; d < depth_.size + depth_.pad; ++d) {
+      if (d < depth_.windows) take_slice(d);
+      if (derives_ && depth_.taps > 1 && d >= depth_.pad) finish_slice(d - depth_.pad);
+    }
   }
 
  private:
   static constexpr int64_t kCount = Vector<A>::kCount;
 
   int64_t rows_in_all() const {
-    return 6 + (F::kMeans + (derives_ ? kAll : 0)) * (1 + kRowsAtOnce + slots_);
+    const int64_t of_all = derives_ ? kAll * (1 + rows_of_slices() + slots_) : 0;
+    return 3 + 2 * depth_.taps + F::kMeans * (1 + kRowsAtOnce + slots_) + of_all;
   }
   A* take(int64_t count) {
     A* rows = rows_ + stride_ * taken_;
@@ -278,12 +288,6 @@ class WindowBand {
     return rows;
   }
 
-  template <typename G>
-  void for_each_own_row(const G& f) {
-    for (int64_t d = 0; d < depth_.size; ++d) {
-      for (int64_t row = first_; row < end_; ++row) f(at_row(d, row));
-    }
-  }
   int64_t at_row(int64_t d, int64_t row) const {
     return (d * height_.size + row) * width_.size;
   }
@@ -385,33 +389,37 @@ class WindowBand {
 
   // Row i of the padded images: products, summed over the depth and along the row.
   void load_row(int64_t i) {
-    const int64_t row = pixel_at(i, height_.size, params_.padding);
-    const A* taps = taps_along(depth_);
+    const int64_t row = pixel_at(i, height_.size, params_.padding), pad = width_.pad;
+    const A *x[kMaxWindow], *y[kMaxWindow];
     for (int64_t k = 0; k < depth_.taps; ++k) {
       const int64_t d = pixel_at(slice_ - depth_.pad + k, depth_.size, params_.padding);
-      const bool inside = row >= 0 && d >= 0;
-      load_padded(inside ? input_ + at_row(d, row) : nullptr, shift_x_, x_);
-      load_padded(inside ? target_ + at_row(d, row) : nullptr, shift_y_, y_);
-      add_products<F>(x_, y_, taps[k], k == 0, padded_, products_);
+      const int64_t at = row < 0 || d < 0 ? -1 : at_row(d, row);
+      x[k] = load_row_of(input_, at, shift_x_, x_ + k * stride_);
+      y[k] = load_row_of(target_, at, shift_y_, y_ + k * stride_);
     }
+    A* inner[F::kMeans];
+    for (int m = 0; m < F::kMeans; ++m) inner[m] = products_[m] + pad;
+    sum_products<F>(x, y, taps_along(depth_), depth_.taps, width_.size, inner);
+    A outside[F::kMeans];  // all taps add up to 1
+    F::products(-shift_x_, -shift_y_, outside);
     for (int m = 0; m < F::kMeans; ++m) {
+      for (int64_t j = 1; j <= pad; ++j) {
+        const bool reflects = params_.padding == Padding::kReflect;
+        inner[m][-j] = reflects ? inner[m][j] : outside[m];
+        inner[m][width_.size - 1 + j] = reflects ? inner[m][width_.size - 1 - j] : outside[m];
+      }
       along_row(products_[m], taps_along(width_), width_.taps, width_.windows, slot(sums_, m, i));
     }
   }
 
-  void load_padded(const T* row, A shift, A* out) {
-    const int64_t pad = width_.pad;
-    if (!row) {
-      std::fill_n(out, padded_, -shift);
-      return;
+  // A row of pixels at this place, less the shift; the zeros outside of the image at -1.
+  const A* load_row_of(const T* image, int64_t at, A shift, A* out) const {
+    if (at < 0) {
+      std::fill_n(out, width_.size, -shift);
+    } else {
+      load_shifted(image + at, shift, width_.size, out);
     }
-    load_shifted(row, shift, width_.size, out + pad);
-    for (int64_t j = 0; j < pad; ++j) {
-      for (const int64_t at : {j - pad, width_.size + j}) {
-        const int64_t from = pixel_at(at, width_.size, params_.padding);
-        out[pad + at] = from < 0 ? -shift : out[pad + from];
-      }
-    }
+    return out;
   }
 
   // The losses of row p of windows, and their derivatives, summed along the row.
@@ -468,57 +476,88 @@ class WindowBand {
            (q <= height_.pad || q >= height_.size - 1 - height_.pad);
   }
 
-  // The gradients of rows [first, end) of pixels, from this slice of windows.
+  // What rows [first, end) of pixels have from this slice of windows.
   void take_gradients(int64_t first, int64_t end) {
     if (first >= end) return;
     const auto rows = static_cast<int>(end - first);
     bool reflected = false;
     for (int64_t q = first; q < end; ++q) reflected |= is_reflected(q);
-    A* sums[kAll][kRowsAtOnce];
+    const int64_t from = first + height_.pad - height_.taps + 1;
     for (int m = 0; m < kAll; ++m) {
       if (!needed_[m]) continue;
-      for (int r = 0; r < rows; ++r) sums[m][r] = summed_[m * kRowsAtOnce + r];
-      const int64_t from = first + height_.pad - height_.taps + 1;
+      A* out[kRowsAtOnce];
+      for (int r = 0; r < rows; ++r) out[r] = of_slice(m, slice_, first + r);
       const auto its_slot = [&](int64_t p) { return adjoint_slot(m, p); };
       if (!reflected) {
-        sum_across(its_slot, from, rows, width_.size, sums[m]);
+        sum_across(its_slot, from, rows, width_.size, out);
         continue;
       }
       for (int r = 0; r < rows; ++r) {
-        A taps[kMaxWindow];
-        const A* sources[kMaxWindow];
-        for (int64_t i = 0; i < height_.taps; ++i) {
-          const int64_t p = from + r + i;
-          taps[i] = adjoint_tap(taps_.data(), height_, params_.padding, first + r, p);
-          sources[i] = p < 0 || p >= height_.windows ? zero_ : its_slot(p);
-        }
-        across_rows<1>(sources, taps, height_.taps, width_.size, sums[m] + r);
+        sum_adjoint(height_, first + r, from + r, its_slot, out[r]);
       }
     }
-    for (int r = 0; r < rows; ++r) {
-      const A *of_both[F::kShared], *of_input[F::kOwn], *of_target[F::kOwn];
-      for (int m = 0; m < F::kShared; ++m) of_both[m] = sums[m][r];
-      for (int m = 0; m < F::kOwn; ++m) {
-        of_input[m] = grad_input_ ? sums[F::kShared + m][r] : nullptr;
-        of_target[m] = grad_target_ ? sums[F::kShared + F::kOwn + m][r] : nullptr;
+    if (depth_.taps > 1) return;
+    for (int64_t q = first; q < end; ++q) {
+      const A* sums[kAll];
+      for (int m = 0; m < kAll; ++m) sums[m] = needed_[m] ? of_slice(m, slice_, q) : nullptr;
+      set_gradients(slice_, q, sums);
+    }
+  }
+
+  // Rows of the sums over a slice of windows, for as many slices as a window has. Without a depth
+  // they are for four rows, which are used at once.
+  A* of_slice(int m, int64_t d, int64_t q) const {
+    if (depth_.taps == 1) return summed_ + (m * kRowsAtOnce + q % kRowsAtOnce) * stride_;
+    return summed_ + ((m * depth_.taps + d % depth_.taps) * (end_ - first_) + q - first_) * stride_;
+  }
+  int64_t rows_of_slices() const {
+    return depth_.taps == 1 ? kRowsAtOnce : depth_.taps * (end_ - first_);
+  }
+
+  // out = the sum over the windows from `from` on that hold pixel q, along one dimension.
+  template <typename Slot>
+  void sum_adjoint(const Extent& extent, int64_t q, int64_t from, const Slot& its_slot, A* out) {
+    A taps[kMaxWindow];
+    const A* sources[kMaxWindow];
+    int64_t count = 0;
+    for (int64_t p = std::max<int64_t>(0, from); p < from + extent.taps && p < extent.windows;
+         ++p) {
+      taps[count] = adjoint_tap(taps_.data(), extent, params_.padding, q, p);
+      sources[count++] = its_slot(p);
+    }
+    across_rows<1>(sources, taps, count, width_.size, &out);
+  }
+
+  // The gradients of slice d of pixels, once all windows that hold them are done.
+  void finish_slice(int64_t d) {
+    for (int64_t q = first_; q < end_; ++q) {
+      const A* sums[kAll];
+      for (int m = 0; m < kAll; ++m) {
+        sums[m] = nullptr;
+        if (!needed_[m]) continue;
+        const auto its_row = [&](int64_t p) { return of_slice(m, p, q); };
+        sum_adjoint(depth_, d, d + depth_.pad - depth_.taps + 1, its_row, derivatives_[m]);
+        sums[m] = derivatives_[m];
       }
-      const A* taps = taps_along(depth_);
-      for (int64_t k = 0; k < depth_.taps; ++k) {
-        const int64_t d = pixel_at(slice_ - depth_.pad + k, depth_.size, params_.padding);
-        if (d < 0) continue;
-        const int64_t at = at_row(d, first + r);
-        if (depth_.size == 1) start_gradients(at);
-        load_shifted(input_ + at, shift_x_, width_.size, x_);
-        load_shifted(target_ + at, shift_y_, width_.size, y_);
-        if (grad_input_) {
-          add_gradients<true, F>(of_both, of_input, x_, y_, taps[k], width_.size,
-                                 grad_input_ + at);
-        }
-        if (grad_target_) {
-          add_gradients<false, F>(of_both, of_target, x_, y_, taps[k], width_.size,
-                                  grad_target_ + at);
-        }
-      }
+      set_gradients(d, q, sums);
+    }
+    // The first elements of these rows are the zeros before a row of derivatives.
+    for (int m = 0; m < kAll; ++m) {
+      if (needed_[m]) std::fill_n(derivatives_[m], width_.taps - 1, A(0));
+    }
+  }
+
+  void set_gradients(int64_t d, int64_t q, const A* const* sums) {
+    const int64_t at = at_row(d, q);
+    start_gradients(at);
+    load_shifted(input_ + at, shift_x_, width_.size, x_);
+    load_shifted(target_ + at, shift_y_, width_.size, y_);
+    if (grad_input_) {
+      add_gradients<true, F>(sums, sums + F::kShared, x_, y_, width_.size, grad_input_ + at);
+    }
+    if (grad_target_) {
+      add_gradients<false, F>(sums, sums + F::kShared + F::kOwn, x_, y_, width_.size,
+                              grad_target_ + at);
     }
   }
 
@@ -535,9 +574,9 @@ class WindowBand {
   const T *input_, *target_;
   A *grad_input_, *grad_target_, shift_x_ = 0, shift_y_ = 0;
   bool needed_[kAll];
-  A *x_, *y_, *g_, *zero_, *losses_, *padded_row_;
+  A *x_, *y_, *g_, *losses_, *padded_row_;
   A *products_[F::kMeans], *means_[kRowsAtOnce][F::kMeans];
-  A *derivatives_[kAll] = {}, *summed_[kAll * kRowsAtOnce] = {};
+  A *derivatives_[kAll] = {}, *summed_ = nullptr;
   A *sums_ = nullptr, *adjoint_sums_ = nullptr;  // rings of `slots_` rows for each
 };
 
