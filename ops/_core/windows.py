@@ -1,6 +1,6 @@
 """Losses of local windows of two images: arguments, weights, means of windows, blocks of planes.
 
-A window is separable. Its means are sums of shifted images, one for each of its weights.
+A window is separable. Its means are sums of shifted images.
 """
 
 from __future__ import annotations
@@ -129,10 +129,35 @@ Means = Callable[[Tensor, list[float]], Tensor]
 def means(image: Tensor, weights: list[float]) -> Tensor:
     """The weighted mean of each window, in code that autograd differentiates to any order."""
     for dim in range(2, image.dim()):
+        if _are_equal(weights):
+            image = _sums(image, dim, len(weights)) * weights[0]
+            continue
         count = image.shape[dim] - len(weights) + 1
         parts = (weight * image.narrow(dim, k, count) for k, weight in enumerate(weights))
         image = sum(parts, start=next(parts))
     return image
+
+
+def _are_equal(weights: list[float]) -> bool:
+    return weights.count(weights[0]) == len(weights)
+
+
+def _sums(image: Tensor, dim: int, size: int) -> Tensor:
+    """The sums of ``size`` neighbours, from sums of 1, 2, 4, ... of them.
+
+    Nothing is subtracted, as it is from a running sum. So a large pixel, or NaN, leaves no trace in
+    the windows beside it.
+    """
+    count = image.shape[dim] - size + 1
+    result, done, length = None, 0, 1
+    while True:
+        if size & length:
+            part = image.narrow(dim, done, count)
+            result, done = part if result is None else result + part, done + length
+        if done == size:
+            return result  # type: ignore[return-value]
+        kept = image.shape[dim] - length
+        image, length = image.narrow(dim, 0, kept) + image.narrow(dim, length, kept), 2 * length
 
 
 class _Means(torch.autograd.Function):
@@ -142,6 +167,8 @@ class _Means(torch.autograd.Function):
     def forward(ctx: Any, image: Tensor, weights: list[float]) -> Tensor:
         """Add up shifted images."""
         ctx.weights, ctx.sizes = weights, image.shape
+        if _are_equal(weights):
+            return means(image, weights)
         for dim in range(2, image.dim()):
             count = image.shape[dim] - len(weights) + 1
             result = image.narrow(dim, 0, count) * weights[0]
@@ -154,6 +181,9 @@ class _Means(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
         """Add the gradient to shifted images."""
         (grad,) = grads
+        if _are_equal(ctx.weights):
+            border = [len(ctx.weights) - 1] * (2 * (grad.dim() - 2))
+            return means(F.pad(grad, border), ctx.weights), None
         for dim in reversed(range(2, grad.dim())):
             count = grad.shape[dim]
             result = grad.new_zeros((*grad.shape[:dim], ctx.sizes[dim], *grad.shape[dim + 1 :]))
