@@ -165,32 +165,29 @@ class _Means(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, image: Tensor, weights: list[float]) -> Tensor:
-        """Add up shifted images."""
-        ctx.weights, ctx.sizes = weights, image.shape
-        if _are_equal(weights):
-            return means(image, weights)
-        for dim in range(2, image.dim()):
-            count = image.shape[dim] - len(weights) + 1
-            result = image.narrow(dim, 0, count) * weights[0]
-            for k in range(1, len(weights)):
-                result.add_(image.narrow(dim, k, count), alpha=weights[k])
-            image = result
-        return image
+        """Add up shifted images, a channel at a time, which may stay in the cache."""
+        ctx.weights = weights
+        return torch.cat([_means_of_channel(one, weights) for one in image.split(1, 1)], 1)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        """Add the gradient to shifted images."""
+        """The weights are symmetric, so these are means of the gradient with a border of zeros."""
         (grad,) = grads
-        if _are_equal(ctx.weights):
-            border = [len(ctx.weights) - 1] * (2 * (grad.dim() - 2))
-            return means(F.pad(grad, border), ctx.weights), None
-        for dim in reversed(range(2, grad.dim())):
-            count = grad.shape[dim]
-            result = grad.new_zeros((*grad.shape[:dim], ctx.sizes[dim], *grad.shape[dim + 1 :]))
-            for k, weight in enumerate(ctx.weights):
-                result.narrow(dim, k, count).add_(grad, alpha=weight)
-            grad = result
-        return grad, None
+        border = [len(ctx.weights) - 1] * (2 * (grad.dim() - 2))
+        parts = [_means_of_channel(F.pad(one, border), ctx.weights) for one in grad.split(1, 1)]
+        return torch.cat(parts, 1), None
+
+
+def _means_of_channel(image: Tensor, weights: list[float]) -> Tensor:
+    if _are_equal(weights):
+        return means(image, weights)
+    for dim in range(2, image.dim()):
+        count = image.shape[dim] - len(weights) + 1
+        result = image.narrow(dim, 0, count) * weights[0]
+        for k in range(1, len(weights)):
+            result.add_(image.narrow(dim, k, count), alpha=weights[k])
+        image = result
+    return image
 
 
 def means_in_place(image: Tensor, weights: list[float]) -> Tensor:
@@ -234,7 +231,9 @@ def over_planes(
         parts.append(part.detach())
         if not any(needs):
             continue
-        seed = torch.ones_like(part) if grad is None else grad.reshape(count, *part.shape[1:])[block]
+        seed = (
+            torch.ones_like(part) if grad is None else grad.reshape(count, *part.shape[1:])[block]
+        )
         wanted = [one for one, need in zip(pair, needs, strict=True) if need]
         found = iter(torch.autograd.grad(part, wanted, seed))
         for gradient, need in zip(gradients, needs, strict=True):

@@ -128,11 +128,12 @@ class MSSSIMLoss(LossModule):
             reduction=reduction,
         )
         self.window_size = window_size  # an integer, as it was given
+        self._reduction = reduction
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         """The loss of ``(B, C, H, W)`` or ``(B, C, D, H, W)`` images."""
         loss = 1 - self.loss(input, target, reduction="none")
-        return autograd.reduce(loss, checks.check_reduction(self.reduction))
+        return autograd.reduce(loss, checks.REDUCTIONS[self._reduction])
 
 
 def _checked_weights(weights: Any) -> tuple[float, ...]:

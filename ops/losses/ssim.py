@@ -265,8 +265,10 @@ def _loss(
 # ---- tensor code ---------------------------------------------------------------------------------
 
 
-def _loss_of_windows(u: Tensor, v: Tensor, weights: list[float], shifts: tuple[Tensor, Tensor],
-                     c1: float, c2: float, contrast: bool, means: windows.Means) -> Tensor:  # fmt: skip
+def _loss_of_windows(
+    u: Tensor, v: Tensor, weights: list[float], shifts: tuple[Tensor, Tensor], c1: float, c2: float,
+    contrast: bool, means: windows.Means,
+) -> Tensor:  # fmt: skip
     """1 - SSIM of each window, from u = x + y and v = x - y, as cuda_src/ssim.h has it."""
     averaged = means(torch.cat((u, v, u.square(), v.square()), 1), weights)
     mean_u, mean_v, square_u, square_v = averaged.chunk(4, 1)

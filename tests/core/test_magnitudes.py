@@ -64,6 +64,7 @@ RANGES = {
     "linear_log_prob": Range(high=0.25),
     "lltm": Range(high=0.5, hides=True),
     "lltm_sequence": Range(high=0.5, hides=True),
+    "lncc_loss": Range(),
     "margin_softmax_loss": Range(low=0.25),
     "normalize_with_norm": Range(),
     "rfft2_magnitude": Range(),

@@ -51,5 +51,3 @@ def inputs(shape, dtype, device):
     x = torch.randn(shape, dtype=torch.float64)
     y = 0.8 * x + 0.4 * torch.randn(shape, dtype=torch.float64)
     return [x.to(dtype).to(device), y.to(dtype).to(device)]
-
-
