@@ -47,10 +47,11 @@ struct Formula {
     const V sum = means[0] + (shift_x + shift_y), difference = means[1] + (shift_x - shift_y);
     const V var_u = not_negative(means[2] - means[0] * means[0]);
     const V var_v = not_negative(means[3] - means[1] * means[1]);
-    const V by_means = A(1) / (sum * sum + difference * difference + c1);
-    const V by_variances = A(1) / (var_u + var_v + c2);
-    const V luminance = light * (A(2) * difference * difference * by_means);
-    const V structure = A(2) * var_v * by_variances;
+    const V of_means = sum * sum + difference * difference + c1, of_variances = var_u + var_v + c2;
+    const V by_means = A(1) / of_means, by_variances = A(1) / of_variances;
+    // An infinite sum makes NaN, because the rest would look like a similarity.
+    const V luminance = light * (A(2) * difference * difference * by_means + A(0) * of_means);
+    const V structure = A(2) * var_v * by_variances + A(0) * of_variances;
     if (kDerivatives) {
       const V outer = g * (A(1) - luminance) * by_variances;
       const V of_var_u = -outer * structure, of_var_v = outer * (A(2) - structure);

@@ -273,12 +273,14 @@ def _loss_of_windows(
     averaged = means(torch.cat((u, v, u.square(), v.square()), 1), weights)
     mean_u, mean_v, square_u, square_v = averaged.chunk(4, 1)
     var_u, var_v = windows.variance(square_u, mean_u), windows.variance(square_v, mean_v)
-    structure = 2 * var_v / (var_u + var_v + 2 * c2)
+    # An infinite sum makes NaN, because the rest would look like a similarity.
+    of_variances = var_u + var_v + 2 * c2
+    structure = 2 * var_v / of_variances + 0 * of_variances
     if contrast:
         return structure
     above = 2 * (mean_v + (shifts[0] - shifts[1])).square()
-    below = (mean_u + (shifts[0] + shifts[1])).square() + above / 2 + 2 * c1
-    luminance = above / below
+    of_means = (mean_u + (shifts[0] + shifts[1])).square() + above / 2 + 2 * c1
+    luminance = above / of_means + 0 * of_means
     return luminance + structure - luminance * structure
 
 
