@@ -29,10 +29,8 @@ from ops import _config  # noqa: E402
 from ops._core import dispatch  # noqa: E402
 from ops.jit._compile import _compilers  # noqa: E402
 from tests.cuda import emulator as cuda_emulator  # noqa: E402
-from tests.harness.op_under_test import (  # noqa: E402
-    EMULATED_OF_A_VARIATION,
-    QUICK_OF_A_VARIATION,
-)
+from tests.harness.battery import Battery  # noqa: E402
+from tests.harness.op_under_test import EMULATED, QUICK_OF_A_VARIATION  # noqa: E402
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     torch.set_num_threads(1)  # threads of several workers would wait for each other
@@ -182,7 +180,7 @@ def pytest_collection_modifyitems(config, items):
     for item in items:
         if (
             _is_emulated(item)
-            or _is_rare(item, QUICK_OF_A_VARIATION)
+            or not _is_quick(item)
             or item.module.__name__.removeprefix("tests.") in THOROUGH
         ):
             item.add_marker("thorough")
@@ -192,18 +190,27 @@ def _is_emulated(item):
     return hasattr(item, "callspec") and cuda_emulator.NAME in item.callspec.params.values()
 
 
-def _is_rare(item, checks):
-    """Whether it is of the battery, but not one of these checks, for a variation of an op."""
-    described = getattr(item.cls, "op", None)
+def _is_of_the_battery(item):
     return (
-        getattr(described, "variation", False)
-        and item.originalname not in checks
+        item.cls is not None
+        and issubclass(item.cls, Battery)
+        and hasattr(Battery, item.originalname)
         and item.originalname not in vars(item.cls)
     )
 
 
+def _is_quick(item):
+    """Whether `make test` runs it: of a variation of an op, only few checks of the battery."""
+    described = getattr(item.cls, "op", None)
+    return (
+        not getattr(described, "variation", False)
+        or not _is_of_the_battery(item)
+        or item.originalname in QUICK_OF_A_VARIATION
+    )
+
+
 def _applies(item):
-    if _is_emulated(item) and _is_rare(item, EMULATED_OF_A_VARIATION):
+    if _is_emulated(item) and _is_of_the_battery(item) and item.originalname not in EMULATED:
         return False
     marker = item.get_closest_marker("applies")
     return marker is None or marker.args[0](item.cls.op, item.callspec.params["backend"])

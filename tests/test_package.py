@@ -13,7 +13,8 @@ import ops
 from ops._core import selection
 from ops._core.dispatch import built_in
 from tests.cuda import emulator as cuda_emulator
-from tests.harness.helpers import run, triplet
+from tests.harness.forks import run
+from tests.harness.helpers import triplet
 
 # ---- explain, and torch.compile ------------------------------------------------------------------
 

@@ -9,7 +9,8 @@ import pytest
 
 from benchmarks import plot
 from ops._cli import main as cli
-from tests.harness.helpers import ROOT, run
+from tests.harness.forks import run
+from tests.harness.helpers import ROOT
 
 README = (ROOT / "README.md").read_text()
 FIGURES = (ROOT / "benchmarks" / "README.md").read_text()

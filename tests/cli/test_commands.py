@@ -14,7 +14,9 @@ from ops._cli import main as cli
 from ops._core import extensions
 from ops.jit import load_inline
 from ops.jit._compile import _compilers
-from tests.harness.helpers import command, environment
+from tests.harness import helpers
+from tests.harness.forks import command
+from tests.harness.helpers import environment
 from tests.jit.support import ANSWER, entries
 
 PLAIN = {"is_python_module": False, "no_implicit_headers": True}
@@ -322,7 +324,8 @@ def test_the_demo_says_what_it_does_before_it_is_done(tmp_path):
 
 
 def test_a_terminal_without_arrows(tmp_path):
-    code, out, _ = command("doctor", PYTHONIOENCODING="ascii", JITOPS_CACHE_DIR=tmp_path / "cache")
+    settings = {"PYTHONIOENCODING": "ascii", "JITOPS_CACHE_DIR": tmp_path / "cache"}
+    code, out, _ = helpers.command("doctor", **settings)
     assert code == 0
     assert out.isascii()
 

@@ -10,13 +10,15 @@ import pytest
 import torch
 
 from ops._core import dispatch
-from tests.harness.helpers import command, environment, path_without
+from tests.harness import helpers
+from tests.harness.forks import command
+from tests.harness.helpers import environment, path_without
 
 COMPILERS = ("c++", "g++", "clang++", "cc", "gcc", "clang")
 OP = "improved_triplet_loss"
 
 
-def report(*, status=0, **changes):
+def report(*, status=0, command=command, **changes):
     """The findings by section and topic, and the verdict."""
     code, out, err = command("doctor", "--json", **changes)
     assert code == status, err
@@ -30,11 +32,11 @@ def report(*, status=0, **changes):
     return found, told["verdict"]
 
 
-def report_and_words(*, status=0, **changes):
+def report_and_words(*, status=0, command=command, **changes):
     """As :func:`report`, and the printed report."""
     code, out, _ = command("doctor", **changes)
     assert code == status
-    return *report(status=status, **changes), " ".join(out.split())
+    return *report(status=status, command=command, **changes), " ".join(out.split())
 
 
 def test_doctor_here(tmp_path):
@@ -158,6 +160,7 @@ def test_doctor_without_ninja(tmp_path):
         "os.access = lambda path, mode: not str(path).endswith('/ninja') and real(path, mode)\n"
     )
     found, verdict, words = report_and_words(
+        command=helpers.command,
         PATH=path,
         PYTHONPATH=f"{tmp_path / 'hidden'}{os.pathsep}{environment()['PYTHONPATH']}",
         JITOPS_CACHE_DIR=tmp_path / "cache",

@@ -11,7 +11,8 @@ import torch
 
 import ops
 from ops._core import dispatch, selection
-from tests.harness.helpers import COMPILED, LOSS, PURE_TORCH, command, path_without, run, triplet
+from tests.harness.forks import command, run
+from tests.harness.helpers import COMPILED, LOSS, PURE_TORCH, path_without, triplet
 
 COMPILERS = ("c++", "g++", "clang++", "gcc", "cc", "clang")
 

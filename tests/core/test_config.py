@@ -6,7 +6,8 @@ import pytest
 
 import ops
 from ops import _config
-from tests.harness.helpers import LOSS, PURE_TORCH, run
+from tests.harness.forks import run
+from tests.harness.helpers import LOSS, PURE_TORCH
 
 
 def test_force_cpu():

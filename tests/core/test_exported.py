@@ -14,7 +14,8 @@ import torch
 
 import ops
 from ops import _operators
-from tests.harness.helpers import ROOT, run
+from tests.harness.forks import run
+from tests.harness.helpers import ROOT
 
 KERNELS = ["batch_all_triplet_loss", "batch_hard_triplet_loss", "improved_triplet_loss", "lltm"]
 

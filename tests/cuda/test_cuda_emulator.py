@@ -258,10 +258,10 @@ def test_fibers_change_stacks_where_the_system_checks_longjmp(monkeypatch):
 
 
 def exercise(op):
-    """Run every launch shape, with and without wide loads, in two dtypes and two variants."""
+    """The launches of the battery's check of every launch shape, without the reference."""
     for dtype, keywords in (
-        (torch.float32, op.variants[0]),
-        (torch.bfloat16, op.variants[-1]),
+        (torch.float32, op.variants[-1]),
+        (torch.bfloat16, op.variants[0]),
     ):
         for plain in op.launches(dtype, "cpu"):
             for inputs in (leaves(plain), misaligned(plain)):
@@ -278,11 +278,6 @@ def emulated():
 
 
 OPS = compiled_ops()
-
-
-@pytest.mark.parametrize("op", OPS)
-def test_shipped_kernels_are_sound(emulated, op):
-    exercise(OPS[op])
 
 
 FAR = [name for name, op in OPS.items() if op.far]

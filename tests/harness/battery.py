@@ -72,9 +72,14 @@ class Battery(CompileBattery):
 
     @applies(lambda op, backend: op.launches is not None)
     def test_every_launch_shape(self, backend, device):
-        for plain in self.op.launches(torch.float32, device):
-            for inputs in (plain, misaligned(plain)):
-                self.agree(inputs, self.op.variants[-1])
+        """With and without wide loads, which are of more elements in a half precision."""
+        for dtype, keywords in (
+            (torch.float32, self.op.variants[-1]),
+            (torch.bfloat16, self.op.variants[0]),
+        ):
+            for plain in self.op.launches(dtype, device):
+                for inputs in (plain, misaligned(plain)):
+                    self.agree(inputs, keywords)
 
     def test_every_requires_grad_subset(self, backend, device):
         for needed in itertools.product((True, False), repeat=len(self.op.names)):
@@ -148,9 +153,7 @@ class Battery(CompileBattery):
     # ---- finite differences ----------------------------------------------------------------------
 
     def test_gradcheck(self, backend, device):
-        variants = self.op.variants
-        # On the emulator a variant takes ten seconds, and all are compared with the reference.
-        for keywords in variants[:1] if backend == "cuda-emulated" else variants:
+        for keywords in self.op.variants:
             inputs = leaves(self.inputs(device))
             call = lambda *t: self.op.differentiable(t, keywords)  # noqa: B023, E731
             assert torch.autograd.gradcheck(

@@ -20,6 +20,7 @@ class CompileBattery:
     def inputs(self, device, dtype=torch.float64, shape=None):
         return self.op.inputs(shape or self.op.shapes[-1], dtype, device)
 
+    @pytest.mark.thorough
     def test_transforms_within_compile(self, backend, device):
         torch._dynamo.reset()
         keywords = self.op.variants[0]
@@ -49,6 +50,7 @@ class CompileBattery:
         for one, other in zip(inputs, same, strict=True):
             close(one.grad, other.grad, torch.float32)
 
+    @pytest.mark.thorough
     @pytest.mark.filterwarnings(LEAF)
     def test_second_order_of_a_compiled_graph(self, backend, device):
         """As without a compiler, or refused (aot_autograd refuses); never dropped."""
@@ -72,6 +74,7 @@ class CompileBattery:
             for one, other in zip(second(compiled), expected, strict=True):
                 close(one, other, torch.float64)
 
+    @pytest.mark.thorough
     @applies(lambda op, backend: op.operator_samples is not None and backend != "torch")
     def test_operators(self, backend, device):
         """Schema, shapes and tracing of each operator, by torch's own checker."""

@@ -1,7 +1,7 @@
 """Fresh processes for tests, forked from one that has imported torch: a second faster than Python.
 
-``start`` and ``run`` are those of :mod:`tests.harness.helpers`. Settings that Python or torch reads
-when it starts (``LD_PRELOAD``, ``PYTHONPATH``, the locale) need those.
+``start``, ``run`` and ``command`` are those of :mod:`tests.harness.helpers`. Settings that Python
+or torch reads when it starts (``LD_PRELOAD``, ``PYTHONPATH``, the locale) need those.
 """
 
 from __future__ import annotations
@@ -160,3 +160,18 @@ def run(code, cwd=None, ok=True, **changes):
     out, err = process.communicate(timeout=300)
     assert (process.returncode == 0) is ok, f"exit {process.returncode}\n{out}\n{err}"
     return out, err
+
+
+def command(*arguments, **changes):
+    """The command ``jitops`` in a process of its own: status, output, errors."""
+    process = start(
+        f"""
+        import runpy, sys
+        sys.argv = ["jitops", *{[str(one) for one in arguments]!r}]
+        runpy.run_module("ops", run_name="__main__", alter_sys=True)
+        """,
+        **changes,
+    )
+    out, err = process.communicate()
+    assert "Traceback" not in err
+    return process.returncode, out, err

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from tests.cuda import emulator as cuda_emulator
 from tests.harness.battery import Battery
-from tests.harness.op_under_test import EMULATED_OF_A_VARIATION, TESTS
+from tests.harness.op_under_test import EMULATED, TESTS
 
 PAGE = TESTS.parent / "docs/checks.md"
 START = "<!-- written by: python -m tests.harness.matrix -->\n"
@@ -37,7 +37,7 @@ def backends(battery: type[Battery], check: str) -> str:
     if function is None:
         return ""
     names = dict(LETTERS)
-    if battery.op.variation and check not in EMULATED_OF_A_VARIATION and check not in vars(battery):
+    if hasattr(Battery, check) and check not in EMULATED and check not in vars(battery):
         del names[cuda_emulator.NAME]
     conditions = [
         mark.args[0] for mark in getattr(function, "pytestmark", ()) if mark.name == "applies"

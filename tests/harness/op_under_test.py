@@ -35,13 +35,16 @@ TOLERANCE = {
 
 
 # Another description of an op that has one takes part in these checks of the battery in the quick
-# tests, and in these on the emulator, where a gradient check takes half a minute.
+# tests.
 QUICK_OF_A_VARIATION = ("test_values_and_gradients", "test_every_requires_grad_subset")
-EMULATED_OF_A_VARIATION = (
-    *QUICK_OF_A_VARIATION,
-    "test_empty_and_single",
+# The checks of the battery that the emulator runs: those of the kernels. The others check the code
+# around the kernels, which is the same for back end cpp.
+EMULATED = (
+    "test_values_and_gradients",
     "test_every_launch_shape",
+    "test_every_requires_grad_subset",
     "test_layouts",
+    "test_empty_and_single",
     "test_non_finite_inputs",
     "test_same_bits_every_time",
 )
@@ -111,7 +114,7 @@ class OpUnderTest:
         far: makes inputs that 32-bit indices cannot reach, for a device.
         mutations: bugs that the emulator must catch when they are planted into its files.
         variation: whether another description of the op comes first. Then fewer checks of the
-            battery are quick, and fewer run on the emulator.
+            battery are quick.
     """
 
     name: str

@@ -410,6 +410,7 @@ def operators(namespace, number, schema="int x"):
     return load_inline(namespace, text, **STABLE)
 
 
+@pytest.mark.thorough
 def test_hot_reload_of_operators(cache):
     """Edited, reverted, edited again; whoever holds the operator gets the newest."""
     operators("hot_one", 1)

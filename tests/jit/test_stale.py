@@ -12,7 +12,7 @@ import torch
 
 import ops
 from ops.jit import text
-from tests.harness.helpers import run
+from tests.harness.forks import run
 from tests.jit.support import ANSWER, COMPILER, answer, entries, extension
 
 pytestmark = pytest.mark.cpp

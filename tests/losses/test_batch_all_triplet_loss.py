@@ -125,6 +125,7 @@ ALONE = description(1, "batch_all_triplet_loss", mutations=MUTATIONS)
 WITH_REFERENCES = description(
     2,
     "batch_all_triplet_loss, references",
+    launches=LAUNCHES[:-1],
     variation=True,
     mutations=(
         Mutation(FILE, "other < b.count && k < cols ?", "k < cols ?", "read out of bounds"),
