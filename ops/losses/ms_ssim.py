@@ -83,13 +83,11 @@ def ms_ssim(
             f"weights and a window_size of {numbers[1]}, got {sizes}"
         )
     dtype = images[0].dtype
-    pool = F.avg_pool2d if len(sizes) == 2 else F.avg_pool3d
     parameters = (*numbers, windows.PADDINGS["valid"])
     value: Any = 1.0
     for scale, weight in enumerate(scales):
         if scale:
-            x, y = (pool(checks.widened(one), 2, ceil_mode=True) for one in images)
-            images = x, y
+            images = _halved(images[0]), _halved(images[1])
         finer = scale < len(scales) - 1
         mean = 1 - loss_of_planes(images, parameters, 0.0, 1.0, contrast=finer)
         value = value * _power(mean, weight)
@@ -147,6 +145,14 @@ def _checked_weights(weights: Any) -> tuple[float, ...]:
             f"weights must be one finite number of at least 0 for each scale, got {list(numbers)}"
         )
     return numbers
+
+
+def _halved(image: Tensor) -> Tensor:
+    """The means of 2 x 2 pixels. Planes become the batch, because torch pools no 0 channels."""
+    planes = checks.widened(image).flatten(0, 1).unsqueeze(1)
+    pool = F.avg_pool2d if image.dim() == 4 else F.avg_pool3d
+    pooled = pool(planes, 2, ceil_mode=True)
+    return pooled.reshape(*image.shape[:2], *pooled.shape[2:])
 
 
 def _power(mean: Tensor, weight: float) -> Tensor:
