@@ -20,7 +20,6 @@
 #pragma once
 
 #include <cmath>
-#include <memory>
 #include <vector>
 
 #include "cpu_gemm.h"
