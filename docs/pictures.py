@@ -115,6 +115,33 @@ def chamfer_distance() -> Figure:
     return figure
 
 
+def ssim() -> Figure:
+    """A picture, a copy with a blurred, a noisy and a brighter part, and the map of SSIM."""
+    y, x = np.mgrid[:144, :144] / 143
+    picture = 0.5 + 0.25 * np.sin(60 * x * x) + 0.25 * np.sin(50 * y * (1 - x))
+    original = torch.from_numpy(picture).float()[None, None]
+    distorted = original.clone()
+    blurred = torch.nn.functional.avg_pool2d(original, 7, stride=1, padding=3)
+    distorted[..., :48] = blurred[..., :48]
+    distorted[..., 48:96] += 0.15 * torch.randn(144, 48, generator=torch.Generator().manual_seed(0))
+    distorted[..., 96:] += 0.1
+    similarity = ops.ssim_map(distorted, original, data_range=1.0, padding="reflect")
+    figure = Figure(figsize=(9.6, 3.0), layout="constrained")
+    pictures = {
+        "original": (original, "gray"),
+        "blurred, noisy, brighter": (distorted, "gray"),
+        "SSIM of each window": (similarity, "viridis"),
+    }
+    for axes, (title, (values, colors)) in zip(
+        figure.subplots(1, 3), pictures.items(), strict=True
+    ):
+        shown = axes.imshow(values[0, 0], cmap=colors, vmin=0, vmax=1)
+        axes.set_title(title, fontsize=10)
+        axes.set_axis_off()
+    figure.colorbar(shown, ax=axes)
+    return figure
+
+
 def hausdorff_dt_loss() -> Figure:
     """A prediction and a target, the weights, and the loss of each pixel."""
     from scipy.ndimage import distance_transform_edt as distance
@@ -345,6 +372,7 @@ def main() -> None:
     for draw in (
         improved_triplet_loss,
         chamfer_distance,
+        ssim,
         hausdorff_dt_loss,
         set_matching_loss,
         batch_hard_triplet_loss,

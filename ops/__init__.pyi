@@ -81,10 +81,12 @@ from .losses.linear_cross_entropy import (
     linear_cross_entropy as linear_cross_entropy,
     linear_log_prob as linear_log_prob,
 )
+from .losses.lncc_loss import LNCCLoss as LNCCLoss, lncc_loss as lncc_loss
 from .losses.margin_softmax_loss import (
     MarginSoftmaxLoss as MarginSoftmaxLoss,
     margin_softmax_loss as margin_softmax_loss,
 )
+from .losses.ms_ssim import MSSSIMLoss as MSSSIMLoss, ms_ssim as ms_ssim
 from .losses.set_matching_loss import (
     SetMatching as SetMatching,
     SetMatchingLoss as SetMatchingLoss,
@@ -95,6 +97,12 @@ from .losses.soft_dtw import (
     soft_dtw as soft_dtw,
     soft_dtw_alignment as soft_dtw_alignment,
     soft_dtw_from_cost as soft_dtw_from_cost,
+)
+from .losses.ssim import (
+    SSIMLoss as SSIMLoss,
+    ssim as ssim,
+    ssim_loss as ssim_loss,
+    ssim_map as ssim_map,
 )
 from .losses.supcon_loss import SupConLoss as SupConLoss, supcon_loss as supcon_loss
 

@@ -48,6 +48,11 @@ inline DType dtype_of(const Tensor& tensor) {
   return DType::kFloat32;
 }
 
+// The dtype of sums.
+inline ScalarType wide(const Tensor& tensor) {
+  return tensor.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+}
+
 // torch's number of a dtype, to compare and pass on. A conversion to its name is ten times slower.
 inline int32_t dtype_number(const Tensor& tensor) {
   int32_t number = 0;

@@ -56,11 +56,6 @@ struct TripletInputs {
   }
 };
 
-// The dtype of sums.
-inline ScalarType wide(const Tensor& tensor) {
-  return tensor.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
-}
-
 inline void check_grad_loss(const Tensor& grad, const Tensor& embeddings, const Triplets& params) {
   check_same_kind("grad_loss", grad, embeddings);
   check(grad.numel() == (params.reduction == Reduction::kNone ? params.rows : 1), "grad_loss",

@@ -65,12 +65,14 @@ RANGES = {
     "linear_log_prob": Range(high=0.25),
     "lltm": Range(high=0.5, hides=True),
     "lltm_sequence": Range(high=0.5, hides=True),
+    "lncc_loss": Range(),
     "margin_softmax_loss": Range(low=0.25),
     "normalize_with_norm": Range(),
     "rfft2_magnitude": Range(),
     "scipy_conv2d": PRODUCTS,
     "set_matching_loss": Range(),
     "soft_dtw": Range(),
+    "ssim": PRODUCTS,
     "supcon_loss": Range(high=0.5, scaled=1),
 }
 

@@ -200,3 +200,101 @@ def test_an_anchor_without_a_positive():
     assert theirs.item() == pytest.approx((0.5 + 1.5 + 0.5) / 3)
     mine = ops.batch_hard_triplet_loss(x, labels, 2.0, reduction="none")
     assert mine.tolist() == [0.5, 1.5, 0.0]
+
+
+# ---- losses of images ----------------------------------------------------------------------------
+
+
+def of_msssim(name, **parameters):
+    def loss(x, y):
+        return getattr(peers.package("pytorch_msssim"), name)(x, y, data_range=1.0, **parameters)
+
+    return loss
+
+
+def of_torchmetrics(x, y):
+    functions = peers.package("torchmetrics.functional")
+    return functions.structural_similarity_index_measure(x, y, data_range=1.0)
+
+
+def ssim(**keywords):
+    return lambda x, y: ops.ssim(x, y, data_range=1.0, **keywords)
+
+
+OF_IMAGES = {
+    "SSIM, pytorch-msssim": (of_msssim("ssim"), ssim()),
+    "SSIM of each image, pytorch-msssim": (
+        lambda x, y: of_msssim("ssim", size_average=False)(x, y)[1],
+        lambda x, y: ssim(reduction="none")(x, y)[1],
+    ),
+    "SSIM, torchmetrics": (of_torchmetrics, ssim(padding="reflect")),
+    "MS-SSIM, pytorch-msssim": (
+        of_msssim("ms_ssim"),
+        lambda x, y: ops.ms_ssim(x, y, data_range=1.0),
+    ),
+}
+
+
+@pytest.mark.parametrize("case", OF_IMAGES)
+def test_losses_of_images_agree(case):
+    """Within 1e-4 of the largest, because pytorch-msssim has its weights in float32."""
+    theirs, mine = OF_IMAGES[case]
+    x = torch.rand(2, 3, 192, 176, dtype=torch.float64)
+    y = x + 0.1 * torch.randn_like(x)
+    for one, other in zip(
+        value_and_gradient(mine, x, y), value_and_gradient(theirs, x, y), strict=True
+    ):
+        assert other.abs().max() > 0
+        assert (one - other).abs().max() <= 1e-4 * other.abs().max()
+
+
+def test_a_flat_bright_image():
+    """Pixels of 250 and a data range of 1: squares have no digits left for the variance."""
+    x, y = (250 + torch.randint(-2, 3, (2, 1, 1, 40, 40)) / 16).unbind()
+    exact = ssim()(x.double(), y.double())
+    assert abs(ssim()(x, y) - exact) < 1e-6
+    assert abs(of_msssim("ssim")(x, y) - exact) > 1e-4
+    assert abs(of_torchmetrics(x, y) - ssim(padding="reflect")(x.double(), y.double())) > 0.1
+
+
+def test_the_ranges_that_are_guessed():
+    """A default of 255, for images in [0, 1], makes any pair look alike."""
+    x, y = torch.rand(2, 1, 1, 40, 40).unbind()
+    assert peers.package("pytorch_msssim").ssim(x, y) > 0.99
+    assert ssim()(x, y) < 0.2
+
+
+def test_monai_and_voxelmorph():
+    """Their formulas, as they are written: at pixels around 100 float32 loses the variance."""
+
+    def sums(x):
+        for dim in (2, 3):
+            shape = [1, 1, 1, 1]
+            shape[dim] = 9
+            x = F.conv2d(x, x.new_ones(shape), padding=[4 * (size > 1) for size in shape[2:]])
+        return x
+
+    def monai(x, y):
+        cross = sums(x * y) - sums(x) / 81 * sums(y)
+        var_x, var_y = ((sums(t * t) - sums(t) / 81 * sums(t)).clamp(min=1e-5) for t in (x, y))
+        return -cross * cross / (var_x * var_y)
+
+    def voxelmorph(x, y):
+        mean_x, mean_y = sums(x) / 81, sums(y) / 81
+        cross = sums(x * y) - mean_y * sums(x) - mean_x * sums(y) + mean_x * mean_y * 81
+        var_x = sums(x * x) - 2 * mean_x * sums(x) + mean_x * mean_x * 81
+        var_y = sums(y * y) - 2 * mean_y * sums(y) + mean_y * mean_y * 81
+        return -cross * cross / (var_x * var_y + 1e-5)
+
+    x, y = (100 + torch.randint(-8, 9, (2, 1, 1, 30, 30)) / 1024).unbind()
+    for theirs, smoothing in ((monai, "maximum"), (voxelmorph, "sum")):
+        exact = theirs(x.double(), y.double())[..., 4:-4, 4:-4]
+        mine, wrong = (
+            loss[..., 4:-4, 4:-4]
+            for loss in (
+                ops.lncc_loss(x, y, kernel_size=9, smoothing=smoothing, reduction="none"),
+                theirs(x, y),
+            )
+        )
+        assert (mine - exact).abs().max() < 1e-6
+        assert (wrong - exact).abs().max() > 0.1
