@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves
 
 import ops
 from ops._core import blocks
-from tests.harness.forks import run
+from tests.harness.helpers import run
 from tests.harness.op_under_test import DTYPES, Far, Mutation, OpUnderTest, blank, close, leaves
 from tests.harness.row_battery import RowBattery
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 import ops
 from ops._core import linear_logits, linear_loss
 from tests.harness.battery import Battery
-from tests.harness.forks import run
+from tests.harness.helpers import run
 from tests.harness.op_under_test import DTYPES, OpUnderTest, close, leaves, several
 
 CLASSES = 11
