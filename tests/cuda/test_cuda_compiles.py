@@ -43,11 +43,17 @@ ARCHITECTURES = (75, 80, 86, 89, 90, 100, 120)
 
 
 def architectures():
-    """The flags for all architectures, and their names in ``cuobjdump``."""
+    """The flags for all architectures, and their numbers.
+
+    Those from 80 on share one pass of the compiler's first half, which takes most of the time. No
+    kernel's text depends on the architecture.
+    """
     known = {int(name.partition("_")[2]) for name in run(*nvcc(), "--list-gpu-arch").split()}
     assert {80, 86, 89, 90} <= known, "an nvcc that is too old to tell anything"
     ours = [number for number in ARCHITECTURES if number in known]
-    flags = [f"-gencode=arch=compute_{number},code=sm_{number}" for number in ours]
+    later = ",".join(f"sm_{number}" for number in ours if number >= 80)
+    flags = [f"-gencode=arch=compute_80,code=[{later}]"]
+    flags += ["-gencode=arch=compute_75,code=sm_75"] if 75 in ours else []
     return [*flags, f"-gencode=arch=compute_{max(known)},code=compute_{max(known)}"], ours
 
 
