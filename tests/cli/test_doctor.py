@@ -211,9 +211,9 @@ def test_doctor_of_a_build_that_failed(tmp_path, root):
         "JITOPS_CACHE_DIR": tmp_path / "cache",
         "JITOPS_BACKEND": "cpp",
     }
-    code, out, _ = command("build", OP, "--backend=cpp", **changes)
+    code, out, _ = helpers.command("build", OP, "--backend=cpp", **changes)
     assert code == 1
     assert f"{OP}.cpp:1" in out
-    found, _ = report(**changes, status=1)
+    found, _ = report(**changes, command=helpers.command, status=1)
     assert found["ops", f"{OP} cpp"]["status"] == "problem"
     assert f"{OP}.cpp:1" in str(found["ops", f"{OP} cpp"])

@@ -45,15 +45,16 @@ ARCHITECTURES = (75, 80, 86, 89, 90, 100, 120)
 def architectures():
     """The flags for all architectures, and their numbers.
 
-    Those from 80 on share one pass of the compiler's first half, which takes most of the time. No
-    kernel's text depends on the architecture.
+    Neighbours share one pass of the compiler's first half, which takes most of the time, because
+    no kernel's text depends on the architecture.
     """
     known = {int(name.partition("_")[2]) for name in run(*nvcc(), "--list-gpu-arch").split()}
     assert {80, 86, 89, 90} <= known, "an nvcc that is too old to tell anything"
     ours = [number for number in ARCHITECTURES if number in known]
-    later = ",".join(f"sm_{number}" for number in ours if number >= 80)
-    flags = [f"-gencode=arch=compute_80,code=[{later}]"]
-    flags += ["-gencode=arch=compute_75,code=sm_75"] if 75 in ours else []
+    flags = []
+    for first, end in ((75, 80), (80, 100), (100, 1000)):
+        its = ",".join(f"sm_{number}" for number in ours if first <= number < end)
+        flags += [f"-gencode=arch=compute_{first},code=[{its}]"] if its else []
     return [*flags, f"-gencode=arch=compute_{max(known)},code=compute_{max(known)}"], ours
 
 

@@ -128,7 +128,7 @@ MUTATIONS = (
         "soft_dtw.cu",
         "return i < pair.rows && j >= pair.first(i) && j < pair.end(i);",
         "return i < pair.rows && j >= pair.first(i) && j <= pair.end(i);",
-        "out of bounds|never written|read before it was written",
+        "out of bounds|never written|read before it was written|race in global memory",
     ),
     Mutation(
         "soft_dtw.cu",

@@ -79,9 +79,9 @@ LOSS = description(
     mutations=(
         Mutation(
             "common/windows.cuh",
-            "inside = i >= 0 && i < height.size &&",
-            "inside = i >= 0 &&",
-            "out of bounds",
+            "is_pixel = row < height.size && col < width.size;",
+            "is_pixel = col < width.size;",
+            "out of bounds|race in global memory",
         ),
         Mutation(
             "common/windows.cuh",
