@@ -90,6 +90,8 @@ def test_every_formula_of_a_docstring_can_be_drawn():
     assert with_formula >= set(generated.op_names()) - {"from_numpy"}
     with pytest.raises(ValueError, match="Unknown symbol"):
         formulas.svg(r"\nosuch")
+    with pytest.raises(ValueError, match="no LaTeX for ᶻ"):
+        formulas.latex_of("xᶻ")
 
 
 @pytest.mark.parametrize("op", generated.op_names())

@@ -25,8 +25,8 @@ _SPELLED = {
     r"\max": r"\,\max",
     "'": r"\prime ",  # raised already in this font
 }
-_RAISED = dict(zip("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ᵀᵅ", "0123456789+-T\u03b1", strict=True))
-_LOWERED = dict(zip("₀₁₂₃₄₅₆₇₈₉₊₋ᵢⱼₖₗₙₘₜₓ", "0123456789+-ijklnmtx", strict=True))
+_RAISED = dict(zip("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ᵀᵅᵞ", "0123456789+-T\u03b1\u03b3", strict=True))
+_LOWERED = dict(zip("₀₁₂₃₄₅₆₇₈₉₊₋ᵢⱼₖₗₙₘₚₜₓ", "0123456789+-ijklnmptx", strict=True))
 
 
 def latex_of(plain: str) -> str:
@@ -41,7 +41,10 @@ def latex_of(plain: str) -> str:
     text = re.sub(r"( ?)([A-Za-z]{2,}[A-Za-z0-9_]*)( ?)", _upright, plain)
     text = text.replace(" Σ", r"\;Σ").replace("Σ", r"\sum")
     text = re.sub(r"([=+−·])\\[,;]", r"\1 ", text)
-    return script("_", _LOWERED, script("^", _RAISED, text))
+    text = script("_", _LOWERED, script("^", _RAISED, text))
+    if unknown := re.findall("[\u1d2c-\u1d6a\u2070-\u209f]", text):
+        raise ValueError(f"no LaTeX for {', '.join(unknown)} in the formula {plain!r}")
+    return text
 
 
 def _upright(found: re.Match[str]) -> str:
