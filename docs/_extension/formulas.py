@@ -42,7 +42,7 @@ def latex_of(plain: str) -> str:
     text = text.replace(" Σ", r"\;Σ").replace("Σ", r"\sum")
     text = re.sub(r"([=+−·])\\[,;]", r"\1 ", text)
     text = script("_", _LOWERED, script("^", _RAISED, text))
-    if unknown := re.findall("[\u1d2c-\u1d6a\u2070-\u209f]", text):
+    if unknown := re.findall("[\u1d2c-\u1d6a\u1d9b-\u1dbf\u2070-\u209f]", text):
         raise ValueError(f"no LaTeX for {', '.join(unknown)} in the formula {plain!r}")
     return text
 

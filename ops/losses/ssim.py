@@ -125,8 +125,8 @@ def ssim_loss(
         A scalar, or ``(B,)`` with ``reduction="none"``; in the inputs' dtype. It keeps its digits
         for images that are almost alike, where 1 minus a rounded SSIM has none.
 
-    Errors, gradients, numerics and memory are those of :func:`ssim`. The absolute difference has the
-    gradient 0 where x = y. Its mean is that of all pixels, for any padding.
+    Errors, gradients, numerics and memory are those of :func:`ssim`. The absolute difference has
+    the gradient 0 where x = y. Its mean is over all pixels, for any padding.
     """
     weight = checks.check_number("weight", weight)
     if not 0 <= weight <= 1:
