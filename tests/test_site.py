@@ -108,6 +108,7 @@ def test_an_op_shows_its_formula(op):
         ("d⁺ᵢ = ‖aᵢ − pᵢ‖²", "d^{+}_{i} = ‖a_{i} − p_{i}‖^{2}"),
         ("max(d, t₁) + β max(d, t₂)", r"\mathrm{max}(d, t_{1}) + β\,\mathrm{max}(d, t_{2})"),
         ("x Wᵀ + b", "x W^{T} + b"),
+        ("Σᵢ min_j |xᵢ − y_j|", r"\sum_{i}\,\mathrm{min}_j\,|x_{i} − y_j|"),
         ("ℓ = Σ_b Σᵢ xᵢ", r"ℓ = \sum_b\;\sum_{i} x_{i}"),
         ("σ = argmin Σᵢ xᵢ", r"σ = \mathrm{argmin}\,\sum_{i} x_{i}"),
         ("Xₖₗ = exp(−i)", r"X_{kl} = \mathrm{exp}(−i)"),

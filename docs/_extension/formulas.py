@@ -39,7 +39,7 @@ def latex_of(plain: str) -> str:
         )
 
     text = re.sub(r"( ?)([A-Za-z]{2,}[A-Za-z0-9_]*)( ?)", _upright, plain)
-    text = text.replace(" Σ", r"\;Σ").replace("Σ", r"\sum")
+    text = text.replace(" Σ", r"\;Σ").replace("Σ", r"\sum").replace(" |", r"\,|")
     text = re.sub(r"([=+−·])\\[,;]", r"\1 ", text)
     text = script("_", _LOWERED, script("^", _RAISED, text))
     if unknown := re.findall("[\u1d2c-\u1d6a\u1d9b-\u1dbf\u2070-\u209f]", text):
@@ -49,6 +49,9 @@ def latex_of(plain: str) -> str:
 
 def _upright(found: re.Match[str]) -> str:
     before, name, after = (r"\," if part == " " else part for part in found.groups())
+    word, _, letter = name.rpartition("_")
+    if word and len(letter) == 1:  # min_j
+        return rf"{before}\mathrm{{{word}}}_{letter}{after}"
     return rf"{before}\mathrm{{{name.replace('_', chr(92) + '_')}}}{after}"
 
 
