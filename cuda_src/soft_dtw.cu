@@ -111,8 +111,8 @@ struct Kept {
   }
 };
 
-// What a block needs in the backward pass: the weights of all steps of a tile, three for each
-// thread, and what flows from a tile into the row above it.
+// Memory of a block in the backward pass: the weights of all steps of a tile, three for each
+// thread, and the gradient that flows from a tile into the row above it.
 template <typename A>
 struct Scratch {
   A* weights;

@@ -15,7 +15,7 @@ from benchmarks.common import COMPILED, Kernel, child, devices, in_turns, table
 from benchmarks.losses import peers
 
 SIZES = ((32, 512, 8), (1, 1024, 8), (1, 1024, 64))  # pairs, steps, features
-# Steps, features, gamma, and what the standard normal data is multiplied by.
+# Steps, features, gamma, and the factor of the standard normal data.
 ERRORS = (
     (128, 2, 1.0, 1),
     (512, 8, 0.1, 1),

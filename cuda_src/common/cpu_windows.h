@@ -11,7 +11,7 @@
 //   Number                 the type of all numbers between the images and the results
 //   kMeans, kSigned        how many means; the sign of the loss in the map
 //   kShared, kOwn          how many derivatives for both images, and for each alone
-//   products(x, y, out)    what is averaged
+//   products(x, y, out)    computes the products of pixels, whose means a window takes
 //   window(means, shift_x, shift_y, g, out)   returns the loss; out: g times its derivatives
 //   shown(loss)            the value in the map
 //   gradient_of_input(shared, own, x, y), gradient_of_target(...)
@@ -310,7 +310,7 @@ class WindowBand {
     return static_cast<double>(distance_of_rows(input_ + at, target_ + at, width_.size));
   }
 
-  // The factor of the loss of this plane in what is differentiated.
+  // The gradient that arrives at the loss of this plane.
   A grad_of_plane() const {
     return params_.grad_losses ? static_cast<const A*>(params_.grad_losses)[plane_] : A(1);
   }
@@ -452,7 +452,7 @@ class WindowBand {
     if (!derives_) return;
     for (int m = 0; m < kAll; ++m) {
       if (!needed_[m]) continue;
-      // What the loop over whole vectors has left behind the row.
+      // The loop over whole vectors writes beyond the end of the row.
       std::fill_n(rows[m] + width_.windows, width_.taps - 1, A(0));
       along_row(derivatives_[m], taps_along(width_), width_.taps, padded_, padded_row_);
       fold(padded_row_);

@@ -1,5 +1,5 @@
-// Losses of local windows on CUDA. The kernels of an op call these functions; cpu_windows.h says
-// what a formula has.
+// Losses of local windows on CUDA. The kernels of an op call these functions. cpu_windows.h lists
+// the members of a formula.
 //
 // A block takes a square of kSide * kSide windows, or pixels. It loads one product of the images
 // after the other, with a margin, into shared memory, sums it along rows, then across rows. The

@@ -117,7 +117,7 @@ def test_waiting_has_an_end(cache, source, monkeypatch):
 
 
 def test_a_thread_does_not_wait_for_itself(tmp_path):
-    """As in a signal handler that loads what is just being built."""
+    """A signal handler may load the extension that its own thread is building."""
     path = tmp_path / "lock"
     with (
         _publish.exclusive(path, "answer", 60.0, print),
