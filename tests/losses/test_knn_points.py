@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 
@@ -141,9 +143,10 @@ class TestKnnPoints(Battery):
         assert dists[0, 0, 3] == torch.inf
 
     def test_near_points_far_from_the_origin(self, backend, device):
-        """A matrix product would choose other neighbours."""
-        for columns in (3, 24, 120):
-            x, y = (1000 + 0.01 * torch.randn(1, 60, columns, device=device) for _ in range(2))
+        """A matrix product would choose other neighbours, in two groups even without the mean."""
+        sides = 1 - 2 * (torch.arange(60, device=device) % 2)[:, None]
+        for columns, centre in itertools.product((3, 24, 120), (1000, 1000 * sides)):
+            x, y = (centre + 0.01 * torch.randn(1, 60, columns, device=device) for _ in range(2))
             dists, idx = call(x, y, K=2)
             expected, order = nearest(x.double(), y.double(), whole(x), whole(y), 2, 2)
             assert torch.equal(idx, order)
