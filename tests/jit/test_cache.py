@@ -183,7 +183,7 @@ def test_a_compiler_behind_another_program_that_is_upgraded(
     named = {"word": f"{launcher} c++", "masquerade by path": links / "c++"}
     named |= {"both": f"{launcher} c++", "masquerade": "c++"}
     named["script"] = script(tmp_path / "wrapper", f"PATH={real}:$PATH", 'exec c++ -O1 "$@"')
-    named["folder"] = script(tmp_path / "other" / "c++", f'exec {real}/$(basename $0) "$@"')
+    named["folder"] = script(tmp_path / "nvcc" / "c++", f'exec {real}/$(basename $0) "$@"')
     monkeypatch.setenv("CXX", str(named[how]))
     source.write_text('extern "C" int answer() { return GIVEN; }\n')
     for number in (1, 2):
