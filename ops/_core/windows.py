@@ -5,6 +5,7 @@ A window is separable. Its means are sums of shifted images.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
@@ -199,21 +200,55 @@ def means_in_place(image: Tensor, weights: list[float]) -> Tensor:
 # ---- kernels over blocks of planes ---------------------------------------------------------------
 
 
-def over_planes(
+def kernels(
+    planes: Callable[..., Tensor], wide: torch.dtype | None = None
+) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """The forward and the backward kernel of an op in tensor code.
+
+    The parameters of the op end with ``reduces``, ``needs_input`` and ``needs_target``. The forward
+    kernel returns the losses of all planes and the gradients of their sum, or the map. The backward
+    kernel computes the means again.
+
+    Args:
+        planes: returns the losses of planes or their maps, from the images, the parameters up to
+            ``reduces``, and a function such as :func:`means`.
+        wide: the dtype of images and gradients, by default float32 for half precisions.
+    """
+
+    def forward(input: Tensor, target: Tensor, *parameters: Any) -> tuple[Tensor, Tensor, Tensor]:
+        *formula, reduces, needs_input, needs_target = parameters
+        needs = reduces and needs_input, reduces and needs_target
+        loss = functools.partial(_of_pair, planes, (*formula, reduces))
+        result, gradients = _over_planes(loss, input, target, needs, wide)
+        return result if reduces else result.to(input.dtype), gradients[0], gradients[1]
+
+    def backward(grad: Tensor, input: Tensor, target: Tensor, *parameters: Any) -> list[Tensor]:
+        *formula, needs_input, needs_target = parameters
+        needs = needs_input, needs_target
+        loss = functools.partial(_of_pair, planes, formula)
+        _, gradients = _over_planes(loss, input, target, needs, wide, grad)
+        return [one.to(input.dtype) for one, need in zip(gradients, needs, strict=True) if need]
+
+    return forward, backward
+
+
+def _of_pair(planes: Callable[..., Tensor], formula: Sequence[Any], x: Tensor, y: Tensor) -> Tensor:
+    return planes(x, y, *formula, means_in_place)
+
+
+def _over_planes(
     loss: Callable[[Tensor, Tensor], Tensor],
     input: Tensor,
     target: Tensor,
-    needs_input: bool,
-    needs_target: bool,
+    needs: tuple[bool, bool],
+    wide: torch.dtype | None,
     grad: Tensor | None = None,
-    wide: torch.dtype | None = None,
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, list[Tensor]]:
     """The losses of some planes at a time, and the gradients of their sum or for ``grad``.
 
-    Images and gradients are in the dtype ``wide``, by default float32 for half precisions.
     Gradients that are not needed are empty.
     """
-    shape, needs = input.shape, (needs_input, needs_target)
+    shape = input.shape
     count = shape[0] * shape[1]
     both = [one.reshape(count, 1, *shape[2:]) for one in (input, target)]
     wide = wide or wide_dtype(input)
@@ -231,16 +266,17 @@ def over_planes(
         parts.append(part.detach())
         if not any(needs):
             continue
-        seed = (
-            torch.ones_like(part) if grad is None else grad.reshape(count, *part.shape[1:])[block]
-        )
+        if grad is None:
+            seed = torch.ones_like(part)
+        else:
+            seed = grad.reshape(count, *part.shape[1:])[block].to(part.dtype)
         wanted = [one for one, need in zip(pair, needs, strict=True) if need]
         found = iter(torch.autograd.grad(part, wanted, seed))
         for gradient, need in zip(gradients, needs, strict=True):
             if need:
                 gradient.view(count, 1, *shape[2:])[block] = next(found)
     result = parts[0] if len(parts) == 1 else torch.cat(parts)
-    return result.view(*shape[:2], *result.shape[2:]), gradients[0], gradients[1]
+    return result.view(*shape[:2], *result.shape[2:]), gradients
 
 
 def wide_dtype(input: Tensor) -> torch.dtype:
@@ -252,12 +288,15 @@ def shapes(
     input: Tensor,
     size: int,
     padding: int,
-    reduces: bool,
-    needs_input: bool,
-    needs_target: bool,
+    wanted: Sequence[bool],
     wide: torch.dtype | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The results of a forward kernel, with no content: losses or map, and two gradients."""
+    """The results of a forward kernel, with no content: losses or map, and two gradients.
+
+    Args:
+        wanted: ``reduces``, ``needs_input`` and ``needs_target``.
+    """
+    reduces, needs_input, needs_target = wanted
     wide = wide or wide_dtype(input)
     less = size - 1 if padding == PADDINGS["valid"] else 0
     sizes = [1 if reduces else one - less for one in input.shape[2:]]

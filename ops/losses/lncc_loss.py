@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Iterator
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -205,50 +204,11 @@ def _definition(
     return loss if reduces else loss.to(input.dtype)
 
 
-def _forward(
-    input: Tensor, target: Tensor, window: int, kernel_size: int, sigma: float, volume: float,
-    smooth_nr: float, smooth_dr: float, adds: bool, reduces: bool, needs_input: bool,
-    needs_target: bool,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """The losses of all planes and the gradients of their sum, or the map."""
-    loss = functools.partial(
-        _planes_in_torch, window=window, kernel_size=kernel_size, sigma=sigma, volume=volume,
-        smooth_nr=smooth_nr, smooth_dr=smooth_dr, adds=adds, reduces=reduces,
-        means=windows.means_in_place,
-    )  # fmt: skip
-    needs = reduces and needs_input, reduces and needs_target
-    result, *gradients = windows.over_planes(loss, input, target, *needs, wide=torch.float64)
-    return result if reduces else result.to(input.dtype), gradients[0], gradients[1]
-
-
-def _backward(
-    grad: Tensor, input: Tensor, target: Tensor, window: int, kernel_size: int, sigma: float,
-    volume: float, smooth_nr: float, smooth_dr: float, adds: bool, reduces: bool,
-    needs_input: bool, needs_target: bool,
-) -> list[Tensor]:  # fmt: skip
-    """The gradients that are needed, from means that are computed again."""
-    loss = functools.partial(
-        _planes_in_torch, window=window, kernel_size=kernel_size, sigma=sigma, volume=volume,
-        smooth_nr=smooth_nr, smooth_dr=smooth_dr, adds=adds, reduces=reduces,
-        means=windows.means_in_place,
-    )  # fmt: skip
-    needs = needs_input, needs_target
-    _, *gradients = windows.over_planes(
-        loss, input, target, *needs, grad=grad.double(), wide=torch.float64
-    )
-    return [one.to(input.dtype) for one, need in zip(gradients, needs, strict=True) if need]
-
-
 def _shapes(
-    input: Tensor, target: Tensor, window: int, kernel_size: int, sigma: float, volume: float,
-    smooth_nr: float, smooth_dr: float, adds: bool, reduces: bool, needs_input: bool,
-    needs_target: bool,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    input: Tensor, target: Tensor, window: int, kernel_size: int, *more: Any
+) -> tuple[Tensor, Tensor, Tensor]:
     """The results of the forward kernel, with no content."""
-    return windows.shapes(
-        input, kernel_size, windows.PADDINGS["same"], reduces, needs_input, needs_target,
-        torch.float64,
-    )  # fmt: skip
+    return windows.shapes(input, kernel_size, windows.PADDINGS["same"], more[-3:], torch.float64)
 
 
 _fused = FusedOp(
@@ -260,7 +220,7 @@ _fused = FusedOp(
               "smooth_dr", "adds", "reduces"],
     formed=["to_input", "to_target"],
     shapes=_shapes,
-    tensor_code=(_forward, _backward),
+    tensor_code=windows.kernels(_planes_in_torch, torch.float64),
 )  # fmt: skip
 
 

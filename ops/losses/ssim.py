@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -334,45 +334,12 @@ def _definition(
     )  # fmt: skip
 
 
-def _forward(
-    input: Tensor, target: Tensor, data_range: float, window_size: int, sigma: float, k1: float,
-    k2: float, padding: int, l1_weight: float, ssim_weight: float, contrast: bool, reduces: bool,
-    needs_input: bool, needs_target: bool,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """The losses of all planes and the gradients of their sum, or the map."""
-    loss = functools.partial(
-        _planes_in_torch, data_range=data_range, window_size=window_size, sigma=sigma, k1=k1,
-        k2=k2, padding=padding, l1_weight=l1_weight, ssim_weight=ssim_weight, contrast=contrast,
-        reduces=reduces, means=windows.means_in_place,
-    )  # fmt: skip
-    needs = reduces and needs_input, reduces and needs_target
-    result, *gradients = windows.over_planes(loss, input, target, *needs)
-    return result.to(input.dtype) if not reduces else result, gradients[0], gradients[1]
-
-
-def _backward(
-    grad: Tensor, input: Tensor, target: Tensor, data_range: float, window_size: int, sigma: float,
-    k1: float, k2: float, padding: int, l1_weight: float, ssim_weight: float, contrast: bool,
-    reduces: bool, needs_input: bool, needs_target: bool,
-) -> list[Tensor]:  # fmt: skip
-    """The gradients that are needed, from means that are computed again."""
-    loss = functools.partial(
-        _planes_in_torch, data_range=data_range, window_size=window_size, sigma=sigma, k1=k1,
-        k2=k2, padding=padding, l1_weight=l1_weight, ssim_weight=ssim_weight, contrast=contrast,
-        reduces=reduces, means=windows.means_in_place,
-    )  # fmt: skip
-    _, *gradients = windows.over_planes(loss, input, target, needs_input, needs_target, grad)
-    needs = needs_input, needs_target
-    return [one.to(input.dtype) for one, need in zip(gradients, needs, strict=True) if need]
-
-
 def _shapes(
     input: Tensor, target: Tensor, data_range: float, window_size: int, sigma: float, k1: float,
-    k2: float, padding: int, l1_weight: float, ssim_weight: float, contrast: bool, reduces: bool,
-    needs_input: bool, needs_target: bool,
+    k2: float, padding: int, *more: Any,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """The results of the forward kernel, with no content."""
-    return windows.shapes(input, window_size, padding, reduces, needs_input, needs_target)
+    return windows.shapes(input, window_size, padding, more[-3:])
 
 
 _fused = FusedOp(
@@ -384,7 +351,7 @@ _fused = FusedOp(
               "l1_weight", "ssim_weight", "contrast", "reduces"],
     formed=["to_input", "to_target"],
     shapes=_shapes,
-    tensor_code=(_forward, _backward),
+    tensor_code=windows.kernels(_planes_in_torch),
 )  # fmt: skip
 
 
