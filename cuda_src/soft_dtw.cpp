@@ -5,6 +5,11 @@
 #include <tuple>
 
 #include "common/run.h"
+#include "common/warping_inputs.h"
+
+#ifndef USE_CUDA
+#include "common/cpu_warping.h"
+#endif
 
 namespace jitops::soft_dtw {
 namespace {
@@ -17,7 +22,8 @@ namespace {
 // before alone. The forward pass keeps the last row of each strip. The backward pass computes a
 // strip again from the row above, with its weights, and then runs its steps backwards.
 
-constexpr int64_t kLanes = kStripRows;
+using cpu::kLanes;
+static_assert(kLanes == kStripRows);
 
 // The cells of a step. Place 0 is the row above the strip, place `lane + 1` a row of the strip.
 template <typename A>
@@ -37,16 +43,12 @@ struct Weights {
   A up[kLanes], left[kLanes], diagonal[kLanes];
 };
 
-// The steps of a strip in which a lane is within the band.
-struct Steps {
-  double first[kLanes], last[kLanes];
-};
-
 template <bool kMasked, bool kWeighs, typename A>
 JITOPS_KERNEL void take_step(const double* __restrict cost, double scale,
                              const Diagonal<A>& __restrict previous,
-                             const Diagonal<A>& __restrict earlier, const Steps& __restrict steps,
-                             double k, Diagonal<A>& __restrict out, Weights<A>* __restrict weights) {
+                             const Diagonal<A>& __restrict earlier,
+                             const cpu::Steps& __restrict steps, double k,
+                             Diagonal<A>& __restrict out, Weights<A>* __restrict weights) {
 #pragma omp simd
   for (int64_t lane = 0; lane < kLanes; ++lane) {
     const Step<A> step(cost[lane] * scale, {previous.mantissas[lane], previous.exponents[lane]},
@@ -92,32 +94,7 @@ JITOPS_KERNEL void step_back(const Weights<A>& __restrict weights, const Flow<A>
   }
 }
 
-// ---- costs: squared distances of two sequences, or given ----------------------------------------
-
-JITOPS_KERNEL void add_squares(const double* __restrict x, const double* __restrict y,
-                               int64_t x_stride, int64_t y_stride, int64_t features,
-                               double* __restrict out) {
-#pragma omp simd
-  for (int64_t lane = 0; lane < kLanes; ++lane) out[lane] = 0;
-  int64_t d = 0;
-  for (; d + 4 <= features; d += 4, x += 4 * x_stride, y += 4 * y_stride) {
-#pragma omp simd
-    for (int64_t lane = 0; lane < kLanes; ++lane) {
-      const double a = x[lane] - y[lane];
-      const double b = x[x_stride + lane] - y[y_stride + lane];
-      const double c = x[2 * x_stride + lane] - y[2 * y_stride + lane];
-      const double e = x[3 * x_stride + lane] - y[3 * y_stride + lane];
-      out[lane] += (a * a + b * b) + (c * c + e * e);
-    }
-  }
-  for (; d < features; ++d, x += x_stride, y += y_stride) {
-#pragma omp simd
-    for (int64_t lane = 0; lane < kLanes; ++lane) {
-      const double a = x[lane] - y[lane];
-      out[lane] += a * a;
-    }
-  }
-}
+// ---- costs and their gradients -------------------------------------------------------------------
 
 template <typename A>
 JITOPS_KERNEL void add_gradients(const A* __restrict x, const A* __restrict y, int64_t x_stride,
@@ -134,49 +111,29 @@ JITOPS_KERNEL void add_gradients(const A* __restrict x, const A* __restrict y, i
   }
 }
 
-// Two sequences, feature by feature. The second one is reversed, so that the lanes of a step read
-// neighbours. Lanes outside of it read padding.
+// Two sequences, and their gradients.
 template <typename T>
-class Sequences {
+class Sequences : public cpu::SequenceCosts<T> {
   using A = acc_t<T>;
+  using Costs = cpu::SequenceCosts<T>;
+  using Costs::features_, Costs::pair_, Costs::place, Costs::x_, Costs::x_stride_, Costs::y_;
+  using Costs::y_stride_;
 
  public:
   Sequences(const Params& params, bool gradients)
-      : features_(params.features),
-        x_stride_(params.rows + kLanes),
-        y_stride_(params.cols + 2 * kLanes),
-        x_(features_ * x_stride_),
-        y_(features_ * y_stride_),
+      : Costs(params),
         narrow_x_(gradients ? x_.size() : 0),
         narrow_y_(gradients ? y_.size() : 0),
         grad_x_(narrow_x_.size()),
         grad_y_(narrow_y_.size()) {}
 
   void start(const Params& params, const Pair& pair, A) {
-    pair_ = &pair;
-    const T* x = static_cast<const T*>(params.x) + pair.number * params.rows * features_;
-    const T* y = static_cast<const T*>(params.y) + pair.number * params.cols * features_;
-    std::fill(x_.begin(), x_.end(), 0.0);
-    std::fill(y_.begin(), y_.end(), 0.0);
-    for (int64_t i = 0; i < pair.rows; ++i) {
-      for (int64_t d = 0; d < features_; ++d) {
-        x_[d * x_stride_ + i] = cpu::load(x[i * features_ + d]);
-      }
-    }
-    for (int64_t j = 0; j < pair.cols; ++j) {
-      for (int64_t d = 0; d < features_; ++d) {
-        y_[d * y_stride_ + place(j)] = cpu::load(y[j * features_ + d]);
-      }
-    }
+    Costs::start(params, pair);
     if (grad_x_.empty()) return;
     for (size_t n = 0; n < x_.size(); ++n) narrow_x_[n] = static_cast<A>(x_[n]);
     for (size_t n = 0; n < y_.size(); ++n) narrow_y_[n] = static_cast<A>(y_[n]);
     std::fill(grad_x_.begin(), grad_x_.end(), A(0));
     std::fill(grad_y_.begin(), grad_y_.end(), A(0));
-  }
-
-  void costs(int64_t first_row, int64_t k, double* out) const {
-    add_squares(x_.data() + first_row, y_.data() + place(k), x_stride_, y_stride_, features_, out);
   }
 
   void gradients(int64_t first_row, int64_t k, const A* arrived) {
@@ -196,9 +153,6 @@ class Sequences {
   }
 
  private:
-  // Where column j lies.
-  int64_t place(int64_t j) const { return kLanes + pair_->cols - 1 - j; }
-
   template <typename F>
   void write(void* gradient, int64_t steps, int64_t length, A seed, const F& of) const {
     T* out = static_cast<T*>(gradient) + pair_->number * steps * features_;
@@ -210,34 +164,26 @@ class Sequences {
     for (int64_t n = length * features_; n < steps * features_; ++n) cpu::store(out[n], A(0));
   }
 
-  const Pair* pair_ = nullptr;
-  int64_t features_, x_stride_, y_stride_;
-  std::vector<double> x_, y_;
   std::vector<A> narrow_x_, narrow_y_, grad_x_, grad_y_;
 };
 
+// Given costs, and their gradient.
 template <typename T>
-class Costs {
+class Costs : public cpu::GivenCosts<T> {
   using A = acc_t<T>;
+  using Given = cpu::GivenCosts<T>;
+  using Given::each, Given::pair_;
 
  public:
-  Costs(const Params&, bool) {}
+  Costs(const Params& params, bool) : Given(params) {}
 
   void start(const Params& params, const Pair& pair, A seed) {
-    pair_ = &pair;
+    Given::start(params, pair);
     seed_ = seed;
-    const int64_t offset = pair.number * params.rows * params.cols;
-    stride_ = params.cols;
-    cost_ = static_cast<const T*>(params.cost) + offset;
     if (!params.grad_cost) return;
-    gradient_ = static_cast<T*>(params.grad_cost) + offset;
+    gradient_ = static_cast<T*>(params.grad_cost) + pair.number * params.rows * params.cols;
     std::memset(static_cast<void*>(gradient_), 0,
                 static_cast<size_t>(params.rows * params.cols) * sizeof(T));
-  }
-
-  void costs(int64_t first_row, int64_t k, double* out) const {
-    std::fill_n(out, kLanes, 0.0);
-    each(first_row, k, [&](int64_t lane, int64_t at) { out[lane] = cpu::load(cost_[at]); });
   }
 
   void gradients(int64_t first_row, int64_t k, const A* arrived) {
@@ -251,20 +197,7 @@ class Costs {
   }
 
  private:
-  // f(lane, place) for the lanes that are within the matrix and its band.
-  template <typename F>
-  void each(int64_t first_row, int64_t k, const F& f) const {
-    const int64_t end = std::min({kLanes, pair_->rows - first_row, k + 1});
-    for (int64_t lane = std::max<int64_t>(0, k + 1 - pair_->cols); lane < end; ++lane) {
-      const int64_t i = first_row + lane, j = k - lane;
-      if (std::abs(i - j) <= pair_->bandwidth) f(lane, i * stride_ + j);
-    }
-  }
-
-  const Pair* pair_ = nullptr;
-  int64_t stride_ = 0;
   A seed_ = 0;
-  const T* cost_ = nullptr;
   T* gradient_ = nullptr;
 };
 
@@ -312,32 +245,10 @@ class Strips {
   }
 
  private:
-  // The steps of the strip that begins with `row`: those in which some lane is within the band.
-  void start(const Pair& pair, int64_t row) {
-    rows_ = std::min(kLanes, pair.rows - row);
-    first_ = pair.first(row);
-    end_ = 0;
-    full_first_ = first_, full_last_ = -1;
-    for (int64_t lane = 0; lane < kLanes; ++lane) {
-      if (lane < rows_) {
-        const int64_t first = pair.first(row + lane) + lane, end = pair.end(row + lane) + lane;
-        steps_.first[lane] = static_cast<double>(first);
-        steps_.last[lane] = static_cast<double>(end - 1);
-        full_first_ = std::max(full_first_, first);
-        full_last_ = lane == 0 ? end - 1 : std::min(full_last_, end - 1);
-        end_ = std::max(end_, end);
-      } else {
-        steps_.first[lane] = kFar;
-        steps_.last[lane] = -kFar;
-        full_last_ = -1;
-      }
-    }
-  }
-
   // Computes the strip. Returns its last cell. A strip above another one keeps its last row.
   template <bool kWeighs>
   Cell<A> sweep(const Pair& pair, int64_t row) {
-    start(pair, row);
+    strip_ = cpu::Strip(pair, row);
     const int64_t strip = row / kLanes;
     const auto kept = [&](int64_t number) {
       return (pair.number * params_.strips + number) * params_.kept;
@@ -367,16 +278,15 @@ class Strips {
     };
     for (Diagonal<A>& diagonal : diagonals_) diagonal.clear();
     Diagonal<A>*earlier = &diagonals_[0], *previous = &diagonals_[1], *out = &diagonals_[2];
-    put_above(*earlier, first_ - 1);
+    put_above(*earlier, strip_.first - 1);
     if (strip == 0) earlier->exponents[0] = 0;  // the origin
-    put_above(*previous, first_);
+    put_above(*previous, strip_.first);
     alignas(64) double cost[kLanes];
-    for (int64_t k = first_; k < end_; ++k) {
+    for (int64_t k = strip_.first; k < strip_.end; ++k) {
       source_.costs(row, k, cost);
-      Weights<A>* weights = kWeighs ? &weights_[k - first_] : nullptr;
-      const bool full = k >= full_first_ && k <= full_last_;
-      const auto step = full ? take_step<false, kWeighs, A> : take_step<true, kWeighs, A>;
-      step(cost, scale_, *previous, *earlier, steps_, static_cast<double>(k), *out, weights);
+      Weights<A>* weights = kWeighs ? &weights_[k - strip_.first] : nullptr;
+      const auto step = strip_.full(k) ? take_step<false, kWeighs, A> : take_step<true, kWeighs, A>;
+      step(cost, scale_, *previous, *earlier, strip_.steps, static_cast<double>(k), *out, weights);
       put_above(*out, k + 1);
       const int64_t j = k - (kLanes - 1);
       if (last_mantissas && j >= last_first && j < last_end) {
@@ -386,7 +296,7 @@ class Strips {
       Diagonal<A>* free = earlier;
       earlier = previous, previous = out, out = free;
     }
-    return {previous->mantissas[rows_], previous->exponents[rows_]};
+    return {previous->mantissas[strip_.rows], previous->exponents[strip_.rows]};
   }
 
   // `flow_` is what flows back from the strip below into its row above, by columns.
@@ -398,11 +308,11 @@ class Strips {
     const bool last = last_row >= pair.rows - 1;
     const int64_t last_first = pair.first(last_row), last_end = last ? 0 : pair.end(last_row);
     A next_diagonal = 0;
-    if (last) next->left[rows_ - 1] = 1;  // the gradient of the last cell, before it is scaled
-    for (int64_t k = end_ - 1; k >= first_; --k) {
+    if (last) next->left[strip_.rows - 1] = 1;  // of the last cell, before it is scaled
+    for (int64_t k = strip_.end - 1; k >= strip_.first; --k) {
       const int64_t below = k - (kLanes - 1);
       next->up[kLanes] = below >= last_first && below < last_end ? flow_[below] : A(0);
-      step_back(weights_[k - first_], *next, *later, arrived, *out);
+      step_back(weights_[k - strip_.first], *next, *later, arrived, *out);
       source_.gradients(row, k, arrived);
       // Column k of `flow_` was read kLanes - 1 steps ago.
       if (k < pair.cols) flow_[k] = out->up[0] + next_diagonal;
@@ -410,7 +320,7 @@ class Strips {
       Flow<A>* free = later;
       later = next, next = out, out = free;
     }
-    if (first_ > 0) flow_[first_ - 1] = next_diagonal;
+    if (strip_.first > 0) flow_[strip_.first - 1] = next_diagonal;
   }
 
   const Params& params_;
@@ -420,8 +330,7 @@ class Strips {
   std::vector<A> flow_;
   Diagonal<A> diagonals_[3];
   Flow<A> flows_[3];
-  Steps steps_;
-  int64_t rows_ = 0, first_ = 0, end_ = 0, full_first_ = 0, full_last_ = 0;
+  cpu::Strip strip_;
 };
 
 template <typename T, typename Source, typename F>
@@ -454,55 +363,30 @@ int32_t wide(const Tensor& tensor) {
   return tensor.element_size() == 2 ? to<int32_t>(from(ScalarType::Float)) : dtype_number(tensor);
 }
 
-// What both ops and both of their passes share.
-struct Inputs {
-  Tensor x, y, cost, lengths;  // of `cost` alone, or of the other two
-  bool of_costs = false;
+// The inputs and the sizes of what is kept.
+struct Inputs : WarpingInputs {
   Params params{};
 
-  Inputs(const Tensor& x_, const Tensor& y_, const std::optional<Tensor>& lengths_, double gamma, int64_t bandwidth)
-      : x(dense(x_)), y(dense(y_)) {
-    check(x.dim() == 3, "x", " must have three dimensions");
-    check(y.dim() == 3 && y.size(0) == x.size(0) && y.size(2) == x.size(2), "y",
-          " must have the batch and the features of x");
-    check_same_kind("y", y, x);
-    params.x = x.const_data_ptr();
-    params.y = y.const_data_ptr();
-    params.features = x.size(2);
-    fill(x, y.size(1), lengths_, gamma, bandwidth);
+  Inputs(const Tensor& x_, const Tensor& y_, const std::optional<Tensor>& lengths_, double gamma,
+         int64_t bandwidth)
+      : WarpingInputs(x_, y_, lengths_) {
+    fill(gamma, bandwidth);
   }
-
   Inputs(const Tensor& cost_, const std::optional<Tensor>& lengths_, double gamma,
          int64_t bandwidth)
-      : cost(dense(cost_)), of_costs(true) {
-    check(cost.dim() == 3, "cost", " must have three dimensions");
-    params.cost = cost.const_data_ptr();
-    fill(cost, cost.size(2), lengths_, gamma, bandwidth);
+      : WarpingInputs(cost_, lengths_) {
+    fill(gamma, bandwidth);
   }
-
-  const Tensor& first() const { return of_costs ? cost : x; }
 
   std::array<int64_t, 3> kept() const { return {params.pairs, params.strips, params.kept}; }
 
  private:
-  void fill(const Tensor& first, int64_t cols, const std::optional<Tensor>& lengths_,
-            double gamma, int64_t bandwidth) {
-    params.pairs = first.size(0);
-    params.rows = first.size(1);
-    params.cols = cols;
-    check(params.rows > 0 && cols > 0, "a sequence", " must have at least one step");
+  void fill(double gamma, int64_t bandwidth) {
+    WarpingInputs::fill(params, bandwidth);
     check(gamma > 0, "gamma", " must be greater than 0");
     params.gamma = gamma;
-    params.bandwidth = bandwidth < 0 ? params.rows + cols : bandwidth;
     params.strips = (params.rows - 1) / kStripRows;
-    params.kept = std::min(cols, 2 * params.bandwidth + 1);
-    if (!lengths_) return;
-    lengths = dense(*lengths_);
-    check(lengths.numel() == 2 * params.pairs && lengths.scalar_type() == ScalarType::Long &&
-              lengths.is_cuda() == first.is_cuda() &&
-              lengths.get_device_index() == first.get_device_index(),
-          "lengths", " must hold two int64 for each pair, on the device of the inputs");
-    params.lengths = static_cast<const int64_t*>(lengths.const_data_ptr());
+    params.kept = std::min(params.cols, 2 * params.bandwidth + 1);
   }
 };
 

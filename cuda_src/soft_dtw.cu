@@ -8,7 +8,7 @@
 // deterministic.
 #include "soft_dtw.h"
 
-#include "common/cuda.cuh"
+#include "common/warping.cuh"
 
 namespace jitops::soft_dtw {
 namespace {
@@ -17,54 +17,34 @@ using cuda::kMaxThreads;
 using cuda::kWarp;
 using cuda::load;
 using cuda::store;
+using cuda::Tile;
 
 constexpr int64_t kMaxPairs = 512;  // at a time: each has a scratch memory
 
-// ---- costs: squared distances of two sequences, or given ----------------------------------------
+// ---- costs and their gradients -------------------------------------------------------------------
 
 template <typename T>
-struct Sequences {
+struct Sequences : cuda::SequenceCosts<T> {
   using A = acc_t<T>;
-  const T* x;
-  const T* y;
   A* alignment;
-  int64_t cols, features;
 
   __device__ Sequences(const Params& params, const Pair& pair)
-      : x(static_cast<const T*>(params.x) + pair.number * params.rows * params.features),
-        y(static_cast<const T*>(params.y) + pair.number * params.cols * params.features),
-        alignment(static_cast<A*>(params.alignment) + pair.number * params.rows * params.cols),
-        cols(params.cols),
-        features(params.features) {}
+      : cuda::SequenceCosts<T>(params, pair),
+        alignment(static_cast<A*>(params.alignment) + pair.number * params.rows * params.cols) {}
 
-  __device__ double cost(int64_t i, int64_t j) const {
-    double sum = 0;
-    for (int64_t d = 0; d < features; ++d) {
-      const double a = static_cast<double>(load(x[i * features + d])) -
-                       static_cast<double>(load(y[j * features + d]));
-      sum += a * a;
-    }
-    return sum;
-  }
   // The kernels that sum the gradients scale them.
   __device__ void put(int64_t place, A flow, A) const { alignment[place] = flow; }
 };
 
 template <typename T>
-struct Costs {
+struct Costs : cuda::GivenCosts<T> {
   using A = acc_t<T>;
-  const T* costs;
   T* gradient;
-  int64_t cols;
 
   __device__ Costs(const Params& params, const Pair& pair)
-      : costs(static_cast<const T*>(params.cost) + pair.number * params.rows * params.cols),
-        gradient(static_cast<T*>(params.grad_cost) + pair.number * params.rows * params.cols),
-        cols(params.cols) {}
+      : cuda::GivenCosts<T>(params, pair),
+        gradient(static_cast<T*>(params.grad_cost) + pair.number * params.rows * params.cols) {}
 
-  __device__ double cost(int64_t i, int64_t j) const {
-    return static_cast<double>(load(costs[i * cols + j]));
-  }
   __device__ void put(int64_t place, A flow, A seed) const { store(gradient[place], seed * flow); }
 };
 
@@ -76,25 +56,6 @@ struct Shared {
   double exponents[2][kMaxThreads];
   A above_mantissas[kMaxThreads];    // of the row above the tile, or what flows from below
   double above_exponents[kMaxThreads];
-};
-
-// The tile that begins with `row`, and the steps [first, end) in which it meets the band.
-struct Tile {
-  int64_t row, i, first, end;
-  int thread, threads;
-
-  __device__ Tile(const Pair& pair, int64_t row_) : row(row_) {
-    thread = static_cast<int>(threadIdx.x);
-    threads = static_cast<int>(blockDim.x);
-    i = row + thread;
-    first = pair.first(row);
-    const int64_t last = pair.rows - row < threads ? pair.rows - 1 : row + threads - 1;
-    end = pair.end(last) + (last - row);
-  }
-  __device__ bool valid(const Pair& pair, int64_t k) const {
-    const int64_t j = k - thread;
-    return i < pair.rows && j >= pair.first(i) && j < pair.end(i);
-  }
 };
 
 // A kept row of a pair, as if it began at column 0.

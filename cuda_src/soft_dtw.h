@@ -12,22 +12,17 @@
 #include <cstdint>
 #include <cstring>
 
-#include "common/dtype.h"
+#include "common/warping.h"
 
 namespace jitops::soft_dtw {
+
+using warping::Pair;
 
 // The forward pass keeps every row of the recursion at the end of so many, but for the last strip.
 constexpr int64_t kStripRows = 32;
 
-struct Params {
-  // Inputs, dense: two sequences of each pair, or a matrix of costs.
-  const void* x;           // (pairs, rows, features), or null
-  const void* y;           // (pairs, cols, features), or null
-  const void* cost;        // (pairs, rows, cols), or null
-  const int64_t* lengths;  // (2, pairs): rows and columns; or null if all pairs have all
-  int64_t pairs, rows, cols, features;
+struct Params : warping::Inputs {
   double gamma;
-  int64_t bandwidth;  // |i - j| is at most this; `rows` + `cols` if there is no band
 
   // Forward: written. Backward: read. The columns of a kept row begin where its band begins.
   double* value;      // (pairs,)
@@ -42,27 +37,6 @@ struct Params {
   void* grad_cost;
   void* alignment;  // CUDA scratch: (pairs, rows, cols) of acc_t<T>
   void* weights;    // CUDA scratch: see `scratch_elements`
-};
-
-// A pair: its lengths and its band. One whose lengths are out of range, or too different for the
-// band, has NaN results: on a GPU, Python does not wait for lengths, and cannot refuse them.
-struct Pair {
-  int64_t number, rows, cols, bandwidth;
-  bool valid;
-
-  JITOPS_BOTH Pair(const Params& params, int64_t number_)
-      : number(number_), rows(params.rows), cols(params.cols), bandwidth(params.bandwidth) {
-    const int64_t x = params.lengths ? params.lengths[number] : rows;
-    const int64_t y = params.lengths ? params.lengths[params.pairs + number] : cols;
-    valid = x > 0 && x <= rows && y > 0 && y <= cols && x - y <= bandwidth && y - x <= bandwidth;
-    if (valid) rows = x, cols = y;
-  }
-  // The columns [first, end) of a row that lie in the band.
-  JITOPS_BOTH int64_t first(int64_t row) const { return row > bandwidth ? row - bandwidth : 0; }
-  JITOPS_BOTH int64_t end(int64_t row) const {
-    const int64_t last = row + bandwidth + 1;
-    return last < cols ? last : cols;
-  }
 };
 
 // Whether a pair may have less to keep than its memory holds. Then the memory is cleared first.

@@ -61,6 +61,11 @@ from .losses.chamfer_distance import (
     ChamferDistance as ChamferDistance,
     chamfer_distance as chamfer_distance,
 )
+from .losses.dtw_path import (
+    DTWPath as DTWPath,
+    dtw_path as dtw_path,
+    dtw_path_from_cost as dtw_path_from_cost,
+)
 from .losses.hausdorff_dt_loss import (
     HausdorffDTLoss as HausdorffDTLoss,
     hausdorff_dt_loss as hausdorff_dt_loss,

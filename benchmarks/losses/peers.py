@@ -66,3 +66,8 @@ def pysdtw(gamma: float) -> Loss:
 
 def tslearn(gamma: float) -> Loss:
     return package("tslearn.metrics").SoftDTWLossPyTorch(gamma)
+
+
+def tslearn_path() -> Callable[[Tensor, Tensor], object]:
+    path = package("tslearn.metrics").dtw_path
+    return lambda x, y: [path(*pair) for pair in zip(x.numpy(), y.numpy(), strict=True)]

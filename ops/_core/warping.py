@@ -12,70 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ops._core import autograd
-from ops._errors import ArgumentError
-
 # The cost of a cell outside of the matrix or its band, and of an infinite one. Sums along a path
 # stay finite. Beyond half of it, a value is infinite.
 FAR = 1e290
-
-# ---- lengths -------------------------------------------------------------------------------------
-
-
-def lengths(x: Tensor, y: Tensor, rows: int, cols: int, bandwidth: int) -> Tensor:
-    """The lengths of all pairs, ``(2, B)``.
-
-    Lengths that do not fit raise an error on a CPU. Other devices do not wait for the answer: there
-    the lengths of the pair become 0, and its value becomes NaN.
-
-    Args:
-        x, y: ``(B,)``, int64.
-        rows, cols: their largest values.
-        bandwidth: how far their difference may be; negative if any is right.
-
-    Raises:
-        ArgumentError: a length out of range, or a band too narrow, on a CPU.
-    """
-    found: Tensor = torch.ops.jitops.pair_lengths(x, y, rows, cols, bandwidth)
-    return found
-
-
-def _lengths(x: Tensor, y: Tensor, rows: int, cols: int, bandwidth: int) -> Tensor:
-    both = torch.stack((x, y))
-    for name, one, most in (("lengths_x", x, rows), ("lengths_y", y, cols)):
-        wrong = (one < 1) | (one > most)
-        if one.is_cpu and wrong.any():
-            raise ArgumentError(
-                f"{name} must hold numbers from 1 to {most}, got {int(one[wrong][0])}"
-            )
-        both.masked_fill_(wrong, 0)
-    if bandwidth >= 0:
-        wrong = (x - y).abs() > bandwidth
-        if x.is_cpu and wrong.any():
-            check_band(int(x[wrong][0]), int(y[wrong][0]), bandwidth)
-        both.masked_fill_(wrong, 0)
-    return both
-
-
-autograd.define_in_torch(
-    "pair_lengths(Tensor x, Tensor y, SymInt rows, SymInt cols, int bandwidth) -> Tensor",
-    _lengths,
-    lambda x, y, rows, cols, bandwidth: x.new_empty(2, *x.shape),
-)
-
-
-def check_band(rows: int, cols: int, bandwidth: int) -> None:
-    """A path from the first cell to the last one stays within the band.
-
-    Raises:
-        ArgumentError: it does not.
-    """
-    if abs(rows - cols) > bandwidth:
-        raise ArgumentError(
-            f"bandwidth must be at least {abs(rows - cols)} for lengths {rows} and {cols}, "
-            f"got {bandwidth}"
-        )
-
 
 # ---- the definition ------------------------------------------------------------------------------
 
@@ -225,7 +164,7 @@ class Costs:
 Source = Sequences | Costs
 
 
-def _diagonals(source: Source, bandwidth: int) -> Iterator[tuple[int, int, int, slice]]:
+def diagonals(source: Source, bandwidth: int) -> Iterator[tuple[int, int, int, slice]]:
     """Each anti-diagonal ``k`` with its rows within the band, and their place among all cells.
 
     In a band of width 0 every other one has no rows.
@@ -268,7 +207,7 @@ def forward(
     buffers = first.new_full((3, batch, rows + 2), FAR)
     buffers[1, :, 0] = 0  # the origin, two anti-diagonals before the first
     value = first.new_full((batch,), torch.nan)
-    for k, low, high, part in _diagonals(source, bandwidth):
+    for k, low, high, part in diagonals(source, bandwidth):
         last, earlier, out = buffers[(k - 1) % 3], buffers[(k - 2) % 3], buffers[k % 3]
         out[:, low] = FAR
         out[:, high + 1] = FAR
@@ -308,7 +247,7 @@ def backward(
     seed = torch.where(value.isfinite(), grad, torch.nan)
     source.begin_gradients()
     buffers = seed.new_zeros((3, 3, batch, rows + 2))
-    for k, low, high, part in reversed(list(_diagonals(source, bandwidth))):
+    for k, low, high, part in reversed(list(diagonals(source, bandwidth))):
         next_, later, out = buffers[(k + 1) % 3], buffers[(k + 2) % 3], buffers[k % 3]
         out[:, :, low] = 0
         out[:, :, high + 1] = 0

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ops._core import autograd, checks
+from ops._core import autograd, checks, sequence_pairs
 from ops._core.fused import FusedOp
 from ops._errors import ArgumentError
 
@@ -90,24 +90,13 @@ def _lengths(
     scores: Tensor, text_lengths: Tensor | None, audio_lengths: Tensor | None, single: bool
 ) -> Tensor | None:
     """The lengths of all pairs, ``(2, B)``, or ``None`` if there is no padding."""
-    batch, tokens, frames = scores.shape
+    _, tokens, frames = scores.shape
     if text_lengths is None and audio_lengths is None:
         _check_fits(tokens, frames)
         return None
-    both = []
-    for name, value, most in (
-        ("text_lengths", text_lengths, tokens),
-        ("audio_lengths", audio_lengths, frames),
-    ):
-        if value is None:
-            both.append(torch.full((batch,), most, dtype=torch.int64, device=scores.device))
-            continue
-        checks.integers(name, value)
-        if single or value.shape != (batch,):
-            wanted = "None for a single pair" if single else f"of shape [{batch}]"
-            raise ArgumentError(f"{name} must be {wanted}, got shape {list(value.shape)}")
-        both.append(value.to(scores.device, torch.int64))
-    found: Tensor = torch.ops.jitops.alignment_lengths(*both, tokens, frames)
+    text = sequence_pairs.one_length("text_lengths", text_lengths, scores, tokens, single)
+    audio = sequence_pairs.one_length("audio_lengths", audio_lengths, scores, frames, single)
+    found: Tensor = torch.ops.jitops.alignment_lengths(text, audio, tokens, frames)
     return found
 
 
@@ -123,12 +112,7 @@ def _checked_lengths(text: Tensor, audio: Tensor, tokens: int, frames: int) -> T
     """Both lengths. Those of a wrong pair become -1 where nobody waits for an error."""
     both = torch.stack((text, audio))
     for name, one, most in (("text_lengths", text, tokens), ("audio_lengths", audio, frames)):
-        wrong = (one < 0) | (one > most)
-        if one.is_cpu and wrong.any():
-            raise ArgumentError(
-                f"{name} must hold numbers from 0 to {most}, got {int(one[wrong][0])}"
-            )
-        both.masked_fill_(wrong, -1)
+        both.masked_fill_(sequence_pairs.out_of_range(name, one, 0, most), -1)
     wrong = text > audio
     if text.is_cpu and wrong.any():
         _check_fits(int(text[wrong][0]), int(audio[wrong][0]))

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from ops._core import checks, warping
+from ops._core import checks, sequence_pairs, warping
 from ops._core.fused import FusedOp
 from ops._core.modules import LossModule
 from ops._errors import ArgumentError
@@ -86,9 +86,9 @@ def soft_dtw(
         keeps two numbers a cell. Derivatives of second order take about 400 bytes a cell, and
         50 more for each of the D features.
     """
-    x, y, single = _sequences(x, y)
-    gamma, band = _parameters(gamma, bandwidth)
-    lengths = _lengths(x, x.shape[:2], y.shape[1], lengths_x, lengths_y, band, single)
+    x, y, single = sequence_pairs.sequences(x, y)
+    gamma, band = _gamma(gamma), sequence_pairs.band(bandwidth)
+    lengths = sequence_pairs.lengths(x, y.shape[1], lengths_x, lengths_y, band, single)
     loss = _fused(x, y, lengths, gamma, band)
     if normalize:
         of_x, of_y = (None, None) if lengths is None else (lengths[[0, 0]], lengths[[1, 1]])
@@ -117,16 +117,9 @@ def soft_dtw_from_cost(
     Its gradient is the soft alignment: how much of all paths meets each cell. Errors, numerics and
     gradients are those of :func:`soft_dtw`.
     """
-    cost = checks.widened_under_autocast({"cost": cost})["cost"]
-    checks.same_kind(cost=cost)
-    if cost.dim() not in (2, 3):
-        raise ArgumentError(f"cost must have shape (B, N, M) or (N, M), got {list(cost.shape)}")
-    if 0 in cost.shape[-2:]:
-        raise ArgumentError(f"cost must have at least one row and column, got {list(cost.shape)}")
-    single = cost.dim() == 2
-    cost = cost[None] if single else cost
-    gamma, band = _parameters(gamma, bandwidth)
-    lengths = _lengths(cost, cost.shape[:2], cost.shape[2], lengths_x, lengths_y, band, single)
+    cost, single = sequence_pairs.costs(cost)
+    gamma, band = _gamma(gamma), sequence_pairs.band(bandwidth)
+    lengths = sequence_pairs.lengths(cost, cost.shape[2], lengths_x, lengths_y, band, single)
     return _returned(_fused_from_cost(cost, lengths, gamma, band), cost.dtype, single)
 
 
@@ -152,9 +145,9 @@ def soft_dtw_alignment(
 
     Errors and numerics are those of :func:`soft_dtw`. The costs take N × M numbers in float64.
     """
-    x, y, single = _sequences(x, y)
-    gamma, band = _parameters(gamma, bandwidth)
-    lengths = _lengths(x, x.shape[:2], y.shape[1], lengths_x, lengths_y, band, single)
+    x, y, single = sequence_pairs.sequences(x, y)
+    gamma, band = _gamma(gamma), sequence_pairs.band(bandwidth)
+    lengths = sequence_pairs.lengths(x, y.shape[1], lengths_x, lengths_y, band, single)
     recorded = torch.is_grad_enabled() and (x.requires_grad or y.requires_grad)
     with torch.enable_grad():
         cost = warping.squared_distances(
@@ -182,7 +175,8 @@ class SoftDTW(LossModule):
         super().__init__(gamma=gamma, normalize=normalize)
         self.bandwidth = bandwidth
         self._parameter_names = ("gamma", "bandwidth", "normalize")
-        _parameters(gamma, bandwidth)
+        _gamma(gamma)
+        sequence_pairs.band(bandwidth)
 
     def forward(
         self,
@@ -196,75 +190,20 @@ class SoftDTW(LossModule):
         return loss
 
 
-# ---- checks --------------------------------------------------------------------------------------
+# ---- the declarations ----------------------------------------------------------------------------
 
 
-def _sequences(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, bool]:
-    """The two batches of sequences, and whether they are single ones."""
-    x, y = checks.widened_under_autocast({"x": x, "y": y}).values()
-    checks.same_kind(x=x, y=y)
-    if x.dim() not in (2, 3):
-        raise ArgumentError(f"x must have shape (B, N, D) or (N, D), got {list(x.shape)}")
-    batch = list(x.shape[:-2])
-    if y.dim() != x.dim() or [*y.shape[:-2], y.shape[-1]] != [*batch, x.shape[-1]]:
-        wanted = ", ".join(map(str, [*batch, "M", x.shape[-1]]))
-        raise ArgumentError(f"y must have shape ({wanted}), like x, got {list(y.shape)}")
-    for name, one in (("x", x), ("y", y)):
-        if one.shape[-2] == 0:
-            raise ArgumentError(f"{name} must have at least one step, got shape {list(one.shape)}")
-    return (x, y, False) if batch else (x[None], y[None], True)
-
-
-_WIDEST = 1 << 40  # a band wider than any sequence, with room in 64 bits
-
-
-def _parameters(gamma: float, bandwidth: int | None) -> tuple[float, int]:
-    """γ, and the width of the band, or -1."""
+def _gamma(gamma: float) -> float:
     gamma = checks.check_number("gamma", gamma)
     if not 0 < gamma < math.inf:
         raise ArgumentError(f"gamma must be a finite number greater than 0, got {gamma}")
-    if bandwidth is None:
-        return gamma, -1
-    bandwidth = checks.check_int("bandwidth", bandwidth, "an int or None")
-    if bandwidth < 0:
-        raise ArgumentError(f"bandwidth must be at least 0, got {bandwidth}")
-    return gamma, min(bandwidth, _WIDEST)
-
-
-def _lengths(
-    first: Tensor,
-    shape: torch.Size,
-    cols: int,
-    lengths_x: Tensor | None,
-    lengths_y: Tensor | None,
-    bandwidth: int,
-    single: bool,
-) -> Tensor | None:
-    """The lengths of all pairs, ``(2, B)``, or ``None`` if there is no padding."""
-    batch, rows = shape
-    if lengths_x is None and lengths_y is None:
-        if bandwidth >= 0:
-            warping.check_band(rows, cols, bandwidth)
-        return None
-    both = []
-    for name, value, most in (("lengths_x", lengths_x, rows), ("lengths_y", lengths_y, cols)):
-        if value is None:
-            both.append(torch.full((batch,), most, dtype=torch.int64, device=first.device))
-            continue
-        checks.integers(name, value)
-        if single or value.shape != (batch,):
-            wanted = "None for a single pair" if single else f"of shape [{batch}]"
-            raise ArgumentError(f"{name} must be {wanted}, got shape {list(value.shape)}")
-        both.append(value.to(first.device, torch.int64))
-    return warping.lengths(both[0], both[1], rows, cols, bandwidth)
+    return gamma
 
 
 def _returned(loss: Tensor, dtype: torch.dtype, single: bool) -> Tensor:
     loss = loss.to(dtype)
     return loss[0] if single else loss
 
-
-# ---- the declarations ----------------------------------------------------------------------------
 
 _STRIP_ROWS = 32  # kStripRows of soft_dtw.h
 

@@ -125,7 +125,7 @@ MUTATIONS = (
         "race in shared memory|shared memory read before it was written",
     ),
     Mutation(
-        "soft_dtw.cu",
+        "common/warping.cuh",
         "return i < pair.rows && j >= pair.first(i) && j < pair.end(i);",
         "return i < pair.rows && j >= pair.first(i) && j <= pair.end(i);",
         "out of bounds|never written|read before it was written|race in global memory",
