@@ -205,6 +205,24 @@ def monotonic_alignment_search() -> Figure:
     return figure
 
 
+def crf_log_likelihood() -> Figure:
+    """The probabilities of tags, from a gradient, and the decoded tags."""
+    torch.manual_seed(3)
+    emissions = 1.5 * torch.randn(24, 1, 4)
+    emissions.requires_grad_()
+    parameters = 2 * torch.eye(4), torch.zeros(4), torch.zeros(4)
+    path = ops.crf_decode(emissions, *parameters)[0]
+    given = torch.nn.functional.one_hot(path, 4)
+    ops.crf_log_likelihood(emissions, path[:, None], *parameters).backward()
+    figure = Figure(figsize=(7.2, 2.2), layout="constrained")
+    axes = figure.subplots()
+    axes.imshow((given - emissions.grad[:, 0]).T, cmap="Blues", aspect="auto", vmin=0)
+    axes.step(range(24), path, where="mid", color=ORANGE, linewidth=2, label="decoded")
+    axes.set(xlabel="step", ylabel="tag", yticks=range(4))
+    axes.legend(loc="lower right", fontsize=9)
+    return figure
+
+
 def set_matching_loss() -> Figure:
     """A matrix of costs and the pairs of the least cost."""
     torch.manual_seed(3)
@@ -396,6 +414,7 @@ def main() -> None:
         supcon_loss,
         soft_dtw,
         monotonic_alignment_search,
+        crf_log_likelihood,
         lltm,
         normalize_with_norm,
         scipy_conv2d,

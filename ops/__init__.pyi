@@ -61,6 +61,11 @@ from .losses.chamfer_distance import (
     ChamferDistance as ChamferDistance,
     chamfer_distance as chamfer_distance,
 )
+from .losses.crf_log_likelihood import (
+    CRF as CRF,
+    crf_decode as crf_decode,
+    crf_log_likelihood as crf_log_likelihood,
+)
 from .losses.dtw_path import (
     DTWPath as DTWPath,
     dtw_path as dtw_path,

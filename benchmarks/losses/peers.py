@@ -71,3 +71,10 @@ def tslearn(gamma: float) -> Loss:
 def tslearn_path() -> Callable[[Tensor, Tensor], object]:
     path = package("tslearn.metrics").dtw_path
     return lambda x, y: [path(*pair) for pair in zip(x.numpy(), y.numpy(), strict=True)]
+
+
+def pytorch_crf(model: nn.Module) -> nn.Module:
+    """``torchcrf.CRF`` with the parameters of ours."""
+    other = package("torchcrf").CRF(model.num_tags)
+    other.load_state_dict(model.state_dict())
+    return other.to(model.transitions.device)

@@ -56,6 +56,7 @@ RANGES = {
     "batch_all_triplet_loss": Range(low=0.5, high=0.5, hides=True),
     "batch_hard_triplet_loss": SQUARES,
     "batch_semi_hard_triplet_loss": Range(low=0.5, high=0.5, hides=True),
+    "crf_log_likelihood": Range(),
     "dtw_path": Range(),
     "hausdorff_dt_loss": PRODUCTS,
     "improved_triplet_loss": PRODUCTS,
