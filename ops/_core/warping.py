@@ -231,8 +231,11 @@ def _diagonals(source: Source, bandwidth: int) -> Iterator[tuple[int, int, int, 
     In a band of width 0 every other one has no rows.
     """
     at = 0
-    for k in range(source.rows + source.cols - 1):
-        low, high = max(0, k - source.cols + 1), min(source.rows, k + 1)
+    rows, cols = source.rows, source.cols
+    if bandwidth >= 0:  # beyond these no cell is within the band
+        rows, cols = min(rows, cols + bandwidth), min(cols, rows + bandwidth)
+    for k in range(rows + cols - 1):
+        low, high = max(0, k - cols + 1), min(rows, k + 1)
         if bandwidth >= 0:
             low, high = max(low, (k - bandwidth + 1) // 2), min(high, (k + bandwidth) // 2 + 1)
         count = source.batch * (high - low)

@@ -245,6 +245,22 @@ class TestSoftDTW(Battery):
                 for one, length in zip(grad, its, strict=True):
                     assert not one[length:].any()
 
+    @pytest.mark.parametrize(("rows", "cols"), [(3, 40), (40, 3), (1, 35), (35, 2)])
+    @pytest.mark.parametrize("bandwidth", [0, 1, 2])
+    def test_a_band_that_ends_before_the_padding(self, backend, device, rows, cols, bandwidth):
+        """It fits all lengths, but not the last cell of the padded matrix."""
+        x, y = leaves(inputs((2, rows, cols, 2), torch.float64, device))
+        lengths = torch.tensor([min(rows, cols), 1], device=device)
+        value = ops.soft_dtw(x, y, lengths_x=lengths, lengths_y=lengths, bandwidth=bandwidth)
+        grads = torch.autograd.grad(value.sum(), (x, y))
+        expected = [
+            ops.soft_dtw(x[b, :n], y[b, :n], bandwidth=bandwidth)
+            for b, n in enumerate(lengths.tolist())
+        ]
+        close(value, torch.stack(expected), torch.float64)
+        for one, other in zip(grads, torch.autograd.grad(sum(expected), (x, y)), strict=True):
+            close(one, other, torch.float64)
+
     def test_nan_in_a_sequence(self, backend, device):
         """It makes its own pair NaN, the value and all gradients, and no other pair."""
         x, y = leaves(inputs((2, 35, 5, 2), torch.float32, device))
