@@ -181,9 +181,9 @@ class Sequences:
         self.grad_x[:, i] += term
         self.grad_y[:, j] -= term
 
-    def gradients(self) -> list[Tensor]:
+    def gradients(self, lengths: Tensor | None) -> list[Tensor]:
         """Those of both sequences."""
-        return [self.grad_x, self.grad_y.flip(1)]
+        return [masked(self.grad_x, lengths), masked(self.grad_y.flip(1), lengths, (1,))]
 
 
 class Costs:
@@ -214,12 +214,12 @@ class Costs:
         """``flow`` is the gradient of these costs."""
         self.flows[:, k, low:high] = flow
 
-    def gradients(self) -> list[Tensor]:
+    def gradients(self, lengths: Tensor | None) -> list[Tensor]:
         """Those of the costs."""
         padded = self.flows.new_zeros(self.batch, self.rows, self.rows + self.cols)
         for out, flows in zip(self._skewed(padded), self.flows, strict=True):
             out.copy_(flows.T)
-        return [padded[..., : self.cols].contiguous()]
+        return [masked(padded[..., : self.cols].contiguous(), lengths, (0, 1))]
 
 
 Source = Sequences | Costs
@@ -332,7 +332,7 @@ def backward(
             shares = weights[part].view(batch, high - low)
             torch.mul(shares.double(), flow, out=one[:, here])
         torch.sub(flow, out[:2, :, here].sum(0), out=out[2, :, here])
-    gradients = source.gradients()
+    gradients = source.gradients(lengths)  # the flow into padding is NaN if a weight there is
     if lengths is not None:  # a pair with unknown lengths
         unknown = lengths[0] == 0
         gradients = [

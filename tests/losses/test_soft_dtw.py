@@ -245,6 +245,19 @@ class TestSoftDTW(Battery):
                 for one, length in zip(grad, its, strict=True):
                     assert not one[length:].any()
 
+    def test_padding_of_a_pair_with_nan(self, backend, device):
+        """Its gradient is 0, because padding has no influence."""
+        x, y = leaves(inputs((1, 9, 7, 2), torch.float32, device))
+        with torch.no_grad():
+            x[0, 0, 1] = torch.nan
+        lengths = (torch.tensor([n], device=device) for n in (6, 5))
+        for name, value in zip(("lengths_x", "lengths_y"), lengths, strict=True):
+            grads = torch.autograd.grad(ops.soft_dtw(x, y, **{name: value}), (x, y))
+            for grad, padded in zip(grads, (name == "lengths_x", name == "lengths_y"), strict=True):
+                length = int(value) if padded else grad.shape[1]
+                assert grad[:, :length].isnan().all()
+                assert not grad[:, length:].any()
+
     @pytest.mark.parametrize(("rows", "cols"), [(3, 40), (40, 3), (1, 35), (35, 2)])
     @pytest.mark.parametrize("bandwidth", [0, 1, 2])
     def test_a_band_that_ends_before_the_padding(self, backend, device, rows, cols, bandwidth):
@@ -334,6 +347,16 @@ class TestSoftDTWFromCost(Battery):
     def test_the_alignment_is_differentiable(self, backend, device):
         x, y = leaves(inputs((1, 3, 4, 2), torch.float64, device))
         assert torch.autograd.gradcheck(lambda *t: ops.soft_dtw_alignment(*t, 0.7), (x, y))
+
+    def test_the_padding_of_costs_with_nan(self, backend, device):
+        cost = torch.rand(1, 9, 7, device=device).requires_grad_()
+        with torch.no_grad():
+            cost[0, 0, 1] = torch.nan
+        lengths = {"lengths_x": torch.tensor([6]), "lengths_y": torch.tensor([5])}
+        ops.soft_dtw_from_cost(cost, **lengths).backward()
+        assert cost.grad[0, :6, :5].isnan().all()
+        assert not cost.grad[0, 6:].any()
+        assert not cost.grad[0, :, 5:].any()
 
 
 GOOD = {"x": torch.ones(2, 4, 3), "y": torch.ones(2, 6, 3)}
