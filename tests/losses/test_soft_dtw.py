@@ -348,6 +348,46 @@ class TestSoftDTWFromCost(Battery):
         x, y = leaves(inputs((1, 3, 4, 2), torch.float64, device))
         assert torch.autograd.gradcheck(lambda *t: ops.soft_dtw_alignment(*t, 0.7), (x, y))
 
+    def test_the_alignment_in_transforms(self, backend, device):
+        x, y = inputs((2, 4, 3, 2), torch.float64, device)
+        tangents = [torch.randn_like(one) for one in (x, y)]
+
+        def alignment(x, y):
+            return ops.soft_dtw_alignment(x, y, 0.7)
+
+        expected = alignment(x, y)
+        close(torch.vmap(alignment)(x, y), expected, torch.float64)
+        value, tangent = torch.func.jvp(alignment, (x, y), tuple(tangents))
+        close(value, expected, torch.float64)
+        ahead = alignment(*(one + 1e-6 * t for one, t in zip((x, y), tangents, strict=True)))
+        assert (tangent - (ahead - expected) / 1e-6).abs().max() < 1e-4
+        with torch.autograd.forward_ad.dual_level():
+            dual = [
+                torch.autograd.forward_ad.make_dual(*both)
+                for both in zip((x, y), tangents, strict=True)
+            ]
+            found = torch.autograd.forward_ad.unpack_dual(alignment(*dual)).tangent
+        close(found, tangent, torch.float64)
+
+    def test_the_alignment_in_inference_mode(self, backend, device):
+        x, y = inputs((2, 4, 3, 2), torch.float64, device)
+        lengths = torch.tensor([4, 3], device=device)
+        expected = ops.soft_dtw_alignment(x, y, lengths_x=lengths)
+        with torch.inference_mode():
+            for its in ((x, y, lengths), (x.clone(), y.clone(), lengths.clone())):
+                found = ops.soft_dtw_alignment(*its[:2], lengths_x=its[2])
+                assert torch.equal(found, expected)
+
+    def test_the_alignment_in_a_graph(self, backend, device):
+        x, y = leaves(inputs((2, 4, 3, 2), torch.float64, device))
+        torch.compiler.reset()
+        compiled = torch.compile(ops.soft_dtw_alignment, fullgraph=True, backend="aot_eager")
+        found, expected = compiled(x, y), ops.soft_dtw_alignment(x, y)
+        close(found, expected, torch.float64)
+        pairs = (torch.autograd.grad(one.square().sum(), (x, y)) for one in (found, expected))
+        for one, other in zip(*pairs, strict=True):
+            close(one, other, torch.float64)
+
     def test_the_padding_of_costs_with_nan(self, backend, device):
         cost = torch.rand(1, 9, 7, device=device).requires_grad_()
         with torch.no_grad():
