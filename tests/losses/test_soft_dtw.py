@@ -426,6 +426,11 @@ LENGTHS = torch.tensor([4, 4])
         ),
         ({"lengths_x": [4, 4]}, ops.ArgumentTypeError, "lengths_x must be a torch.Tensor, got li"),
         ({"lengths_x": LENGTHS.float()}, ops.ArgumentTypeError, "lengths_x must have an integer"),
+        (
+            {"lengths_x": torch.empty(2, dtype=torch.int64, device="meta")},
+            ops.ArgumentError,
+            "lengths_x must be on device .*, got meta",
+        ),
         ({"lengths_y": LENGTHS[:1]}, ops.ArgumentError, r"lengths_y must be of shape \[2\], got"),
         ({"lengths_x": 0 * LENGTHS}, ops.ArgumentError, "lengths_x must hold numbers from 1 to 4"),
         ({"lengths_y": 2 * LENGTHS}, ops.ArgumentError, "lengths_y must hold numbers from 1 to 6"),
@@ -438,7 +443,7 @@ LENGTHS = torch.tensor([4, 4])
 )
 def test_bad_input(backend, device, change, error, text):
     arguments = {
-        name: value.to(device) if isinstance(value, torch.Tensor) else value
+        name: value.to(device) if isinstance(value, torch.Tensor) and not value.is_meta else value
         for name, value in (GOOD | change).items()
     }
     with pytest.raises(error, match=text):
