@@ -134,3 +134,6 @@ def test_module():
         "MSSSIMLoss(data_range=1.0, weights=(0.5, 0.5), window_size=3, sigma=1.5, k1=0.01, "
         "k2=0.03, reduction='sum')"
     )
+    loss.reduction = "none"
+    assert torch.equal(loss(x, y), 1 - values)
+    loss.reduction = "sum"
