@@ -161,7 +161,8 @@ def _halved(image: Tensor) -> Tensor:
     """The means of 2 x 2 pixels. Planes become the batch, because torch pools no 0 channels."""
     planes = checks.widened(image).flatten(0, 1).unsqueeze(1)
     pool = F.avg_pool2d if image.dim() == 4 else F.avg_pool3d
-    pooled = pool(planes, 2, ceil_mode=True)
+    # A window of two pixels does not fit into one, as a window of one pixel does.
+    pooled = pool(planes, [min(2, size) for size in image.shape[2:]], ceil_mode=True)
     return pooled.reshape(*image.shape[:2], *pooled.shape[2:])
 
 
