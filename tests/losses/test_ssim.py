@@ -263,6 +263,8 @@ def pair(*shape):
 def test_bad_input(backend, device, shape, keywords, error, text):
     x, y = (one.to(device) for one in pair(*shape))
     with pytest.raises(error, match=text):
+        ((1, 1, 9, 9), {"k1": 1e155}, ops.ArgumentError, "k1 times data_range must have a finite"),
+        ((1, 1, 9, 9), {"k2": 1e200}, ops.ArgumentError, "k2 times data_range must have a finite"),
         ops.ssim_loss(x, y, **({"data_range": 1.0, "window_size": 3} | keywords))
 
 
