@@ -308,6 +308,15 @@ class TestSoftDTW(Battery):
         expected = ops.soft_dtw(x.double(), y.double(), normalize=True)
         assert abs(value.item() - expected.item()) < 1e-3 * expected.item()
 
+    @pytest.mark.parametrize(("rows", "cols"), [(1, 200), (90, 90)])
+    def test_small_costs_in_float32(self, backend, device, rows, cols):
+        """Weights in float32 leave an error in the value that γ and the number of steps bound."""
+        x, y = (1e-3 * one for one in inputs((2, rows, cols, 2), torch.float32, device))
+        bandwidth = 0 if rows == cols else None
+        value = ops.soft_dtw(x, y, bandwidth=bandwidth)
+        exact = ops.soft_dtw(x.double(), y.double(), bandwidth=bandwidth)
+        assert (value - exact).abs().max() < 1e-7 * (rows + cols)
+
     def test_far_from_the_origin(self, backend, device):
         """Costs are differences, so a common offset changes nothing."""
         x, y = (x.round(decimals=1) for x in inputs((2, 9, 8, 3), torch.float64, device))
