@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -230,13 +231,20 @@ def checked_numbers(
     data_range: float | None, window_size: int, sigma: float, k1: float, k2: float
 ) -> tuple[float, int, float, float, float]:
     """The parameters of the similarity of a window."""
-    return (
+    numbers = (
         windows.positive("data_range", data_range, _RANGE),
         windows.window_size(window_size),
         windows.positive("sigma", sigma),
         windows.not_negative("k1", k1),
         windows.not_negative("k2", k2),
     )
+    for name, k in (("k1", numbers[3]), ("k2", numbers[4])):
+        constant = k * numbers[0]
+        if constant * constant == math.inf:
+            raise ArgumentError(
+                f"{name} times data_range must have a finite square, got {k} times {numbers[0]}"
+            )
+    return numbers
 
 
 def _checked(
