@@ -84,8 +84,8 @@ def ssim(
     Memory:
         Little beyond the gradients. A compiled forward pass forms them, because it has all means
         of windows. Half precisions sum them in float32. :func:`ssim_map` computes the means again
-        in its backward pass. A thread keeps some rows of the images, for volumes from as many
-        slices as a window has. On CUDA the derivatives of four million windows at a time, or of
+        in its backward pass. A thread keeps some rows of the images, for volumes from three more
+        slices than a window has. On CUDA the derivatives of four million windows at a time, or of
         one plane, are stored.
     """
     return _loss(
