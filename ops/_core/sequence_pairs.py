@@ -96,6 +96,8 @@ def one_length(name: str, value: Tensor | None, first: Tensor, most: int, single
     if value is None:
         return torch.full((batch,), most, dtype=torch.int64, device=first.device)
     checks.integers(name, value)
+    if value.is_meta and not first.is_meta:
+        raise ArgumentError(f"{name} must be on device {first.device}, got meta")
     if single or value.shape != (batch,):
         wanted = "None for a single pair" if single else f"of shape [{batch}]"
         raise ArgumentError(f"{name} must be {wanted}, got shape {list(value.shape)}")

@@ -27,11 +27,16 @@ def squared_distances(x: Tensor, y: Tensor) -> Tensor:
 def definition(cost: Tensor, lengths: Tensor | None, gamma: float, bandwidth: int) -> Tensor:
     """Soft-DTW of a batch of costs, ``(B, N, M)``, in float64, which autograd differentiates."""
     batch, rows, cols = cost.shape
-    cost = (cost.double() / gamma).clamp(-FAR, FAR)
+    cost = cost.double() / gamma
+    row = torch.arange(rows, device=cost.device)
+    if bandwidth >= 0:
+        column = torch.arange(cols, device=cost.device)
+        cost = cost.masked_fill((row[:, None] - column).abs() > bandwidth, 0)
+    # clamp passes no NaN on to the gradients of NaN and infinite costs, but the other term does.
+    cost = cost.clamp(-FAR, FAR) + 0 * cost.sigmoid()
     # Row i begins at column i: its elements are those of anti-diagonals.
     skewed = F.pad(cost, (0, rows)).flatten(1)[:, : rows * (rows + cols - 1)]
     skewed = skewed.view(batch, rows, rows + cols - 1)
-    row = torch.arange(rows, device=cost.device)
     outside = cost.new_full((batch, 1), FAR)
     earlier, last = cost.new_full((2, batch, rows + 1), FAR)
     earlier = torch.cat((torch.zeros_like(outside), earlier[:, 1:]), 1)  # the origin
@@ -59,8 +64,8 @@ def definition(cost: Tensor, lengths: Tensor | None, gamma: float, bandwidth: in
 
 
 def _finite(value: Tensor) -> Tensor:
-    """The value, which is infinite if it is far. Then it has a NaN gradient."""
-    far = value.abs() > FAR / 2
+    """The value, which is infinite if it is far. Then, or if it is NaN, its gradient is NaN."""
+    far = ~(value.abs() <= FAR / 2)
     # Elsewhere 1, whose derivatives are finite.
     infinite = torch.where(far, value, 1.0) * torch.where(far, torch.inf, 1.0)
     return torch.where(far, infinite.hypot(torch.zeros_like(value)) * value.sign(), value)
@@ -120,9 +125,9 @@ class Sequences:
         self.grad_x[:, i] += term
         self.grad_y[:, j] -= term
 
-    def gradients(self) -> list[Tensor]:
+    def gradients(self, lengths: Tensor | None) -> list[Tensor]:
         """Those of both sequences."""
-        return [self.grad_x, self.grad_y.flip(1)]
+        return [masked(self.grad_x, lengths), masked(self.grad_y.flip(1), lengths, (1,))]
 
 
 class Costs:
@@ -153,12 +158,12 @@ class Costs:
         """``flow`` is the gradient of these costs."""
         self.flows[:, k, low:high] = flow
 
-    def gradients(self) -> list[Tensor]:
+    def gradients(self, lengths: Tensor | None) -> list[Tensor]:
         """Those of the costs."""
         padded = self.flows.new_zeros(self.batch, self.rows, self.rows + self.cols)
         for out, flows in zip(self._skewed(padded), self.flows, strict=True):
             out.copy_(flows.T)
-        return [padded[..., : self.cols].contiguous()]
+        return [masked(padded[..., : self.cols].contiguous(), lengths, (0, 1))]
 
 
 Source = Sequences | Costs
@@ -170,8 +175,11 @@ def diagonals(source: Source, bandwidth: int) -> Iterator[tuple[int, int, int, s
     In a band of width 0 every other one has no rows.
     """
     at = 0
-    for k in range(source.rows + source.cols - 1):
-        low, high = max(0, k - source.cols + 1), min(source.rows, k + 1)
+    rows, cols = source.rows, source.cols
+    if bandwidth >= 0:  # beyond these no cell is within the band
+        rows, cols = min(rows, cols + bandwidth), min(cols, rows + bandwidth)
+    for k in range(rows + cols - 1):
+        low, high = max(0, k - cols + 1), min(rows, k + 1)
         if bandwidth >= 0:
             low, high = max(low, (k - bandwidth + 1) // 2), min(high, (k + bandwidth) // 2 + 1)
         count = source.batch * (high - low)
@@ -268,7 +276,7 @@ def backward(
             shares = weights[part].view(batch, high - low)
             torch.mul(shares.double(), flow, out=one[:, here])
         torch.sub(flow, out[:2, :, here].sum(0), out=out[2, :, here])
-    gradients = source.gradients()
+    gradients = source.gradients(lengths)  # the flow into padding is NaN if a weight there is
     if lengths is not None:  # a pair with unknown lengths
         unknown = lengths[0] == 0
         gradients = [
