@@ -248,6 +248,9 @@ class _Inputs:
         if not isinstance(value, Tensor):
             raise ArgumentTypeError(f"{name} must be a torch.Tensor, got {type(value).__name__}")
         checks.dense(name, value)
+        if value.is_meta and not self.emissions.is_meta:
+            device = self.emissions.device
+            raise ArgumentError(f"{name} must be on device {device}, got meta")
         value = value if self.batch_first or value.dim() != 2 else value.transpose(0, 1)
         if value.shape != self.emissions.shape[:2]:
             sizes = self.emissions.shape[:2] if self.batch_first else self.emissions.shape[1::-1]

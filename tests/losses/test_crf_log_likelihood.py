@@ -368,6 +368,11 @@ ON = torch.ones(4, 2, dtype=torch.bool)
         ),
         ({"end_transitions": torch.ones(2)}, ops.ArgumentError, r"end_transitions must have shape"),
         ({"tags": [0]}, ops.ArgumentTypeError, "tags must be a torch.Tensor, got list"),
+        (
+            {"tags": GOOD["tags"].to("meta")},
+            ops.ArgumentError,
+            "tags must be on device .*, got meta",
+        ),
         ({"tags": torch.ones(4, 2)}, ops.ArgumentTypeError, "tags must have an integer dtype"),
         (
             {"tags": GOOD["tags"].T},
@@ -404,7 +409,7 @@ ON = torch.ones(4, 2, dtype=torch.bool)
 )
 def test_bad_input(backend, device, change, error, text):
     arguments = {
-        name: value.to(device) if isinstance(value, torch.Tensor) else value
+        name: value.to(device) if isinstance(value, torch.Tensor) and not value.is_meta else value
         for name, value in (GOOD | change).items()
     }
     with pytest.raises(error, match=text):
