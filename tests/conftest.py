@@ -56,7 +56,7 @@ THOROUGH = (
 )
 # The packages of the extra `peers`.
 PEERS = ("info_nce", "monai", "online_triplet_loss", "pytorch_metric_learning", "pysdtw",
-         "pytorch_msssim", "sentence_transformers", "torchmetrics")  # fmt: skip
+         "pytorch_msssim", "sentence_transformers", "torchcrf", "torchmetrics")  # fmt: skip
 DEVICES = {"torch": "cpu", "cpp": "cpu", cuda_emulator.NAME: "cpu", "cuda": "cuda"}
 
 

@@ -352,6 +352,24 @@ def test_gradients_of_soft_dtw_in_float32():
     assert error(peers.pysdtw(0.01)) > 1e-3
 
 
+@pytest.mark.parametrize("reduction", ["none", "sum", "mean", "token_mean"])
+def test_conditional_random_field_agrees(reduction):
+    """Values, all gradients and decoded tags, in float64."""
+    mine = ops.CRF(5).double()
+    theirs = peers.pytorch_crf(mine).double()
+    emissions, tags = torch.randn(9, 3, 5, dtype=torch.float64), torch.randint(5, (9, 3))
+    mask = torch.arange(9)[:, None] < torch.tensor([9, 1, 4])
+    found = []
+    for model in (mine, theirs):
+        given = emissions.clone().requires_grad_()
+        value = model(given, tags, mask, reduction)
+        parameters = dict(sorted(model.named_parameters())).values()
+        found.append([value, *torch.autograd.grad(value.sum(), [given, *parameters])])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other)
+    assert mine.decode(emissions, mask) == theirs.decode(emissions, mask)
+
+
 @pytest.mark.parametrize("shape", [(300, 3), (50, 40)])
 def test_nearest_neighbours_of_scipy(shape):
     x, y = torch.randn(2, 1, *shape, dtype=torch.float64).unbind()
