@@ -110,7 +110,7 @@ LIKELIHOOD = OpUnderTest(
         {"ragged": True, "reduction": "none", "forbids": True},
     ),
     edges=((3, 0, 2), (1, 1, 1), (4, 1, 1)),
-    large=(30, 70, 5),
+    large=(12, 70, 3),
     operator_samples=operator_samples,
     launches=lambda dtype, device: (inputs(one, dtype, device) for one in LAUNCHES),
     busy=lambda dtype, device: inputs((256, 32, 32), dtype, device),
