@@ -132,7 +132,7 @@ def _run(spec: Spec, folder: Path, environ: dict[str, str], echo: bool) -> None:
     except _runner.NinjaError as error:
         from ops.jit._compile import _diagnostics
 
-        if _diagnostics.diagnose(str(error)).name != "out_of_memory" or jobs == 1:
+        if _diagnostics.diagnose(str(error)).cause.name != "out_of_memory" or jobs == 1:
             raise
         _progress.say(f"{spec.name}: out of memory; trying once more with one compiler at a time")
         _runner.run(folder, [*command, "1"], environ, echo)
