@@ -25,9 +25,9 @@ MISSING = "missing"  # in place of a digest
 SYSTEM = ("/usr/include/", "/usr/local/include/", "/usr/lib/", "/usr/lib64/", "/lib/", "/lib64/")
 
 
-def accepts(spec: Spec, manifest: Manifest) -> bool:
-    """Whether an entry of the same digest serves here."""
-    return next(differences(spec, manifest), None) is None
+def accepts(spec: Spec, digest: str, manifest: Manifest) -> bool:
+    """Whether an entry serves here, for a request of this digest."""
+    return manifest.get("digest") == digest and next(differences(spec, manifest), None) is None
 
 
 def differences(spec: Spec, manifest: Manifest) -> Iterator[str]:

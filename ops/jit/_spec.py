@@ -87,6 +87,11 @@ class Spec:
             return self.with_cuda
         return bool(self.cuda_sources) or any(p.suffix in CUDA_SUFFIXES for p in self.sources)
 
+    @property
+    def is_header(self) -> bool:
+        """Whether the result is a precompiled header, with which no linker has to do."""
+        return "c++-header" in self.extra_cflags
+
     def label(self, suffix: str, index: int) -> str:
         """Return the file name by which compilers know a text."""
         return f"{self.name}[{index}].{suffix}"
@@ -110,7 +115,7 @@ _SWITCHES = (
 # The names of the files that an entry and its build hold beside a program.
 _TAKEN = (
     *("used", "main.cpp", "cuda.cu", "build.ninja", "manifest.json", COMMANDS, "compdb.json"),
-    *("cxx", "link.d", "precompiled", "search.txt", "search_cuda.txt"),
+    *("link.d", "precompiled", "search.txt", "search_cuda.txt"),
 )
 
 

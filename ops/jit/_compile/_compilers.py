@@ -76,7 +76,9 @@ def words_in(variable: str) -> list[str]:
 
 def _tool(words: list[str]) -> Tool | None:
     found = shutil.which(words[0]) if words else None
-    return Tool(tuple(words), Path(found).resolve()) if found else None
+    if found is None:
+        return None
+    return Tool((os.path.abspath(found), *words[1:]), Path(found).resolve())
 
 
 def cxx() -> Tool | None:
@@ -233,17 +235,19 @@ def _output(command: tuple[str, ...] | list[str]) -> str:
 # ---- checking ------------------------------------------------------------------------------------
 
 
-def check(with_cuda: bool) -> None:
-    """Check that all tools of a build are here and fit torch."""
+def check(with_cuda: bool) -> tuple[Tool, Path]:
+    """Check that all tools of a build are here and fit torch; return the compiler and ninja."""
     if with_cuda:
         check_cuda()  # first, because another compiler does not help a torch without CUDA
     compiler = cxx()
     if compiler is None:
         raise ToolchainError(missing_cxx() or NO_COMPILER)
     version(compiler)
-    if ninja() is None:
+    runner = ninja()
+    if runner is None:
         raise ToolchainError(NO_NINJA)
     check_torch()
+    return compiler, runner
 
 
 def check_torch() -> None:
