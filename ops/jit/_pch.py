@@ -21,7 +21,7 @@ import torch
 
 from ops import _config
 from ops._errors import BuildTimeoutError
-from ops.jit import _flags, _inputs, _key, _progress
+from ops.jit import _inputs, _key, _progress
 from ops.jit._cache import _entries, _publish
 from ops.jit._compile import _build, _compilers, _cpu
 from ops.jit._spec import Spec
@@ -45,11 +45,6 @@ spec.loader.exec_module(module)
 import ops.jit
 ops.jit.Extension(ops.jit.Spec(**ast.literal_eval(told))).build()
 """
-# Flags that read no file, all of which the header is precompiled with too.
-_HARMLESS = re.compile(
-    r"-(O\w*|g[\w-]*|std=[\w+]+|[DU][^/]*|W[a-z][\w=+-]*|w|m[\w=.+-]+|pthread|pipe|pedantic|ansi"
-    r"|f(?!plugin|profile|auto-profile|module|pch|preprocessed|directives)[\w=,.+-]+)"
-)
 _FINDS_HEADERS = (*_compilers.HEADER_VARIABLES, "GCC_EXEC_PREFIX", "COMPILER_PATH")
 
 
@@ -80,11 +75,11 @@ def header_for(spec: Spec) -> Spec | None:
     """Describe the header that serves ``spec``, as an extension; ``None`` where none can serve."""
     if not _config.settings().pch or not spec.inline or spec.no_implicit_headers:
         return None
-    # These could put another header in the place of one that it holds.
+    # These could put another header in the place of this one, or before it.
     if spec.extra_include_paths or any(os.environ.get(name) for name in _FINDS_HEADERS):
         return None
-    flags = [*_flags.words(spec.extra_cflags), *_compilers.words_in("CXX")[1:]]
-    if not all(map(_HARMLESS.fullmatch, flags)) or not _build.is_gcc():
+    flags = " ".join((*spec.extra_cflags, *_compilers.words_in("CXX")[1:]))
+    if re.search(r"/|-include|-imacros|(^|\s)-x", flags) or not _build.is_gcc():
         return None
     return Spec(
         name=NAME,

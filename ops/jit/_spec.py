@@ -63,8 +63,8 @@ class Spec:
         for argument in ("extra_cflags", "extra_cuda_cflags", "extra_ldflags"):
             if live := _flags.refused(getattr(self, argument)):
                 raise ArgumentError(
-                    f"{argument} must hold no {live!r} for the shell, because its result may "
-                    f"change unseen: write the result, or quote it (\"'-Wl,-rpath,$$ORIGIN'\")"
+                    f"{argument} must hold no {live!r}, because its result may change unseen: "
+                    f"write the result, or quote it for the shell (\"'-Wl,-rpath,$$ORIGIN'\")"
                 )
         for field in _SWITCHES:
             value = getattr(self, field)

@@ -1,27 +1,34 @@
 """Compiles and links an extension in a private folder, and knows of no cache.
 
-torch writes the ninja file. Here it is amended, so that the tools report all files that they read,
-and run.
+torch's own ``load`` and ``load_inline`` write the ninja file. They run in a copy of
+``torch.utils.cpp_extension`` that only one build uses, and that sees an environment of its own. So
+no build changes torch's module, which other threads may use, or in which somebody may have replaced
+``load`` by ours. The file is amended, so that the tools report all files that they read, and run.
 """
 
 from __future__ import annotations
 
+import builtins
+import functools
+import importlib.util
 import json
+import logging
 import os
 import re
 import shlex
 import sys
 import sysconfig
 import time
+import types
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ops._errors import BuildError
+from ops._errors import BuildError, ToolchainError
 from ops.jit import _progress
-from ops.jit._compile import _compilers, _cpu, _runner, _torch_build
+from ops.jit._compile import _compilers, _cpu, _gpu_archs, _runner, importing
 from ops.jit._spec import COMMANDS, HERE, RETIRE, Spec
 
 # Withdraws a library's registrations with torch, while its code stays in memory. Without the
@@ -47,6 +54,10 @@ build {name}.txt: jitops_{name}
 default {name}.txt
 """
 LINK_REPORT = "link.d"
+_NOT_CALLED = (
+    *("_run_ninja_build", "_import_module_from_library", "verify_ninja_availability"),
+    "get_compiler_abi_compatibility_and_version",
+)
 # These change output that is read here, or keep nvcc from reporting its headers.
 _UNWANTED = ("NINJA_STATUS", "CLICOLOR_FORCE", "TORCH_EXTENSION_SKIP_NVCC_GEN_DEPENDENCIES")
 
@@ -65,15 +76,11 @@ def build(
     files = f"{spec.name} ({count} file{'s' if count > 1 else ''})"
     environ = _environ()
     line, started = _progress.Line(), time.perf_counter()
-
-    def run(_: str) -> None:
+    try:
+        _call(_copy_of_torchs(environ), spec, folder, include_first)
         _amend(folder / "build.ninja", spec, compiler)
         line.say(f"compiling {files}")
         _run(spec, folder, ninja, environ, echo)
-
-    module = _torch_build.module(environ, _compilers.cuda_home(), run)
-    try:
-        _call(module, spec, folder, include_first)
     except (_runner.NinjaError, RuntimeError, OSError) as error:
         from ops.jit._compile import _diagnostics
 
@@ -89,12 +96,9 @@ def build(
 
 def _environ() -> dict[str, str]:
     """Return the environment variables that torch, ninja and the compilers see."""
-    found = {k: v for k, v in _compilers.environ().items() if k not in _UNWANTED}
-    if "LC_ALL" in found:  # it would have the last word on messages
-        found["LC_CTYPE"] = found.pop("LC_ALL")
     return {
-        **found,
-        "LC_MESSAGES": "C",  # errors in the language that the diagnosis reads
+        **{name: one for name, one in _compilers.environ().items() if name not in _UNWANTED},
+        "LC_ALL": "C.UTF-8",  # errors in the language that the diagnosis reads
         # torch puts a ccache that is on PATH before the compiler, unasked. ccache's direct mode
         # returns the old object when a new header hides another, and $CXX may name ccache.
         "TORCH_NO_COMPILER_WRAPPER": "1",
@@ -104,8 +108,7 @@ def _environ() -> dict[str, str]:
 
 def _run(spec: Spec, folder: Path, ninja: Path, environ: dict[str, str], echo: bool) -> None:
     """Run ninja; where several compilers were too much for the memory, one at a time."""
-    told = os.environ.get("MAX_JOBS", "")
-    jobs = int(told) if told.isdecimal() else _cpu.jobs()
+    jobs = _cpu.jobs()
     command = [str(ninja), "-v", "-j"]
     try:
         _runner.run(folder, [*command, str(jobs)], environ, echo)
@@ -118,13 +121,54 @@ def _run(spec: Spec, folder: Path, ninja: Path, environ: dict[str, str], echo: b
         _runner.run(folder, [*command, "1"], environ, echo)
 
 
+# ---- torch ---------------------------------------------------------------------------------------
+
+
+def _copy_of_torchs(environ: dict[str, str]) -> Any:
+    """Make a copy of ``torch.utils.cpp_extension``, which runs and loads nothing."""
+    path = Path(torch.__file__).parent / "utils" / "cpp_extension.py"
+    spec = importlib.util.spec_from_file_location("torch.utils.cpp_extension", path)
+    if spec is None or spec.loader is None:
+        raise ToolchainError(f"torch {torch.__version__} has no {path}")
+    copy: Any = importlib.util.module_from_spec(spec)
+    copy.__builtins__ = {**vars(builtins), "__import__": _import}
+    logger = logging.getLogger(copy.__name__)
+    with importing:
+        logger.disabled = True  # it warns of a CUDA toolkit on a machine without a GPU
+        try:
+            spec.loader.exec_module(copy)
+        finally:
+            logger.disabled = False
+    for name in _NOT_CALLED:
+        if not hasattr(copy, name):
+            raise ToolchainError(
+                f"torch {torch.__version__} builds extensions in a way that this version of jitops "
+                f"does not know: it has no {name}"
+            )
+        setattr(copy, name, lambda *_, **__: None)
+    copy.os = types.SimpleNamespace(**{**vars(os), "environ": environ, "getenv": environ.get})
+    copy.open = functools.partial(open, encoding="utf-8", errors="surrogateescape")
+    if home := _compilers.cuda_home():
+        copy.CUDA_HOME = str(home)
+    return copy
+
+
+class _Setuptools(types.ModuleType):
+    """Stands for setuptools, which takes long to import and which only ``setup.py`` needs."""
+
+    def __getattr__(self, name: str) -> Any:
+        return type(name, (), {})
+
+
+def _import(name: str, *arguments: Any) -> Any:
+    if name.partition(".")[0] == "setuptools":
+        return _Setuptools("setuptools")
+    return builtins.__import__(name, *arguments)
+
+
 def _call(cpp_extension: Any, spec: Spec, folder: Path, include_first: Sequence[Path]) -> None:
     """Have torch write the sources and the ninja file, and run it."""
-    architectures: tuple[str, ...] = ()
-    if spec.uses_cuda:
-        from ops.jit._compile import _gpu_archs
-
-        architectures = _gpu_archs.gencode_flags(_gpu_archs.architectures_of(spec))
+    architectures = _gpu_archs.gencode_flags(_gpu_archs.architectures_of(spec))
     options: dict[str, Any] = {
         "name": spec.name,
         "extra_cflags": [*spec.extra_cflags, *_in_memory(spec)],

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import os
 import re
@@ -14,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from ops._errors import BuildError, LibraryLoadError, ModuleLoadError
+from ops.jit._compile import _compilers
 from ops.jit._compile._causes import CAUSES, SOURCE_ERROR, UNKNOWN, Cause
-from ops.jit._spec import RETIRE, Spec
+from ops.jit._spec import Spec
 
-_KEPT = ("main.cpp", "cuda.cu", f"{RETIRE}.cpp")  # that the failed command may need
 _MOST = 2000  # lines looked at, at each end, and characters of a line
 
 # How compilers, linkers, shells and ninja write.
@@ -65,7 +64,6 @@ class Diagnosis:
     where: str | None = None  # the user's file and line, where the error has one
     source_line: str | None = None
     cause: Cause = UNKNOWN
-    further: int = 0  # other errors that were reported
 
     def __str__(self) -> str:
         lines = [f"  {self.where}: {self.error}" if self.where else f"  {self.error}"]
@@ -82,15 +80,23 @@ def diagnose(
 ) -> Diagnosis:
     """Read a build's output; ``source_line`` returns a line of a file as the user wrote it."""
     lines = [_ends(line.strip()) for line in _COLOURS.sub("", output).splitlines()]
-    step = _first_failure(lines)
-    index, cause = _decisive(step)
+    step = list(_told(_first_failure(lines)))
+    causes = [next((one for one in CAUSES if one.matches(line)), UNKNOWN) for line in step]
+    # Errors may follow from a failure of the machine.
+    index = next((causes.index(one) for one in CAUSES if one.of_machine and one in causes), None)
+    if index is None:
+        firsts = (i for i, one in enumerate(causes) if one is not UNKNOWN or _is_error(step[i]))
+        index = next(firsts, None)
     if index is None:
         said = (line for line in reversed(step) if not _SAYS_NOTHING.match(line))
         return Diagnosis(next(said, next(filter(_EDGE.match, step), "(no output)")))
-    further = max(0, len({line for line in _ends(lines) if _is_error(line)}) - 1)
+    cause = causes[index]
+    if cause is UNKNOWN:  # a note after the error may say more than the error
+        notes = itertools.takewhile(lambda i: not _is_error(step[i]), range(index + 1, len(step)))
+        cause = next((causes[i] for i in notes if causes[i] is not UNKNOWN), UNKNOWN)
     error = _ERROR.match(step[index])
     if error is None or cause.of_machine:
-        return Diagnosis(error["said"] if error else step[index], cause=cause, further=further)
+        return Diagnosis(error["said"] if error else step[index], cause=cause)
     place = error["file"], int(error["line"] or error["nvline"])
     where = f"{place[0]}:{place[1]}"
     if users := _users_place(step, index) if _FOREIGN.search(place[0]) else None:
@@ -99,7 +105,7 @@ def diagnose(
     if source is not None and source.strip() == error["said"]:  # an #error says itself
         source = None
     cause = SOURCE_ERROR if cause is UNKNOWN else cause
-    return Diagnosis(error["said"], where, source, cause, further)
+    return Diagnosis(error["said"], where, source, cause)
 
 
 def _ends(text: Any) -> Any:
@@ -116,39 +122,16 @@ def _first_failure(lines: list[str]) -> list[str]:
     return [*_ends(list(printed)), lines[start]]  # the command stands between
 
 
-def _decisive(step: list[str]) -> tuple[int | None, Cause]:
-    """Find the line that tells most: how the machine failed, else the first error."""
-    reports = [i for i in range(len(step)) if _may_matter(step, i)]
-    of_machine = [cause for cause in CAUSES if cause.of_machine]
-    for cause, index in itertools.product(of_machine, reports):
-        if cause.matches(step[index]):
-            return index, cause
-    for number, index in enumerate(reports):
-        if (cause := _known(step[index])) is not UNKNOWN:
-            return index, cause
-        if _is_error(step[index]):
-            # A note after the error may say more than the error.
-            after = (step[one] for one in reports[number + 1 :])
-            notes = itertools.takewhile(lambda note: not _is_error(note), after)
-            return index, next((one for one in map(_known, notes) if one is not UNKNOWN), UNKNOWN)
-    return None, UNKNOWN
-
-
-def _may_matter(step: list[str], index: int) -> bool:
-    """Whether a line is neither a warning, nor a sum, nor a line of a source that a tool quotes."""
-    line, following = step[index], "".join(step[index + 1 : index + 2])
-    if not line or _QUOTED.match(line) or (following and _CARET.match(following)):
-        return False
-    # Clang's errors may end as warnings do: [-Wc++11-narrowing].
-    return not _SUM.search(line) and (_is_error(line) or not _WARNING.search(line))
+def _told(lines: list[str]) -> Iterator[str]:
+    """Yield the lines without those that quote a source, and a blank for a warning."""
+    for line, following in itertools.pairwise([*lines, ""]):
+        if not _QUOTED.match(line) and not (following and _CARET.match(following)):
+            # Clang's errors may end as warnings do: [-Wc++11-narrowing].
+            yield "" if _WARNING.search(line) and not _is_error(line) else line
 
 
 def _is_error(line: str) -> bool:
     return bool(_ERROR.match(line) or _OF_TOOLS.match(line)) and not _SUM.search(line)
-
-
-def _known(line: str) -> Cause:
-    return next((cause for cause in CAUSES if cause.matches(line)), UNKNOWN)
 
 
 def _users_place(step: list[str], index: int) -> tuple[str, int] | None:
@@ -156,21 +139,17 @@ def _users_place(step: list[str], index: int) -> tuple[str, int] | None:
 
     def of_it(lines: list[str]) -> list[str]:
         """Return the lines up to the next report."""
-        ends = (not line or _ERROR.match(line) or _WARNING.search(line) for line in lines)
-        return lines[: next((i for i, end in enumerate(ends) if end), len(lines))]
-
-    def places(shape: re.Pattern[str], lines: list[str]) -> Iterator[tuple[str, int]]:
-        for match in filter(None, map(shape.match, lines)):
-            named = match.groupdict()
-            file, line = named["file"] or named["nvfile"], named["line"] or named["nvline"]
-            if not _FOREIGN.search(file):
-                yield file, int(line)
+        return [*itertools.takewhile(lambda line: line and not _ERROR.match(line), lines)]
 
     before, after = of_it(step[:index][::-1]), of_it(step[index + 1 :])
     # The user is at the end of the chain of templates. Of the files that include each other, the
     # one nearest to the header comes first.
-    chain = itertools.chain(places(_REQUIRER, before + after), places(_INCLUDER, before[::-1]))
-    return next(chain, None)
+    chain = [*map(_REQUIRER.match, before + after), *map(_INCLUDER.match, before[::-1])]
+    for match in filter(None, chain):
+        file = match["file"] or match["nvfile"]
+        if not _FOREIGN.search(file):
+            return file, int(match["line"] or match["nvline"])
+    return None
 
 
 # ---- the error -----------------------------------------------------------------------------------
@@ -180,16 +159,13 @@ def failed(spec: Spec, folder: Path, log: Path, output: str) -> BuildError:
     """Make the error for a build in ``folder`` that failed after printing ``output``."""
     found = diagnose(output, lambda file, line: _source_line(spec, file, line))
     message = f"{spec.name} does not build:\n{found}"
-    kept, script = None, None
-    with contextlib.suppress(OSError):
+    kept = None
+    try:
         log.write_text(f"{output}\n", encoding="utf-8", errors="replace")
         kept = str(log)
-        script = _script(folder, log, output)
-    message += f"\n  log:   {kept or 'cannot be written'}"
-    if found.further:
-        message += f" ({found.further} further error{'s' if found.further > 1 else ''})"
-    if script:
-        message += f"\n  again: sh {shlex.quote(str(script))}"
+        message += f"\n  log:   {kept}\n  again: {_keep(folder, log)}"
+    except (OSError, shutil.Error) as error:
+        message += f"\n  log:   {kept or f'cannot be written: {error}'}"
     return BuildError(message, log=kept)
 
 
@@ -202,23 +178,18 @@ def refused(spec: Spec, place: str, error: Exception) -> BuildError:
     return kind(f"{spec.name} was built but does not load:\n{diagnose(text)}\n  library: {place}")
 
 
-def _script(folder: Path, log: Path, output: str) -> Path | None:
-    """Write a script that repeats the first command that failed, and keep the files it needs."""
-    command = re.search(r"^FAILED: .*\n(.+)$", output, re.MULTILINE)
-    if command is None:
-        return None
+def _keep(folder: Path, log: Path) -> str:
+    """Keep the files of a failed build; return the command that repeats it."""
     kept = log.with_suffix("")
     shutil.rmtree(kept, ignore_errors=True)
-    kept.mkdir()
-    for path in folder.iterdir():
-        if path.name in _KEPT:
-            shutil.copy(path, kept)
-    script = kept / "again.sh"
-    # The output is in UTF-8, in every locale.
-    before, after = (os.fsencode(path).decode(errors="replace") for path in (folder, kept))
-    text = f'#!/bin/sh\ncd "$(mktemp -d)" || exit\n{command[1].replace(before, after)}\n'
-    script.write_text(text, encoding="utf-8", errors="surrogateescape")
-    return script
+    shutil.copytree(folder, kept, symlinks=True, ignore=shutil.ignore_patterns("*.o", ".*"))
+    script = kept / "build.ninja"
+    text = script.read_bytes()
+    for blank in (b" ", b"$ "):  # as ninja escapes it
+        before, after = (os.fsencode(path).replace(b" ", blank) for path in (folder, kept))
+        text = text.replace(before, after)
+    script.write_bytes(text)
+    return shlex.join([str(_compilers.ninja()), "-C", str(kept)])
 
 
 def _source_line(spec: Spec, file: str, number: int) -> str | None:
