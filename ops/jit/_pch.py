@@ -36,12 +36,14 @@ _NEEDS_CACHE = 3 << 29  # bytes
 _PROCESS = """
 import sys
 package, told, *sys.path[:] = sys.argv[1:]
-import ast, importlib.util, os
-if os.access("/proc/self/oom_score_adj", os.W_OK):
-    open("/proc/self/oom_score_adj", "w").write("1000")
+import ast, contextlib, importlib.util, os
+with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
+    file.write("1000")
 spec = importlib.util.spec_from_file_location("ops", package)
 module = sys.modules["ops"] = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(module)
+for name in ("JITOPS_DEBUG", "JITOPS_SANITIZE"):
+    os.environ.pop(name, None)  # the header's flags have theirs
 import ops.jit
 ops.jit.Extension(ops.jit.Spec(**ast.literal_eval(told))).build()
 """

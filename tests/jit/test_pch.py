@@ -192,7 +192,8 @@ ORDER = """
     os.chdir({cwd!r})
     p._NEEDS_MEMORY = p._NEEDS_DISK = 0
     p._cpu.cores = lambda: 2
-    p.schedule(text("x", "int x;", extra_cflags=["-DA=1"] * 4000).spec, _location.writable_root())
+    built = text("x", "int x;", extra_cflags=["-DA=1"] * 4000)
+    p.schedule(built.effective_spec, _location.writable_root())
 """
 
 
@@ -206,13 +207,14 @@ def test_the_process_is_of_this_package_and_is_told_all(small, cache, tmp_path, 
         (foreign / name).write_text(f"open({str(tmp_path / 'foreign has run')!r}, 'w')\n")
     code = ORDER.format(package=str(PACKAGE), cwd=str(foreign if here else tmp_path))
     path = None if here else foreign
-    run(code, JITOPS_CACHE_DIR=cache, PYTHONPATH=path, JITOPS_PCH="1")
+    run(code, JITOPS_CACHE_DIR=cache, PYTHONPATH=path, JITOPS_PCH="1", JITOPS_DEBUG="1")
     deadline = time.time() + 60
     while not headers(cache):
         assert time.time() < deadline
         time.sleep(0.1)
     (item,) = headers(cache)
-    assert item.entry.manifest["request"]["cflags"].count("-DA=1") == 4000
+    flags = item.entry.manifest["request"]["cflags"]
+    assert (flags.count("-DA=1"), flags.count("-DJITOPS_DEBUG")) == (4000, 1)
     assert not (tmp_path / "foreign has run").exists()
 
 
