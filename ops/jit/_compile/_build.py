@@ -59,7 +59,10 @@ _NOT_CALLED = (
     "get_compiler_abi_compatibility_and_version",
 )
 # These change output that is read here, or keep nvcc from reporting its headers.
-_UNWANTED = ("NINJA_STATUS", "CLICOLOR_FORCE", "TORCH_EXTENSION_SKIP_NVCC_GEN_DEPENDENCIES")
+_UNWANTED = (
+    *("NINJA_STATUS", "CLICOLOR_FORCE", "LANGUAGE"),
+    "TORCH_EXTENSION_SKIP_NVCC_GEN_DEPENDENCIES",
+)
 
 
 def build(
@@ -75,9 +78,10 @@ def build(
     count = len(spec.sources) or 1 + bool(spec.cuda_sources)  # load_inline writes a main.cpp
     files = f"{spec.name} ({count} file{'s' if count > 1 else ''})"
     environ = _environ()
+    cpp_extension = _copy_of_torchs(environ)
     line, started = _progress.Line(), time.perf_counter()
     try:
-        _call(_copy_of_torchs(environ), spec, folder, include_first)
+        _call(cpp_extension, spec, folder, include_first)
         _amend(folder / "build.ninja", spec, compiler)
         line.say(f"compiling {files}")
         _run(spec, folder, ninja, environ, echo)
