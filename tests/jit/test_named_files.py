@@ -203,8 +203,8 @@ def test_a_library_that_the_compiler_loads(cache, source, tmp_path, monkeypatch)
 
 def test_a_file_that_flags_name_edited_during_the_build(cache, source, tmp_path, monkeypatch):
     specs, script = tmp_path / "given.specs", tmp_path / "cxx"
-    specs.write_text("")
-    script.write_text(f'#!/bin/sh\necho >> {specs}\nexec {COMPILER} "$@"\n')
+    specs.write_text("*cpp_unique_options:\n+ -DX=1\n\n")
+    script.write_text(f'#!/bin/sh\necho "# more" >> {specs}\nexec {COMPILER} "$@"\n')
     script.chmod(0o755)
     monkeypatch.setenv("CXX", str(script))
     with pytest.raises(ops.BuildError, match="changed while it was being compiled"):
