@@ -92,13 +92,14 @@ def _build_here(
             )
         _compilers.check_torch()
         if not first:
-            _pch.schedule(spec, folder, root)
+            _pch.schedule(spec, root)
         manifest = {
             "name": spec.name,
             "digest": digest,
             "request": asked,
             "seconds": round(time.time() - started, 3),
             "built": time.time(),
+            "replaceable": spec.is_header,
             **recorded,
         }
         return _publish.publish(root, folder, library, manifest, keep=_KEPT)

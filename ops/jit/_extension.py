@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
 from pathlib import Path
 from types import ModuleType
@@ -134,10 +135,7 @@ class Extension:
 def _find(spec: Spec, digest: str) -> Entry | None:
     """Find an entry that serves, in the bundle and then in the cache; its library is verified."""
     name = _entries.entry_name(spec.name, digest)
-
-    def accepts(manifest: _entries.Manifest) -> bool:
-        return manifest.get("digest") == digest and _inputs.accepts(spec, manifest)
-
+    accepts = functools.partial(_inputs.accepts, spec, digest)
     if _config.settings().bundle is not None:
         from ops.jit._cache import _bundle
 

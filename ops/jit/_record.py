@@ -50,11 +50,11 @@ _SMALL = 1 << 20  # bytes
 _FIRST = 1 << 24  # bytes of a text that are searched
 
 
-def record(spec: Spec, folder: Path, linked: bool = True) -> _inputs.Manifest:
+def record(spec: Spec, folder: Path) -> _inputs.Manifest:
     """Return the dependencies of the build in ``folder`` beyond its request, for its manifest."""
     search = _search_list(spec, folder)
     headers = _headers(spec, folder)
-    archives = _linked(spec, folder) if linked else []
+    archives = _linked(spec, folder)
     words = _flags.words((*spec.extra_cflags, *spec.extra_cuda_cflags))
     fixed = _fixed(spec, search, words)
     own = [path for path in headers if not _is_below(path, fixed)]

@@ -63,8 +63,8 @@ class Spec:
         for argument in ("extra_cflags", "extra_cuda_cflags", "extra_ldflags"):
             if live := _flags.refused(getattr(self, argument)):
                 raise ArgumentError(
-                    f"{argument} must hold no {live!r} for the shell, because its result may "
-                    f"change unseen: write the result, or quote it (\"'-Wl,-rpath,$$ORIGIN'\")"
+                    f"{argument} must hold no {live!r}, because its result may change unseen: "
+                    f"write the result, or quote it for the shell (\"'-Wl,-rpath,$$ORIGIN'\")"
                 )
         for field in _SWITCHES:
             value = getattr(self, field)
@@ -86,6 +86,11 @@ class Spec:
         if self.with_cuda is not None:
             return self.with_cuda
         return bool(self.cuda_sources) or any(p.suffix in CUDA_SUFFIXES for p in self.sources)
+
+    @property
+    def is_header(self) -> bool:
+        """Whether the result is a precompiled header, with which no linker has to do."""
+        return "c++-header" in self.extra_cflags
 
     def label(self, suffix: str, index: int) -> str:
         """Return the file name by which compilers know a text."""
@@ -110,7 +115,7 @@ _SWITCHES = (
 # The names of the files that an entry and its build hold beside a program.
 _TAKEN = (
     *("used", "main.cpp", "cuda.cu", "build.ninja", "manifest.json", COMMANDS, "compdb.json"),
-    *("cxx", "link.d", "precompiled", "search.txt", "search_cuda.txt"),
+    *("link.d", "precompiled", "search.txt", "search_cuda.txt"),
 )
 
 

@@ -225,7 +225,6 @@ def publish(
 
 def place(root: Path, folder: Path, target: Path) -> Entry | None:
     """Rename a finished folder into place; return the entry that was there, if that is whole."""
-    (folder / ALIVE).unlink(missing_ok=True)
     for _ in range(3):
         _location.make_folder(target.parent)
         try:
@@ -236,6 +235,7 @@ def place(root: Path, folder: Path, target: Path) -> Entry | None:
                 return theirs
             discard(root, target)  # there, but damaged, or not to be trusted
         else:
+            (target / ALIVE).unlink(missing_ok=True)  # not before: a builder may be killed between
             _flush(target.parent)
             return None
     raise CacheError(f"{target} cannot be replaced")
