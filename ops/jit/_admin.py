@@ -9,17 +9,13 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
+from ops import _config
 from ops._errors import JitopsError
 from ops.jit import _inputs, _key
 from ops.jit._build_directory import commands_of
 from ops.jit._cache import _bundle, _entries, _location, _publish
-from ops.jit._cache._bundle import (
-    export,
-    import_into,
-    root as bundle_root,
-    verify as verify_bundle,
-)
-from ops.jit._cache._entries import Entry, verify
+from ops.jit._cache._bundle import export, import_into, root as bundle_root, verify
+from ops.jit._cache._entries import Entry, problem
 from ops.jit._cache._eviction import Item, clean, evict, items
 from ops.jit._cache._location import (
     configured_root,
@@ -35,8 +31,8 @@ from ops.jit._spec import Spec
 __all__ = [
     "Entry", "Item", "against", "bundle_root", "clean", "commands_of", "compilers",
     "configured_root", "cpu", "evict", "exclusive", "export", "file_system", "gpu_archs",
-    "import_into", "items", "last_failure", "readable_roots", "sentence", "unusable", "verify",
-    "verify_bundle", "writable_root",
+    "import_into", "items", "last_failure", "problem", "readable_roots", "sentence", "unusable",
+    "verify", "writable_root",
 ]  # fmt: skip
 
 
@@ -81,12 +77,14 @@ def against(spec: Spec | None, entry: _entries.Entry) -> list[str]:
         if isinstance(error, JitopsError):
             raise
         return ["its manifest cannot be read"]
-    return found or ([] if _entries.verify(entry) else ["its library is damaged"])
+    damage = _entries.problem(entry)
+    return found or ([damage] if damage else [])
 
 
 def _entries_of(name: str) -> Iterator[_entries.Entry]:
-    yield from _bundle.entries_of(name)
-    for root in _location.readable_roots():
+    bundle = _config.settings().bundle
+    first = [_bundle.root(bundle)] if bundle else []
+    for root in (*first, *_location.readable_roots()):
         for path in root.glob(f"{name}-????????????????/*/manifest.json"):
             entry = _entries.open_entry(path.parent)
             if entry and entry.manifest.get("name") == name:

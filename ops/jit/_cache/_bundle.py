@@ -15,14 +15,12 @@ import shutil
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import replace
+from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 
-from ops import _config
 from ops._errors import BundleError
 from ops.jit._cache import _entries, _location, _publish
-from ops.jit._cache._entries import Entry, Manifest
+from ops.jit._cache._entries import Entry
 
 _INDEX = "bundle.json"
 _FORMAT = 2
@@ -91,7 +89,7 @@ def _unpack(archive: zipfile.ZipFile, name: str, files: list[str], folder: Path)
         entry = _entries.open_entry(folder)
         if entry is None:
             raise ValueError("it has no manifest")
-        if not isinstance(entry.manifest.get("digest"), str) or not _entries.verify(entry):
+        if not isinstance(entry.manifest.get("digest"), str) or _entries.problem(entry):
             raise ValueError("its library is not the one that its manifest tells of")
         entry.library.chmod(0o555)
 
@@ -102,8 +100,10 @@ def verify(path: Path) -> tuple[int, list[str]]:
     wrong = []
     for name, files in entries.items():
         with tempfile.TemporaryDirectory(prefix="jitops-") as folder:
+            entry = Path(folder, "entry")
+            entry.mkdir()
             try:
-                _unpack(archive, name, files, Path(folder))
+                _unpack(archive, name, files, entry)
             except BundleError as error:
                 wrong.append(str(error))
     return len(entries), wrong
@@ -119,7 +119,7 @@ def import_into(path: Path, root: Path) -> list[Path]:
     for name, files in entries.items():
         target = root / name
         present = _entries.open_entry(target)
-        if present and _location.distrust(target) is None and _entries.verify(present):
+        if present and _entries.problem(present) is None:
             continue
         with _publish.staging(root, PurePosixPath(name).parts[0]) as folder:
             _unpack(archive, name, files, folder)
@@ -127,22 +127,6 @@ def import_into(path: Path, root: Path) -> list[Path]:
             if _publish.place(root, folder, target) is None:
                 new.append(target)
     return new
-
-
-# ---- the bundle in use ---------------------------------------------------------------------------
-
-
-def find(name: str, accepts: Callable[[Manifest], bool]) -> Entry | None:
-    """Find an entry of the bundle in use, if there is one, and verify it."""
-    path = _config.settings().bundle
-    for entry in _entries.matching(root(path), name, accepts) if path else ():
-        inner = (entry.folder.parent, entry.folder, entry.folder / "manifest.json", entry.library)
-        if reason := next(filter(None, map(_location.distrust, inner)), None):
-            raise BundleError(f"{path} is refused: {reason}")
-        if not _entries.verify(entry):
-            raise BundleError(f"{entry.library}, of {path}, is damaged: delete it")
-        return replace(entry, bundle=path)
-    return None
 
 
 def root(path: Path) -> Path:
@@ -163,21 +147,11 @@ def root(path: Path) -> Path:
         if (cache / "bundles" / name / _COMPLETE).is_file():
             return cache / "bundles" / name
     bundles = _location.writable_root() / "bundles"
-    _location.make_folder(bundles)
-    for part in ("", *_location.PARTS):
-        _location.make_folder(bundles / name / part)
+    for folder in (bundles, *(bundles / name / part for part in ("", *_location.PARTS))):
+        _location.make_folder(folder)
     import_into(path, bundles / name)
     (bundles / name / _COMPLETE).touch()
     for older in bundles.glob(f"{of_path}-*"):  # versions of the archive
         if older.name != name and not _location.is_shared(bundles):
             shutil.rmtree(older, ignore_errors=True)
     return bundles / name
-
-
-def entries_of(extension: str) -> Iterator[Entry]:
-    """Yield the entries of one extension in the bundle in use, not verified."""
-    path = _config.settings().bundle
-    for manifest in sorted(root(path).glob("*-*/*/manifest.json")) if path else ():
-        entry = _entries.open_entry(manifest.parent)
-        if entry and entry.manifest.get("name") == extension:
-            yield replace(entry, bundle=path)

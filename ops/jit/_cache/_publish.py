@@ -227,12 +227,14 @@ def place(root: Path, folder: Path, target: Path) -> Entry | None:
     """Rename a finished folder into place; return the entry that was there, if that is whole."""
     (folder / ALIVE).unlink(missing_ok=True)
     for _ in range(3):
+        if _location.distrust(target.parent):
+            discard(root, target.parent)
         _location.make_folder(target.parent)
         try:
             os.rename(folder, target)
         except OSError:
             theirs = _entries.open_entry(target)
-            if theirs and _location.distrust(target) is None and _entries.verify(theirs):
+            if theirs and _entries.problem(theirs) is None:
                 return theirs
             discard(root, target)  # there, but damaged, or not to be trusted
         else:
