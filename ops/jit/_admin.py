@@ -39,11 +39,8 @@ __all__ = [
 def last_failure(spec: Spec) -> str | None:
     """Return the error of the last build of this very extension, if that failed."""
     name = _entries.entry_name(spec.name, _key.digest(_key.request(spec)))
-    for root in readable_roots():
-        failure = _publish.last_failure(_publish.lock_path(root, name))
-        if failure:
-            return str(failure["failed"])
-    return None
+    paths = (_publish.lock_path(root, name) for root in readable_roots())
+    return next(filter(None, map(_publish.last_failure, paths)), None)
 
 
 def sentence(spec: Spec) -> str:

@@ -176,10 +176,11 @@ def test_staging_of_any_dead_builder_is_swept(cache, source):
     """Dead is who no longer holds its lock; or, where nothing tells, who is a day old."""
     extension(source).load()
     staging = cache / "staging"
-    for name in ("dead", "alive", "nothing tells", "old", ".just being made"):
+    for name in ("dead", "alive", "nothing tells", "old", "just being made"):
         (staging / name).mkdir()
-    for name in ("dead", "alive", ".just being made"):
+    for name in ("dead", "alive"):
         (staging / name / _publish.ALIVE).write_text(_location.this_host())
+    (staging / "just being made" / _publish.ALIVE).touch()
     (staging / "another host's").mkdir()
     (staging / "another host's" / _publish.ALIVE).write_text("another host")
     os.utime(staging / "old", (1, 1))
@@ -188,4 +189,4 @@ def test_staging_of_any_dead_builder_is_swept(cache, source):
         source.write_text(ANSWER)
         extension(source).load()
         left = sorted(path.name for path in leftovers(cache))
-    assert left == [".just being made", "alive", "another host's", "nothing tells"]
+    assert left == ["alive", "another host's", "just being made", "nothing tells"]

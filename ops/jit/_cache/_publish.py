@@ -51,12 +51,7 @@ class Lock:
 
     descriptor: int
     is_exclusive: bool  # False where the file system has no locks
-    told: dict[str, Any]  # by the holder before
-
-    def failure(self, since: float) -> dict[str, Any] | None:
-        """Return the failure that the holder before has told, if that was after a time."""
-        failed = self.told.get("failed") and self.told.get("since", 0.0) >= since
-        return self.told if failed else None
+    before: dict[str, Any]  # what the holder before has told: its failure, if it failed
 
     def fail(self, message: str, log: str | None) -> None:
         """Tell those that wait for this lock that the build failed."""
@@ -79,21 +74,23 @@ def exclusive(
                 os.close(descriptor)
                 descriptor = _open(path)
                 continue
-            if held is False and _signature().items() <= _read(descriptor).items():
+            holder, waited = _read(descriptor), time.monotonic() - started
+            if _signature().items() <= holder.items():
                 raise BuildTimeoutError(
                     f"{name}: this very thread is building it, and was interrupted by code that "
                     f"loads it, such as a signal handler: load it before or after"
                 )
-            waited = time.monotonic() - started
+            # It holds the lock but has not signed yet, or has just left.
+            owner = f"process {holder.get('pid', 'unknown')} on {holder.get('host', 'some host')}"
             if waited >= timeout:
                 raise BuildTimeoutError(
-                    f"{name}: {_owner(descriptor)} has been building it for more than "
+                    f"{name}: {owner} has been building it for more than "
                     f"{timeout:g} s. If that process hangs, end it (the lock goes with it) and "
                     f"run this again; if it is only slow, raise JITOPS_BUILD_TIMEOUT"
                 )
             if waited >= _PATIENCE and not told:
                 told = True
-                on_wait(f"waiting for {_owner(descriptor)}, which is building {name}")
+                on_wait(f"waiting for {owner}, which is building {name}")
             time.sleep(min(_PAUSE, timeout))
         lock = Lock(descriptor, bool(held), _read(descriptor))
         _write(descriptor, **_signature())
@@ -104,16 +101,13 @@ def exclusive(
         os.close(descriptor)
 
 
-def last_failure(path: Path) -> dict[str, Any] | None:
+def last_failure(path: Path) -> str | None:
     """Return the failure that the last holder of a lock has told."""
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
+        told = json.loads(path.read_bytes()) if path.is_file() else {}
+        return str(told["failed"])
+    except (OSError, ValueError, LookupError, TypeError):
         return None
-    try:
-        return Lock(descriptor, False, _read(descriptor)).failure(0.0)
-    finally:
-        os.close(descriptor)
 
 
 def try_lock(descriptor: int) -> bool | None:
@@ -161,14 +155,6 @@ def _read(descriptor: int) -> dict[str, Any]:
     return told if isinstance(told, dict) else {}
 
 
-def _owner(descriptor: int) -> str:
-    told = _read(descriptor)
-    if "pid" not in told:
-        return "another process"  # it holds the lock but has not signed yet, or has just left
-    seconds = max(0, round(time.time() - told["since"]))
-    return f"process {told['pid']} on {told.get('host')} (for {seconds} s so far)"
-
-
 # ---- the private folder --------------------------------------------------------------------------
 
 
@@ -176,20 +162,16 @@ def _owner(descriptor: int) -> str:
 def staging(root: Path, name: str) -> Iterator[Path]:
     """Make a private folder to build in, and sweep away those that dead builders left."""
     sweep(root)
-    # Hidden until its lock is held, so that nobody takes it for an abandoned one.
-    token = secrets.token_hex(4)
-    hidden, folder = (root / "staging" / f"{dot}{name}.{token}" for dot in (".", ""))
-    _location.make_folder(hidden)  # readable to all: the cache of an image serves any user
-    descriptor = os.open(hidden / ALIVE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    folder = root / "staging" / f"{name}.{secrets.token_hex(4)}"
+    _location.make_folder(folder)  # readable to all: the cache of an image serves any user
+    descriptor = os.open(folder / ALIVE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
+        try_lock(descriptor)  # without locks, the age of the folder tells
+        # Only now, because until it is there nobody takes the folder for an abandoned one.
         os.write(descriptor, _location.this_host().encode())
-        with contextlib.suppress(OSError):  # no locks here: its age will tell
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        hidden.rename(folder)
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)  # published: it is no longer there
-        shutil.rmtree(hidden, ignore_errors=True)
         os.close(descriptor)
 
 
@@ -270,12 +252,9 @@ def _is_abandoned(folder: Path) -> bool:
         descriptor = os.open(folder / ALIVE, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
         try:
             # The lock of another host may not be seen from here.
-            if os.read(descriptor, 200).decode(errors="replace") == _location.this_host():
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                if not folder.name.startswith("."):
-                    return True
-        except BlockingIOError:
-            return False
+            is_ours = os.read(descriptor, 200) == _location.this_host().encode()
+            if is_ours and (locked := try_lock(descriptor)) is not None:
+                return locked
         finally:
             os.close(descriptor)
     try:
