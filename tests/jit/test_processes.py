@@ -172,6 +172,38 @@ def test_a_fork_while_another_thread_builds(cache, slow_compiler, delay):
     assert out.split() == ["7"]
 
 
+def test_a_fork_while_another_thread_imports(cache):
+    """The child has no such thread, whose import it would wait for."""
+    out, _ = run(
+        f"""
+        import os, signal, sys, threading, time
+        import ops.jit
+        begun = threading.Event()
+        class Slow:
+            def find_spec(self, name, path=None, target=None):
+                if name == "ops.jit._build_once":
+                    begun.set()
+                    time.sleep(0.5)
+        sys.meta_path.insert(0, Slow())
+        def load(name):
+            return ops.jit.load_inline(name, {ANSWER!r}, is_python_module=False,
+                                       no_implicit_headers=True)
+        builder = threading.Thread(target=load, args=("one",))
+        builder.start()
+        begun.wait()
+        pid = os.fork()
+        if pid == 0:
+            signal.alarm(30)
+            load("two")
+            os._exit(7)
+        print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+        builder.join()
+        """,
+        JITOPS_CACHE_DIR=cache,
+    )
+    assert out.split() == ["7"]
+
+
 def test_staging_of_any_dead_builder_is_swept(cache, source):
     """Dead is who no longer holds its lock; or, where nothing tells, who is a day old."""
     extension(source).load()
