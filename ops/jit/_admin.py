@@ -96,16 +96,15 @@ def _requests(before: dict[str, Any], now: dict[str, Any]) -> Iterator[str]:
         if field in ("sources", "files"):
             olds, news = dict(old or []), dict(new or [])
             for name in (one for one in {**olds, **news} if olds.get(one) != news.get(one)):
-                how = "new" if name not in olds else "gone" if name not in news else None
-                yield f"{field}: {name} {f'is {how}' if how else 'has changed'}"
+                yield f"{field}: {name} has changed, or is there in one of the two only"
         elif field in ("cpp_sources", "cuda_sources"):
             yield f"{field}: the text has changed"
-        elif isinstance(old, list) and isinstance(new, list) and field != "torch":
-            less, more = ([one for one in a if one not in b] for a, b in ((old, new), (new, old)))
-            yield f"{field}: {_list(less)} → {_list(more)}" if less or more else f"{field}: order"
         elif isinstance(old, dict) and isinstance(new, dict):
             for name in (one for one in {**old, **new} if old.get(one) != new.get(one)):
                 yield f"{field} {name}: {old.get(name)} → {new.get(name)}"
+        elif isinstance(old, list) and isinstance(new, list) and field != "torch":
+            less, more = ([one for one in a if one not in b] for a, b in ((old, new), (new, old)))
+            yield f"{field}: {_list(less)} → {_list(more)}" if less or more else f"{field}: order"
         else:
             yield f"{field}: {_list(old)} → {_list(new)}"
 

@@ -133,18 +133,16 @@ class Extension:
 
 def _find(spec: Spec, digest: str) -> Entry | None:
     """Find an entry that serves, in the bundle and then in the cache; its library is verified."""
-    name = _entries.entry_name(spec.name, digest)
 
     def accepts(manifest: _entries.Manifest) -> bool:
         return manifest.get("digest") == digest and _inputs.accepts(spec, manifest)
 
     first: list[Path] = []
-    bundle = _config.settings().bundle
-    if bundle is not None:
+    if bundle := _config.settings().bundle:
         from ops.jit._cache import _bundle
 
         first.append(_bundle.root(bundle))
-    return _entries.find(name, accepts, first)
+    return _entries.find(_entries.entry_name(spec.name, digest), accepts, first)
 
 
 def _effective(spec: Spec) -> Spec:

@@ -104,8 +104,7 @@ def exclusive(
 def last_failure(path: Path) -> str | None:
     """Return the failure that the last holder of a lock has told."""
     try:
-        told = json.loads(path.read_bytes()) if path.is_file() else {}
-        return str(told["failed"])
+        return str(json.loads(path.read_bytes())["failed"]) if path.is_file() else None
     except (OSError, ValueError, LookupError, TypeError):
         return None
 
