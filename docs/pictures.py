@@ -190,6 +190,21 @@ def soft_dtw() -> Figure:
     return figure
 
 
+def monotonic_alignment_search() -> Figure:
+    """Scores of tokens and frames, and the best path."""
+    torch.manual_seed(1)
+    tokens, frames = torch.arange(8.0)[:, None], torch.arange(30.0)
+    scores = -(tokens - 8 * (frames / 30) ** 1.5).square() + 4 * torch.randn(8, 30)
+    path = ops.monotonic_alignment_search(scores)
+    figure = Figure(figsize=(7.2, 2.8), layout="constrained")
+    axes = figure.subplots()
+    axes.imshow(scores, cmap="Blues", aspect="auto", vmin=-40)
+    axes.step(frames, path.argmax(0), where="mid", color=ORANGE, linewidth=2, label="best path")
+    axes.set(xlabel="frame", ylabel="token")
+    axes.legend(loc="lower left", fontsize=9)
+    return figure
+
+
 def set_matching_loss() -> Figure:
     """A matrix of costs and the pairs of the least cost."""
     torch.manual_seed(3)
@@ -380,6 +395,7 @@ def main() -> None:
         info_nce_loss,
         supcon_loss,
         soft_dtw,
+        monotonic_alignment_search,
         lltm,
         normalize_with_norm,
         scipy_conv2d,

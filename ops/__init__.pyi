@@ -86,6 +86,9 @@ from .losses.margin_softmax_loss import (
     MarginSoftmaxLoss as MarginSoftmaxLoss,
     margin_softmax_loss as margin_softmax_loss,
 )
+from .losses.monotonic_alignment_search import (
+    monotonic_alignment_search as monotonic_alignment_search,
+)
 from .losses.ms_ssim import MSSSIMLoss as MSSSIMLoss, ms_ssim as ms_ssim
 from .losses.set_matching_loss import (
     SetMatching as SetMatching,

@@ -55,7 +55,7 @@ THOROUGH = (
     "losses.test_peers",
 )
 # The packages of the extra `peers`.
-PEERS = ("info_nce", "online_triplet_loss", "pytorch_metric_learning", "pytorch_msssim",
+PEERS = ("info_nce", "online_triplet_loss", "pytorch_metric_learning", "pysdtw", "pytorch_msssim",
          "sentence_transformers", "torchmetrics")  # fmt: skip
 DEVICES = {"torch": "cpu", "cpp": "cpu", cuda_emulator.NAME: "cpu", "cuda": "cuda"}
 

@@ -92,6 +92,8 @@ def test_every_formula_of_a_docstring_can_be_drawn():
         formulas.svg(r"\nosuch")
     with pytest.raises(ValueError, match="no LaTeX for ᶻ"):
         formulas.latex_of("xᶻ")
+    with pytest.raises(ValueError, match=r"no LaTeX for \^\("):
+        formulas.latex_of("x^(a + b)")
 
 
 @pytest.mark.parametrize("op", generated.op_names())
@@ -111,6 +113,7 @@ def test_an_op_shows_its_formula(op):
         ("Σᵢ min_j |xᵢ − y_j|", r"\sum_{i}\,\mathrm{min}_j\,|x_{i} − y_j|"),
         ("ℓ = Σ_b Σᵢ xᵢ", r"ℓ = \sum_b\;\sum_{i} x_{i}"),
         ("σ = argmin Σᵢ xᵢ", r"σ = \mathrm{argmin}\,\sum_{i} x_{i}"),
+        ("s = mean(u)^{w_S} ∏ⱼ vⱼ", r"s = \mathrm{mean}(u)^{w_S}\;\prod_{j} v_{j}"),
         ("Xₖₗ = exp(−i)", r"X_{kl} = \mathrm{exp}(−i)"),
     ],
 )

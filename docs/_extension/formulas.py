@@ -39,10 +39,11 @@ def latex_of(plain: str) -> str:
         )
 
     text = re.sub(r"( ?)([A-Za-z]{2,}[A-Za-z0-9_]*)( ?)", _upright, plain)
-    text = text.replace(" Σ", r"\;Σ").replace("Σ", r"\sum").replace(" |", r"\,|")
+    text = re.sub(" ([Σ∏])", r"\\;\1", text).replace(" |", r"\,|")
+    text = text.replace("Σ", r"\sum").replace("∏", r"\prod")
     text = re.sub(r"([=+−·])\\[,;]", r"\1 ", text)
     text = script("_", _LOWERED, script("^", _RAISED, text))
-    if unknown := re.findall("[\u1d2c-\u1d6a\u1d9b-\u1dbf\u2070-\u209f]", text):
+    if unknown := re.findall(r"[\u1d2c-\u1d6a\u1d9b-\u1dbf\u2070-\u209f]|[_^]\(", text):
         raise ValueError(f"no LaTeX for {', '.join(unknown)} in the formula {plain!r}")
     return text
 

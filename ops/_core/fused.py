@@ -47,7 +47,8 @@ class FusedOp:
         results: names for the tensors that the definition returns.
         saved: names for the tensors that the forward kernel returns beside them.
         backward: names of the values that the backward kernel takes, in its order.
-        constants: names of the tensors, among arguments and results, that have no gradient.
+        constants: names of the tensors, among arguments and results, that have no gradient. If all
+            are constants, there is no backward kernel. Then the caller detaches the arguments.
         shapes: for an op with compiled kernels: the results and saved tensors of the forward
             kernel, with no content, from the arguments of the definition.
         tensor_code: the forward and the backward kernel of the pure-torch path, or the forward
@@ -113,13 +114,18 @@ class FusedOp:
                 graph_kernels.forward_of(self.op, name, definition, shapes, forming),
                 shapes,
             )
-            autograd.define(
-                f"{name}_backward{signature.backward_schema}",
-                graph_kernels.backward_of(self.op, name),
-                signature.gradient_shapes(),
-            )
-            kernels = [getattr(torch.ops.jitops, f"{name}_{one}").default for one in PASSES]
-            self.Function, self._run_kernels = function_of(f"{title}Function", signature, *kernels)
+            if signature.differentiable:
+                autograd.define(
+                    f"{name}_backward{signature.backward_schema}",
+                    graph_kernels.backward_of(self.op, name),
+                    signature.gradient_shapes(),
+                )
+                kernels = [getattr(torch.ops.jitops, f"{name}_{one}").default for one in PASSES]
+                self.Function, self._run_kernels = function_of(
+                    f"{title}Function", signature, *kernels
+                )
+            else:
+                self._run_kernels = getattr(torch.ops.jitops, f"{name}_forward").default
             autograd.define_in_graphs(f"{name}{signature.schema}", self._run_in_graph)
             self._operator_of_graphs = getattr(torch.ops.jitops, name)
             self.op.prepare()

@@ -181,9 +181,9 @@ class Sequences:
         self.grad_x[:, i] += term
         self.grad_y[:, j] -= term
 
-    def gradients(self) -> list[Tensor]:
+    def gradients(self, lengths: Tensor | None) -> list[Tensor]:
         """Those of both sequences."""
-        return [self.grad_x, self.grad_y.flip(1)]
+        return [masked(self.grad_x, lengths), masked(self.grad_y.flip(1), lengths, (1,))]
 
 
 class Costs:
@@ -214,12 +214,12 @@ class Costs:
         """``flow`` is the gradient of these costs."""
         self.flows[:, k, low:high] = flow
 
-    def gradients(self) -> list[Tensor]:
+    def gradients(self, lengths: Tensor | None) -> list[Tensor]:
         """Those of the costs."""
         padded = self.flows.new_zeros(self.batch, self.rows, self.rows + self.cols)
         for out, flows in zip(self._skewed(padded), self.flows, strict=True):
             out.copy_(flows.T)
-        return [padded[..., : self.cols].contiguous()]
+        return [masked(padded[..., : self.cols].contiguous(), lengths, (0, 1))]
 
 
 Source = Sequences | Costs
@@ -231,8 +231,11 @@ def _diagonals(source: Source, bandwidth: int) -> Iterator[tuple[int, int, int, 
     In a band of width 0 every other one has no rows.
     """
     at = 0
-    for k in range(source.rows + source.cols - 1):
-        low, high = max(0, k - source.cols + 1), min(source.rows, k + 1)
+    rows, cols = source.rows, source.cols
+    if bandwidth >= 0:  # beyond these no cell is within the band
+        rows, cols = min(rows, cols + bandwidth), min(cols, rows + bandwidth)
+    for k in range(rows + cols - 1):
+        low, high = max(0, k - cols + 1), min(rows, k + 1)
         if bandwidth >= 0:
             low, high = max(low, (k - bandwidth + 1) // 2), min(high, (k + bandwidth) // 2 + 1)
         count = source.batch * (high - low)
@@ -329,7 +332,7 @@ def backward(
             shares = weights[part].view(batch, high - low)
             torch.mul(shares.double(), flow, out=one[:, here])
         torch.sub(flow, out[:2, :, here].sum(0), out=out[2, :, here])
-    gradients = source.gradients()
+    gradients = source.gradients(lengths)  # the flow into padding is NaN if a weight there is
     if lengths is not None:  # a pair with unknown lengths
         unknown = lengths[0] == 0
         gradients = [

@@ -36,7 +36,7 @@ def ms_ssim(
 
     .. math::
 
-        MS-SSIM = mean(SSIM_S)^(w_S) ∏ⱼ mean(cⱼ)^(wⱼ)
+        s = mean(SSIM_S)^{w_S} ∏ⱼ mean(cⱼ)^{wⱼ}
 
     SSIM_S is the similarity at the coarsest of S scales, and cⱼ the factor of variances and
     covariance at the finer scales j. Each scale has half the pixels of the finer one along each

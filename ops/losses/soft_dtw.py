@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from ops._core import checks, warping
+from ops._core import autograd, checks, warping
 from ops._core.fused import FusedOp
 from ops._core.modules import LossModule
 from ops._errors import ArgumentError
@@ -152,17 +152,29 @@ def soft_dtw_alignment(
 
     Errors and numerics are those of :func:`soft_dtw`. The costs take N × M numbers in float64.
     """
+    compiling = torch.compiler.is_compiling()
+    if not compiling and torch.is_inference_mode_enabled():  # in which no gradient can be computed
+        with torch.inference_mode(False), torch.no_grad():
+            return soft_dtw_alignment(
+                x, y, gamma, lengths_x=lengths_x, lengths_y=lengths_y, bandwidth=bandwidth
+            )
     x, y, single = _sequences(x, y)
     gamma, band = _parameters(gamma, bandwidth)
     lengths = _lengths(x, x.shape[:2], y.shape[1], lengths_x, lengths_y, band, single)
-    recorded = torch.is_grad_enabled() and (x.requires_grad or y.requires_grad)
-    with torch.enable_grad():
-        cost = warping.squared_distances(
-            warping.masked(x, lengths), warping.masked(y, lengths, (1,))
-        )
-        cost = cost if recorded else cost.detach().requires_grad_()
-        loss = _fused_from_cost(cost, lengths, gamma, band)
-        (alignment,) = torch.autograd.grad(loss.sum(), cost, create_graph=recorded)
+
+    def total(cost: Tensor) -> Tensor:
+        loss: Tensor = _fused_from_cost(cost, lengths, gamma, band)
+        return loss.sum()
+
+    cost = warping.squared_distances(warping.masked(x, lengths), warping.masked(y, lengths, (1,)))
+    # Graphs and transforms cannot hold a call of torch.autograd.
+    if compiling or autograd.needs_torch_path():
+        alignment = torch.func.grad(total)(cost)
+    else:
+        recorded = torch.is_grad_enabled() and cost.requires_grad
+        with torch.enable_grad():
+            cost = cost if recorded else cost.detach().requires_grad_()
+            (alignment,) = torch.autograd.grad(total(cost), cost, create_graph=recorded)
     alignment = alignment.to(x.dtype)
     return alignment[0] if single else alignment
 
@@ -252,6 +264,8 @@ def _lengths(
             both.append(torch.full((batch,), most, dtype=torch.int64, device=first.device))
             continue
         checks.integers(name, value)
+        if value.is_meta and not first.is_meta:
+            raise ArgumentError(f"{name} must be on device {first.device}, got meta")
         if single or value.shape != (batch,):
             wanted = "None for a single pair" if single else f"of shape [{batch}]"
             raise ArgumentError(f"{name} must be {wanted}, got shape {list(value.shape)}")

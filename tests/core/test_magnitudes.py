@@ -67,6 +67,7 @@ RANGES = {
     "lltm_sequence": Range(high=0.5, hides=True),
     "lncc_loss": Range(),
     "margin_softmax_loss": Range(low=0.25),
+    "monotonic_alignment_search": Range(),
     "normalize_with_norm": Range(),
     "rfft2_magnitude": Range(),
     "scipy_conv2d": PRODUCTS,

@@ -151,7 +151,7 @@ AGREE = {
 def value_and_gradient(loss, x, *rest):
     x = x.detach().requires_grad_()
     value = loss(x, *rest)
-    return value.detach(), *torch.autograd.grad(value, x)
+    return value.detach(), *torch.autograd.grad(value.sum(), x)
 
 
 @pytest.mark.parametrize("case", AGREE)
@@ -298,3 +298,44 @@ def test_monai_and_voxelmorph():
         )
         assert (mine - exact).abs().max() < 1e-6
         assert (wrong - exact).abs().max() > 0.1
+
+
+# ---- losses of sequences and points --------------------------------------------------------------
+
+
+@pytest.mark.parametrize("case", ["soft-DTW", "soft-DTW, unequal lengths", "soft-DTW of costs"])
+def test_soft_dtw_agrees(case):
+    """Within 1e-5 of the largest, where the rounding of pysdtw is small: short and smooth."""
+    x, y = torch.randn(3, 40, 4), torch.randn(3, 30 if "unequal" in case else 40, 4)
+    costs = {"dist_func": torch.cdist} if "costs" in case else {}
+    theirs = peers.package("pysdtw").SoftDTW(2.0, use_cuda=False, **costs)
+
+    def mine(x, y):
+        return ops.soft_dtw_from_cost(torch.cdist(x, y), 2.0) if costs else ops.soft_dtw(x, y, 2.0)
+
+    for one, other in zip(
+        value_and_gradient(mine, x, y), value_and_gradient(theirs, x, y), strict=True
+    ):
+        assert (one - other).abs().max() <= 1e-5 * other.abs().max()
+
+
+def test_gradients_of_soft_dtw_in_float32():
+    """float64 says who is right: pysdtw takes differences of large numbers over gamma."""
+    x, y = torch.randn(2, 1, 512, 8).unbind()
+    exact = value_and_gradient(lambda x, y: ops.soft_dtw(x, y, 0.01), x.double(), y.double())[1]
+
+    def error(loss):
+        return (value_and_gradient(loss, x, y)[1] - exact).abs().max() / exact.abs().max()
+
+    assert error(lambda x, y: ops.soft_dtw(x, y, 0.01)) < 1e-4
+    assert error(peers.pysdtw(0.01)) > 1e-3
+
+
+@pytest.mark.parametrize("shape", [(300, 3), (50, 40)])
+def test_nearest_neighbours_of_scipy(shape):
+    x, y = torch.randn(2, 1, *shape, dtype=torch.float64).unbind()
+    tree = peers.package("scipy.spatial").cKDTree(y[0].numpy())
+    distances, indices = tree.query(x[0].numpy(), k=5)
+    mine = ops.knn_points(x, y, K=5)
+    assert mine.idx[0].tolist() == indices.tolist()
+    torch.testing.assert_close(mine.dists[0].sqrt(), torch.from_numpy(distances))

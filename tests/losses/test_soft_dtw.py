@@ -245,6 +245,35 @@ class TestSoftDTW(Battery):
                 for one, length in zip(grad, its, strict=True):
                     assert not one[length:].any()
 
+    def test_padding_of_a_pair_with_nan(self, backend, device):
+        """Its gradient is 0, because padding has no influence."""
+        x, y = leaves(inputs((1, 9, 7, 2), torch.float32, device))
+        with torch.no_grad():
+            x[0, 0, 1] = torch.nan
+        lengths = (torch.tensor([n], device=device) for n in (6, 5))
+        for name, value in zip(("lengths_x", "lengths_y"), lengths, strict=True):
+            grads = torch.autograd.grad(ops.soft_dtw(x, y, **{name: value}), (x, y))
+            for grad, padded in zip(grads, (name == "lengths_x", name == "lengths_y"), strict=True):
+                length = int(value) if padded else grad.shape[1]
+                assert grad[:, :length].isnan().all()
+                assert not grad[:, length:].any()
+
+    @pytest.mark.parametrize(("rows", "cols"), [(3, 40), (40, 3), (1, 35), (35, 2)])
+    @pytest.mark.parametrize("bandwidth", [0, 1, 2])
+    def test_a_band_that_ends_before_the_padding(self, backend, device, rows, cols, bandwidth):
+        """It fits all lengths, but not the last cell of the padded matrix."""
+        x, y = leaves(inputs((2, rows, cols, 2), torch.float64, device))
+        lengths = torch.tensor([min(rows, cols), 1], device=device)
+        value = ops.soft_dtw(x, y, lengths_x=lengths, lengths_y=lengths, bandwidth=bandwidth)
+        grads = torch.autograd.grad(value.sum(), (x, y))
+        expected = [
+            ops.soft_dtw(x[b, :n], y[b, :n], bandwidth=bandwidth)
+            for b, n in enumerate(lengths.tolist())
+        ]
+        close(value, torch.stack(expected), torch.float64)
+        for one, other in zip(grads, torch.autograd.grad(sum(expected), (x, y)), strict=True):
+            close(one, other, torch.float64)
+
     def test_nan_in_a_sequence(self, backend, device):
         """It makes its own pair NaN, the value and all gradients, and no other pair."""
         x, y = leaves(inputs((2, 35, 5, 2), torch.float32, device))
@@ -319,6 +348,56 @@ class TestSoftDTWFromCost(Battery):
         x, y = leaves(inputs((1, 3, 4, 2), torch.float64, device))
         assert torch.autograd.gradcheck(lambda *t: ops.soft_dtw_alignment(*t, 0.7), (x, y))
 
+    def test_the_alignment_in_transforms(self, backend, device):
+        x, y = inputs((2, 4, 3, 2), torch.float64, device)
+        tangents = [torch.randn_like(one) for one in (x, y)]
+
+        def alignment(x, y):
+            return ops.soft_dtw_alignment(x, y, 0.7)
+
+        expected = alignment(x, y)
+        close(torch.vmap(alignment)(x, y), expected, torch.float64)
+        value, tangent = torch.func.jvp(alignment, (x, y), tuple(tangents))
+        close(value, expected, torch.float64)
+        ahead = alignment(*(one + 1e-6 * t for one, t in zip((x, y), tangents, strict=True)))
+        assert (tangent - (ahead - expected) / 1e-6).abs().max() < 1e-4
+        with torch.autograd.forward_ad.dual_level():
+            dual = [
+                torch.autograd.forward_ad.make_dual(*both)
+                for both in zip((x, y), tangents, strict=True)
+            ]
+            found = torch.autograd.forward_ad.unpack_dual(alignment(*dual)).tangent
+        close(found, tangent, torch.float64)
+
+    def test_the_alignment_in_inference_mode(self, backend, device):
+        x, y = inputs((2, 4, 3, 2), torch.float64, device)
+        lengths = torch.tensor([4, 3], device=device)
+        expected = ops.soft_dtw_alignment(x, y, lengths_x=lengths)
+        with torch.inference_mode():
+            for its in ((x, y, lengths), (x.clone(), y.clone(), lengths.clone())):
+                found = ops.soft_dtw_alignment(*its[:2], lengths_x=its[2])
+                assert torch.equal(found, expected)
+
+    def test_the_alignment_in_a_graph(self, backend, device):
+        x, y = leaves(inputs((2, 4, 3, 2), torch.float64, device))
+        torch.compiler.reset()
+        compiled = torch.compile(ops.soft_dtw_alignment, fullgraph=True, backend="aot_eager")
+        found, expected = compiled(x, y), ops.soft_dtw_alignment(x, y)
+        close(found, expected, torch.float64)
+        pairs = (torch.autograd.grad(one.square().sum(), (x, y)) for one in (found, expected))
+        for one, other in zip(*pairs, strict=True):
+            close(one, other, torch.float64)
+
+    def test_the_padding_of_costs_with_nan(self, backend, device):
+        cost = torch.rand(1, 9, 7, device=device).requires_grad_()
+        with torch.no_grad():
+            cost[0, 0, 1] = torch.nan
+        lengths = {"lengths_x": torch.tensor([6]), "lengths_y": torch.tensor([5])}
+        ops.soft_dtw_from_cost(cost, **lengths).backward()
+        assert cost.grad[0, :6, :5].isnan().all()
+        assert not cost.grad[0, 6:].any()
+        assert not cost.grad[0, :, 5:].any()
+
 
 GOOD = {"x": torch.ones(2, 4, 3), "y": torch.ones(2, 6, 3)}
 LENGTHS = torch.tensor([4, 4])
@@ -347,6 +426,11 @@ LENGTHS = torch.tensor([4, 4])
         ),
         ({"lengths_x": [4, 4]}, ops.ArgumentTypeError, "lengths_x must be a torch.Tensor, got li"),
         ({"lengths_x": LENGTHS.float()}, ops.ArgumentTypeError, "lengths_x must have an integer"),
+        (
+            {"lengths_x": torch.empty(2, dtype=torch.int64, device="meta")},
+            ops.ArgumentError,
+            "lengths_x must be on device .*, got meta",
+        ),
         ({"lengths_y": LENGTHS[:1]}, ops.ArgumentError, r"lengths_y must be of shape \[2\], got"),
         ({"lengths_x": 0 * LENGTHS}, ops.ArgumentError, "lengths_x must hold numbers from 1 to 4"),
         ({"lengths_y": 2 * LENGTHS}, ops.ArgumentError, "lengths_y must hold numbers from 1 to 6"),
@@ -359,7 +443,7 @@ LENGTHS = torch.tensor([4, 4])
 )
 def test_bad_input(backend, device, change, error, text):
     arguments = {
-        name: value.to(device) if isinstance(value, torch.Tensor) else value
+        name: value.to(device) if isinstance(value, torch.Tensor) and not value.is_meta else value
         for name, value in (GOOD | change).items()
     }
     with pytest.raises(error, match=text):
