@@ -13,7 +13,7 @@ from ops import _config
 from ops._errors import JitopsError
 from ops.jit import _inputs, _key
 from ops.jit._build_directory import commands_of
-from ops.jit._cache import _bundle, _entries, _location, _publish
+from ops.jit._cache import _bundle, _entries, _publish
 from ops.jit._cache._bundle import export, import_into, root as bundle_root, verify
 from ops.jit._cache._entries import Entry, problem
 from ops.jit._cache._eviction import Item, clean, evict, items
@@ -53,7 +53,10 @@ def sentence(spec: Spec) -> str:
 
 def reasons(spec: Spec) -> list[str] | None:
     """List how an extension differs from the nearest entry; ``None`` if no entry has its name."""
-    found = (against(spec, entry) for entry in _entries_of(spec.name))
+    bundle = _config.settings().bundle
+    roots = [*([_bundle.root(bundle)] if bundle else []), *readable_roots()]
+    its = (item.entry for root in roots for item in items(root) if item.name == spec.name)
+    found = (against(spec, entry) for entry in its)
     # Of as many differences, the smaller ones: one flag, not all of them.
     return min(found, key=lambda its: (len(its), sum(map(len, its))), default=None)
 
@@ -76,16 +79,6 @@ def against(spec: Spec | None, entry: _entries.Entry) -> list[str]:
         return ["its manifest cannot be read"]
     damage = _entries.problem(entry)
     return found or ([damage] if damage else [])
-
-
-def _entries_of(name: str) -> Iterator[_entries.Entry]:
-    bundle = _config.settings().bundle
-    first = [_bundle.root(bundle)] if bundle else []
-    for root in (*first, *_location.readable_roots()):
-        for path in root.glob(f"{name}-????????????????/*/manifest.json"):
-            entry = _entries.open_entry(path.parent)
-            if entry and entry.manifest.get("name") == name:
-                yield entry
 
 
 def _requests(before: dict[str, Any], now: dict[str, Any]) -> Iterator[str]:

@@ -9,6 +9,7 @@ import importlib.util
 import os
 import sys
 import threading
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -30,20 +31,15 @@ class EvictedMeanwhile(Exception):  # noqa: N818 - no error: the entry is looked
     """The entry is just being deleted."""
 
 
+@dataclass
 class Loaded:
     """A library that this process has loaded."""
 
-    def __init__(self, name: str, result: ModuleType | Path, path: str, content: bytes) -> None:
-        self.name = name  # of the extension
-        self.result = result  # of load
-        self.library = ctypes.CDLL(path)
-        self.content = content  # as long as it has registrations with torch
-        self.retired = False
-
-    def retire(self) -> None:
-        """Have the library take back its registrations; its code stays in memory."""
-        self.library.jitops_retire()
-        self.retired, self.content = True, b""
+    name: str  # of the extension
+    result: ModuleType | Path  # of load
+    library: ctypes.CDLL
+    content: bytes  # for as long as it has registrations with torch
+    retired: bool = False  # it has taken them back, and its code stays in memory
 
 
 # By the entry's folder: a library is initialised once.
@@ -101,12 +97,17 @@ def _load(spec: Spec, entry: Entry, retired: Loaded | None) -> ModuleType | Path
             if registers or any(one.content for one in older):
                 withdrawn = _reload.prepare(spec, path, content, older)
         try:
-            result = _module(spec, path) if spec.is_python_module else _operators(entry, path)
+            result: ModuleType | Path = entry.library
+            if spec.is_python_module:
+                result = _module(spec, path)
+            else:
+                torch.ops.load_library(path)
         except (OSError, ImportError) as error:
             if withdrawn:
                 error.__notes__ = ["the older version is withdrawn: start a new process"]
             raise
-        _loaded[entry.folder] = Loaded(spec.name, result, path, content if registers else b"")
+        library = ctypes.CDLL(path)
+        _loaded[entry.folder] = Loaded(spec.name, result, library, content if registers else b"")
     if withdrawn:
         _reload.renew(withdrawn)
     return result
@@ -142,8 +143,3 @@ def _interpreter_state() -> dict[str, Any]:
     get_dict = ctypes.PYFUNCTYPE(pointer, pointer)(("PyInterpreterState_GetDict", api))
     state = get_dict(get())  # borrowed, so not a py_object
     return ctypes.cast(state, ctypes.py_object).value if state else {}
-
-
-def _operators(entry: Entry, path: str) -> Path:
-    torch.ops.load_library(path)
-    return entry.library

@@ -177,14 +177,22 @@ def _try(spec: Spec, path: str, others: Sequence[tuple[str, str, str]]) -> None:
 # ---- withdrawal ----------------------------------------------------------------------------------
 
 
+# Operators that somebody may still hold must not go. An implementation on a key that nobody uses
+# keeps them, and the newer version fills them again.
+_keepers: dict[str, torch.library.Library] = {}
+_UNUSED_KEY = "PrivateUse3"
+
+
 def _withdraw(loaded: Loaded) -> list[str]:
     """Take back a library's registrations with torch; return the names of its operators."""
     words = _words(loaded.content) - {b"aten"}
     every = torch._C._dispatch_get_all_op_names()
     names = [name for name in every if name.partition("::")[0].encode() in words]
-    for name in names:
-        _keep(*name.split("::"))
-    loaded.retire()
+    for namespace, _, operator in (name.partition("::") for name in names if name not in _keepers):
+        keeper = _keepers[f"{namespace}::{operator}"] = torch.library.Library(namespace, "FRAGMENT")
+        keeper.impl(operator, _withdrawn, _UNUSED_KEY)
+    loaded.library.jitops_retire()
+    loaded.retired, loaded.content = True, b""
     return names
 
 
@@ -211,22 +219,6 @@ def renew(names: Iterable[str]) -> None:
                 its = {"_overloadpacket": packet, "py_kernels": overload.py_kernels}
                 vars(overload).update({**vars(getattr(newer, key)), **its})
         vars(packet).update({**vars(newer), **overloads})
-
-
-# Operators that somebody may still hold must not go. An implementation on a key that nobody uses
-# keeps them, and the newer version fills them again.
-_keepers: dict[str, torch.library.Library] = {}
-_kept: set[tuple[str, str]] = set()
-_UNUSED_KEY = "PrivateUse3"
-
-
-def _keep(namespace: str, operator: str) -> None:
-    if (namespace, operator) in _kept:
-        return
-    if namespace not in _keepers:
-        _keepers[namespace] = torch.library.Library(namespace, "FRAGMENT")
-    _keepers[namespace].impl(operator, _withdrawn, _UNUSED_KEY)
-    _kept.add((namespace, operator))
 
 
 def _withdrawn(*_: object) -> None:

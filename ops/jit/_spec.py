@@ -53,19 +53,6 @@ class Spec:
                 f"extension {self.name!r} must have either source files or source text"
             )
         _check_sources(self.sources)
-        for argument, odd in (("sources", "$\n\r\0:|"), ("extra_include_paths", "$\n\r\0")):
-            for path in map(str, getattr(self, argument)):
-                if found := sorted(set(odd) & set(path)):
-                    raise ArgumentError(
-                        f"{argument} must be paths without {' '.join(found)!r}, which ninja cannot "
-                        f"pass on, got {path!r}: rename it, or name a link to it"
-                    )
-        for argument in ("extra_cflags", "extra_cuda_cflags", "extra_ldflags"):
-            if live := _flags.refused(getattr(self, argument)):
-                raise ArgumentError(
-                    f"{argument} must hold no {live!r} for the shell, because its result may "
-                    f"change unseen: write the result, or quote it (\"'-Wl,-rpath,$$ORIGIN'\")"
-                )
         for field in _SWITCHES:
             value = getattr(self, field)
             if not isinstance(value, bool) and not (field == "with_cuda" and value is None):
@@ -169,13 +156,25 @@ def _strings(argument: str, value: Any) -> tuple[str, ...]:
             raise ArgumentError(
                 f"{argument} must hold text without NUL that UTF-8 can encode, got {item!r}"
             )
+    if argument.endswith("flags") and (live := _flags.refused(value or ())):
+        raise ArgumentError(
+            f"{argument} must hold no {live!r} for the shell, because its result may change "
+            f"unseen: write the result, or quote it (\"'-Wl,-rpath,$$ORIGIN'\")"
+        )
     return tuple(value or ())
 
 
 def _paths(argument: str, value: Any) -> tuple[Path, ...]:
-    """Take one path, or several."""
+    """Take one path, or several, of characters that ninja can pass on."""
     value = [value] if isinstance(value, (str, os.PathLike)) else value
-    return tuple(path(argument, item, "paths") for item in _sequence(argument, value))
+    found = tuple(path(argument, item, "paths") for item in _sequence(argument, value))
+    for one in map(str, found):
+        if odd := sorted(set("$\n\r\0:|" if argument == "sources" else "$\n\r\0") & set(one)):
+            raise ArgumentError(
+                f"{argument} must be paths without {' '.join(odd)!r}, which ninja cannot pass on, "
+                f"got {one!r}: rename it, or name a link to it"
+            )
+    return found
 
 
 def path(argument: str, value: Any, kind: str = "a path") -> Path:

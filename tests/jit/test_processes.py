@@ -116,17 +116,6 @@ def test_waiting_has_an_end(cache, source, monkeypatch):
     assert answer(extension(source).load()) == 42
 
 
-def test_a_thread_does_not_wait_for_itself(tmp_path):
-    """A signal handler may load the extension that its own thread is building."""
-    path = tmp_path / "lock"
-    with (
-        _publish.exclusive(path, "answer", 60.0, print),
-        pytest.raises(ops.BuildTimeoutError, match="answer: this very thread is building it"),
-        _publish.exclusive(path, "answer", 5.0, print),
-    ):
-        pass
-
-
 def test_no_locks_on_this_file_system(cache, source, monkeypatch):
     def refuse(*_):
         raise OSError(errno.ENOLCK, "No locks available")

@@ -14,7 +14,6 @@ import os
 import platform
 import secrets
 import shutil
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -75,11 +74,6 @@ def exclusive(
                 descriptor = _open(path)
                 continue
             holder, waited = _read(descriptor), time.monotonic() - started
-            if _signature().items() <= holder.items():
-                raise BuildTimeoutError(
-                    f"{name}: this very thread is building it, and was interrupted by code that "
-                    f"loads it, such as a signal handler: load it before or after"
-                )
             # It holds the lock but has not signed yet, or has just left.
             owner = f"process {holder.get('pid', 'unknown')} on {holder.get('host', 'some host')}"
             if waited >= timeout:
@@ -93,7 +87,7 @@ def exclusive(
                 on_wait(f"waiting for {owner}, which is building {name}")
             time.sleep(min(_PAUSE, timeout))
         lock = Lock(descriptor, bool(held), _read(descriptor))
-        _write(descriptor, **_signature())
+        _write(descriptor, pid=os.getpid(), host=platform.node())
         yield lock
         with contextlib.suppress(OSError):
             os.ftruncate(descriptor, 0)
@@ -118,10 +112,6 @@ def try_lock(descriptor: int) -> bool | None:
     except OSError:
         return None
     return True
-
-
-def _signature() -> dict[str, Any]:
-    return {"pid": os.getpid(), "host": platform.node(), "thread": threading.get_ident()}
 
 
 def _open(path: Path) -> int:
@@ -188,8 +178,8 @@ def publish(
 
     Where another builder has published the same in the meantime, theirs stays and ours is dropped.
     """
-    size, digest = _entries.measure(library)
-    whole = {**manifest, "library": {"file": library.name, "size": size, "sha256": digest}}
+    its = {"file": library.name, "sha256": _entries.digest_of(library)}
+    whole = {**manifest, "library": its}
     clear(folder, (library.name, *keep))
     (folder / "manifest.json").write_text(json.dumps(whole))
     (folder / _entries.USED).touch(mode=0o644)
