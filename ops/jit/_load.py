@@ -95,7 +95,7 @@ def _load(spec: Spec, entry: Entry, retired: Loaded | None) -> ModuleType | Path
             if retired:
                 path = copy.enter_context(_reload.copied(entry.library, content))
             if registers or any(one.content for one in older):
-                withdrawn = _reload.prepare(spec, path, content, older)
+                withdrawn = _reload.prepare(spec, path, content, list(_loaded.values()))
         try:
             result: ModuleType | Path = entry.library
             if spec.is_python_module:

@@ -40,13 +40,15 @@ def at(step):
     os.write(2, ({step!r} + step + chr(10)).encode())
 faulthandler.disable()
 resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+for path in filter(os.path.exists, {beside!r}):
+    ctypes.CDLL(path)
 others = []
 for namespace, kind, schema in {others!r}:
     try:
         others.append(torch.library.Library(namespace, kind))
         schema and others[-1].define(schema)
     except RuntimeError:
-        pass  # torch's own
+        pass  # torch's own, or of a library that is beside it
 at("begun")
 try:
     if {module!r}:
@@ -65,19 +67,18 @@ finally:
 
 
 def prepare(spec: Spec, path: str, content: bytes, loaded: Sequence[Loaded]) -> list[str]:
-    """Withdraw the operators of older versions of a library; return their names.
-
-    ``loaded`` are all older versions, those that register none included.
-    """
-    older = [one for one in loaded if one.content]
+    """Withdraw the operators of older versions of a library; return their names."""
+    versions = [one for one in loaded if one.name == spec.name]
+    older = [one for one in versions if one.content]
+    beside = [one.library._name for one in loaded if one.content and one not in older]
     if not all(hasattr(one.library, "jitops_retire") for one in older):
         raise BuildError(
             f"{spec.name} has changed, and its older version cannot be withdrawn: start a new "
             f"process"
         )
     others = _of_others(content, b"".join(one.content for one in older))
-    if loaded or others:
-        _try(spec, path, others)
+    if versions or others:
+        _try(spec, path, beside, others)
     return [name for one in older for name in _withdraw(one)]
 
 
@@ -127,8 +128,8 @@ def _is_whole(namespace: str) -> bool:
 # ---- the trial -----------------------------------------------------------------------------------
 
 
-def _try(spec: Spec, path: str, others: Sequence[tuple[str, str, str]]) -> None:
-    """Load a library in a new Python, beside the registrations of others that it may repeat."""
+def _try(spec: Spec, path: str, beside: list[str], others: Sequence[tuple[str, str, str]]) -> None:
+    """Load a library in a new Python, beside others and the registrations that it may repeat."""
     python = _compilers.python()
     if python is None:
         return  # an application that has Python built in: there is nothing to try it with
@@ -136,6 +137,7 @@ def _try(spec: Spec, path: str, others: Sequence[tuple[str, str, str]]) -> None:
         path=sys.path,
         step=_STEP,
         others=others,
+        beside=beside,
         module=spec.is_python_module,
         name=spec.name,
         library=path,

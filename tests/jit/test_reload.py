@@ -296,6 +296,25 @@ def test_two_extensions_that_register_the_same(cache):
     assert out.endswith("\n11 13\n")
 
 
+def test_two_extensions_that_share_a_namespace(cache):
+    """One defines an operator, the other implements it and defines one of its own."""
+    text = OPERATORS.format(namespace="reload_shared", number=1, schema="int x")
+    defines, implements = text.split("STABLE_TORCH_LIBRARY_IMPL")
+    one = defines.replace("LIBRARY(", "LIBRARY_FRAGMENT(")
+    other = one.replace('"add(', '"sub(') + "STABLE_TORCH_LIBRARY_IMPL" + implements
+    out, _ = run(
+        f"""
+        import torch
+        from ops.jit import load_inline
+        load_inline("one", {one!r}, **{STABLE!r})
+        load_inline("other", {other!r}, **{STABLE!r})
+        print(torch.ops.reload_shared.add(1))
+        """,
+        JITOPS_CACHE_DIR=cache,
+    )
+    assert out == "2\n"
+
+
 @pytest.mark.parametrize("how", ["schema", "function"])
 def test_an_extension_that_registers_an_operator_of_torch(cache, how):
     """At its first load, when nothing of its name is there to be replaced."""

@@ -143,8 +143,11 @@ def root(path: Path) -> Path:
     with _publish.staging(cache, "bundle") as staging:
         if problem := next(filter(None, (found for _, found in _unpack(path, staging))), None):
             raise BundleError(problem)
-        with contextlib.suppress(OSError):  # another process has just done the same
+        try:
             os.rename(staging, bundles / name)
+        except OSError as error:
+            if not (bundles / name).is_dir():  # nor has another process just done the same
+                raise BundleError(f"{path} cannot be unpacked: {error}") from error
     for older in bundles.glob(f"{of_path}-*"):  # versions of the archive
         if older.name != name and not _location.is_shared(bundles):
             shutil.rmtree(older, ignore_errors=True)
