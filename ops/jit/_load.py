@@ -7,6 +7,7 @@ import ctypes
 import importlib.machinery
 import importlib.util
 import os
+import re
 import sys
 import threading
 from dataclasses import dataclass
@@ -23,8 +24,8 @@ from ops.jit._spec import Spec
 
 # Symbols of libraries that register with torch, by torch's macros or those of the stable ABI.
 _REGISTERS = (b"N5torch7LibraryC", b"torch_library_init_")
-# Those of libraries that define operators, and do not only implement them.
-_DEFINES = (b"TORCH_LIBRARY_init_", b"TORCH_LIBRARY_FRAGMENT_init_")
+# Those of libraries that define operators, of a namespace as a whole or in part.
+_DEFINES = re.compile(rb"TORCH_LIBRARY_(?:init_(\w+?)|FRAGMENT_init_(\w+?)_\d+)RN5torch")
 
 
 class EvictedMeanwhile(Exception):  # noqa: N818 - no error: the entry is looked for again
@@ -89,13 +90,14 @@ def _load(spec: Spec, entry: Entry, retired: Loaded | None) -> ModuleType | Path
     registers = any(mark in content for mark in _REGISTERS)
     withdrawn: list[str] = []
     with contextlib.ExitStack() as copy:
-        if older or any(mark in content for mark in _DEFINES):
+        taken = _taken(content)
+        if older or taken:
             from ops.jit import _reload  # most first loads need none of it
 
             if retired:
                 path = copy.enter_context(_reload.copied(entry.library, content))
             if registers or any(one.content for one in older):
-                withdrawn = _reload.prepare(spec, path, content, list(_loaded.values()))
+                withdrawn = _reload.prepare(spec, path, content, list(_loaded.values()), taken)
         try:
             result: ModuleType | Path = entry.library
             if spec.is_python_module:
@@ -111,6 +113,33 @@ def _load(spec: Spec, entry: Entry, retired: Loaded | None) -> ModuleType | Path
     if withdrawn:
         _reload.renew(withdrawn)
     return result
+
+
+def _taken(content: bytes) -> dict[str, bool]:
+    """List namespaces that a library defines operators in, and somebody else has before.
+
+    Each with whether it is defined as a whole, which only one library can do.
+    """
+    found: dict[str, bool] = {}
+    for whole, part in _DEFINES.findall(content):
+        namespace = (whole or part).decode()
+        if whole:
+            is_taken = _is_whole(namespace)
+        else:
+            known = torch._C._dispatch_get_all_op_names()
+            is_taken = any(name.startswith(f"{namespace}::") for name in known)
+        if is_taken:
+            found[namespace] = bool(whole) or found.get(namespace, False)
+    return found
+
+
+def _is_whole(namespace: str) -> bool:
+    """Whether somebody has defined a namespace as a whole."""
+    try:
+        torch.library.Library(namespace, "DEF")
+    except (RuntimeError, ValueError):
+        return True
+    return False
 
 
 def _module(spec: Spec, path: str) -> ModuleType:

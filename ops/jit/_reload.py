@@ -14,7 +14,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -47,7 +47,7 @@ for namespace, kind, schema in {others!r}:
     try:
         others.append(torch.library.Library(namespace, kind))
         schema and others[-1].define(schema)
-    except RuntimeError:
+    except (RuntimeError, ValueError):
         pass  # torch's own, or of a library that is beside it
 at("begun")
 try:
@@ -66,8 +66,13 @@ finally:
 """
 
 
-def prepare(spec: Spec, path: str, content: bytes, loaded: Sequence[Loaded]) -> list[str]:
-    """Withdraw the operators of older versions of a library; return their names."""
+def prepare(
+    spec: Spec, path: str, content: bytes, loaded: Sequence[Loaded], taken: Mapping[str, bool]
+) -> list[str]:
+    """Withdraw the operators of older versions of a library; return their names.
+
+    ``taken`` are namespaces of the library in which others have operators, or older versions.
+    """
     versions = [one for one in loaded if one.name == spec.name]
     older = [one for one in versions if one.content]
     beside = [one.library._name for one in loaded if one.content and one not in older]
@@ -76,7 +81,7 @@ def prepare(spec: Spec, path: str, content: bytes, loaded: Sequence[Loaded]) -> 
             f"{spec.name} has changed, and its older version cannot be withdrawn: start a new "
             f"process"
         )
-    others = _of_others(content, b"".join(one.content for one in older))
+    others = _of_others(content, b"".join(one.content for one in older), taken)
     if versions or others:
         _try(spec, path, beside, others)
     return [name for one in older for name in _withdraw(one)]
@@ -98,31 +103,22 @@ def _words(content: bytes) -> set[bytes]:
     return set(content.replace(b"(", b"\0").split(b"\0"))
 
 
-def _of_others(content: bytes, older: bytes) -> list[tuple[str, str, str]]:
+def _of_others(
+    content: bytes, older: bytes, taken: Mapping[str, bool]
+) -> list[tuple[str, str, str]]:
     """List the registrations of others that a library seems to repeat: namespace, kind, schema."""
     found = []
     words, names = _words(content) - _words(older), torch._C._dispatch_get_all_op_names()
-    for namespace in {name.partition("::")[0] for name in names}:
-        whole, part = (f"TORCH_LIBRARY_{kind}init_{namespace}" for kind in ("", "FRAGMENT_"))
-        if whole.encode() in content and whole.encode() not in older and _is_whole(namespace):
+    for namespace, is_whole in taken.items():
+        if is_whole and f"TORCH_LIBRARY_init_{namespace}".encode() not in older:
             found.append((namespace, "DEF", ""))
-        if whole.encode() in content or part.encode() in content:
-            for name in names:
-                theirs, _, operator = name.partition("::")
-                if theirs == namespace and operator.encode() in words:
-                    with contextlib.suppress(RuntimeError):  # it has no schema, so it is free
-                        schema = torch._C._get_schema(*name.partition(".")[::2])
-                        found.append((namespace, "FRAGMENT", str(schema).partition("::")[2]))
+        for name in names:
+            theirs, _, operator = name.partition("::")
+            if theirs == namespace and operator.encode() in words:
+                with contextlib.suppress(RuntimeError):  # it has no schema, so it is free
+                    schema = torch._C._get_schema(*name.partition(".")[::2])
+                    found.append((namespace, "FRAGMENT", str(schema).partition("::")[2]))
     return found
-
-
-def _is_whole(namespace: str) -> bool:
-    """Whether somebody has registered a namespace as a whole, which only one can."""
-    try:
-        torch.library.Library(namespace, "DEF")
-    except RuntimeError:
-        return True
-    return False
 
 
 # ---- the trial -----------------------------------------------------------------------------------
