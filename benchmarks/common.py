@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
 import statistics
@@ -10,7 +11,7 @@ import subprocess
 import sys
 import textwrap
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -209,6 +210,20 @@ def machine() -> dict[str, str]:
 
 def _first_line(*command: str) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.split("\n")[0]
+
+
+def exponents(
+    first: Mapping[str, float], last: Mapping[str, float], growth: float, size: str
+) -> dict[str, float]:
+    """Of the cost of each contender in a size, which is ``growth`` times as large at the last."""
+    found = {
+        name: math.log(last[name] / first[name]) / math.log(growth)
+        for name in first
+        if name in last
+    }
+    shown = ", ".join(f"{name} {value:.2f}" for name, value in found.items())
+    print(f"\nExponent of the cost in the {size}: {shown}\n")
+    return found
 
 
 printed: list[str] = []  # the lines of the tables of the running bench

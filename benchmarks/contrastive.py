@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from benchmarks.common import child, in_turns, table
+from benchmarks.common import child, exponents, in_turns, table
 
 Losses = Callable[[str, str], dict[str, Callable[..., Tensor]]]
 Inputs = Callable[[int, int, str], tuple[Tensor, ...]]
@@ -50,12 +49,8 @@ def speed(
             for row in figures
         ],
     )
-    grown = math.log(sizes[-1][0] / sizes[0][0])
-    exponent = {
-        name: math.log(figures[-1]["ms"][name] / figures[0]["ms"][name]) / grown for name in names
-    }
-    shown = ", ".join(f"{name} {value:.2f}" for name, value in exponent.items())
-    print(f"\nExponent of the cost in the number of rows: {shown}\n")
+    growth = sizes[-1][0] / sizes[0][0]
+    exponent = exponents(figures[0]["ms"], figures[-1]["ms"], growth, "number of rows")
     return [*figures, {"exponent": exponent}]
 
 

@@ -142,6 +142,36 @@ def ssim() -> Figure:
     return figure
 
 
+def lncc_loss() -> Figure:
+    """A scan, an inverted copy of which one half is bent, and the correlation of windows."""
+    y, x = np.mgrid[:96, :96] / 95
+
+    def scan(y: np.ndarray, x: np.ndarray) -> np.ndarray:
+        wide = (x - 0.5) ** 2 / 0.16 + (y - 0.5) ** 2 / 0.2 < 1
+        inner = (x - 0.38) ** 2 / 0.02 + (y - 0.45) ** 2 / 0.04 < 1
+        return 0.2 * wide + 0.4 * inner + 0.1 * wide * np.sin(40 * x * y)
+
+    fixed = scan(y, x)
+    bend = 0.03 * (x > 0.5) * np.sin(np.pi * y)  # the right half alone does not match
+    moving = 0.9 - 0.8 * scan(y + bend, x)
+    images = [torch.from_numpy(one)[None, None] for one in (moving, fixed)]
+    loss = ops.lncc_loss(*images, kernel_size=9, reduction="none")
+    figure = Figure(figsize=(9.6, 3.0), layout="constrained")
+    pictures = {
+        "fixed": (fixed, "gray"),
+        "moving: inverted, the right half bent": (moving, "gray"),
+        "−loss of each window": (-loss[0, 0], "viridis"),
+    }
+    for axes, (title, (values, colors)) in zip(
+        figure.subplots(1, 3), pictures.items(), strict=True
+    ):
+        shown = axes.imshow(values, cmap=colors, vmin=0, vmax=1)
+        axes.set_title(title, fontsize=10)
+        axes.set_axis_off()
+    figure.colorbar(shown, ax=axes)
+    return figure
+
+
 def hausdorff_dt_loss() -> Figure:
     """A prediction and a target, the weights, and the loss of each pixel."""
     from scipy.ndimage import distance_transform_edt as distance
@@ -388,6 +418,7 @@ def main() -> None:
         improved_triplet_loss,
         chamfer_distance,
         ssim,
+        lncc_loss,
         hausdorff_dt_loss,
         set_matching_loss,
         batch_hard_triplet_loss,

@@ -55,8 +55,8 @@ THOROUGH = (
     "losses.test_peers",
 )
 # The packages of the extra `peers`.
-PEERS = ("info_nce", "online_triplet_loss", "pytorch_metric_learning", "pysdtw", "pytorch_msssim",
-         "sentence_transformers", "torchmetrics")  # fmt: skip
+PEERS = ("info_nce", "monai", "online_triplet_loss", "pytorch_metric_learning", "pysdtw",
+         "pytorch_msssim", "sentence_transformers", "torchmetrics")  # fmt: skip
 DEVICES = {"torch": "cpu", "cpp": "cpu", cuda_emulator.NAME: "cpu", "cuda": "cuda"}
 
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from types import ModuleType
 
 import torch
 from torch import Tensor
 
-from benchmarks.common import COMPILED, child, compiled, devices, in_turns, table
+from benchmarks.common import COMPILED, child, compiled, devices, exponents, in_turns, table
 
 
 def inputs(rows: int, cols: int, of_a_class: int, device: str) -> tuple[Tensor, Tensor]:
@@ -83,13 +82,8 @@ def speed(
             for row in figures
         ],
     )
-    first, last = figures[0], figures[-1]
-    exponent = {
-        name: math.log(last["us"][name] / first["us"][name]) / math.log(sizes[-1][0] / sizes[0][0])
-        for name in first["us"]
-    }
-    shown = ", ".join(f"{name} {value:.2f}" for name, value in exponent.items())
-    print(f"\nExponent of the cost in the number of embeddings: {shown}\n")
+    growth = sizes[-1][0] / sizes[0][0]
+    exponent = exponents(figures[0]["us"], figures[-1]["us"], growth, "number of embeddings")
     return [*figures, {"exponent": exponent}]
 
 

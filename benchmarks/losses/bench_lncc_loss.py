@@ -1,4 +1,4 @@
-"""LNCC of volumes, forward + backward, against tensor code and its compile."""
+"""LNCC of volumes, forward + backward, against tensor code, its compile, and MONAI."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import ops
-from benchmarks.common import COMPILED, Kernel, compiled, devices, in_turns, table
+from benchmarks.common import COMPILED, Kernel, devices, exponents
+from benchmarks.losses import images, peers
 
-SHAPES = ((1, 1, 64, 64, 64), (1, 1, 96, 96, 96))
+SHAPES = ((1, 1, 32, 32, 32), (1, 1, 64, 64, 64), (1, 1, 96, 96, 96))
 SIZES = (9, 21)
 
 
@@ -55,33 +56,19 @@ def kernels(device: str, dtype: torch.dtype) -> Iterator[Kernel]:
                 yield Kernel(f"LNCC {size}, {title}", shape, forward, arguments, moved * x.nbytes)
 
 
-def _speed(device: str) -> list[dict]:
-    backend, figures = COMPILED[device], []
-    for shape in SHAPES:
-        for size in SIZES:
-            x, y = torch.rand(2, *shape, device=device).unbind()
-            x.requires_grad_()
-            torch._dynamo.reset()
-            eager, ours = Separable(size), ops.LNCCLoss(kernel_size=size)
-            losses = {"eager": eager, **compiled(eager, device), "torch": ours, backend: ours}
-            calls = {
-                name: lambda loss=loss, x=x, y=y: torch.autograd.grad(loss(x, y), x)
-                for name, loss in losses.items()
-            }
-            seconds = in_turns(calls, {"torch": "torch", backend: backend}, device)
-            us = {name: 1e6 * value for name, value in seconds.items()}
-            figures.append({"shape": (*shape, size), "us": us})
-    table(
-        f"LNCC, forward + backward, {backend}: microseconds",
-        ["shape, window", *figures[0]["us"], "eager / ours", "compile / ours"],
-        [
-            [
-                row["shape"],
-                *(f"{us:.0f}" for us in row["us"].values()),
-                f"**{row['us']['eager'] / row['us'][backend]:.1f}x**",
-                f"**{row['us']['compile'] / row['us'][backend]:.1f}x**",
-            ]
-            for row in figures
-        ],
-    )
-    return figures
+def _speed(device: str) -> dict:
+    """By window, and the exponent of our cost in its size, at the largest volume."""
+    figures = {}
+    for size in SIZES:
+        figures[size] = images.speed(
+            f"LNCC, window {size}",
+            SHAPES,
+            ops.LNCCLoss(kernel_size=size),
+            Separable(size),
+            Separable(size),
+            peers.installed(monai=lambda size=size: peers.monai_lncc(size)),
+            device,
+        )
+    first, last = (figures[size][len(SHAPES) - 1]["us"] for size in (SIZES[0], SIZES[-1]))
+    exponent = exponents(first, last, SIZES[-1] / SIZES[0], "window's size")
+    return {**figures, "exponent": exponent}

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 import ops
-from benchmarks.common import COMPILED, Kernel, child, devices, in_turns, table
+from benchmarks.common import COMPILED, Kernel, child, devices, exponents, in_turns, table
 from benchmarks.losses import peers
 
 SIZES = ((32, 512, 8), (1, 1024, 8), (1, 1024, 64))  # pairs, steps, features
+GROWING = ((8, 128, 8), (8, 256, 8), (8, 512, 8))
 # Steps, features, gamma, and the factor of the standard normal data.
 ERRORS = (
     (128, 2, 1.0, 1),
@@ -82,7 +83,19 @@ def packages(gamma: float) -> dict[str, Callable[[Tensor, Tensor], Tensor]]:
 def run() -> dict:
     return {
         "errors": errors(),
-        **{COMPILED[one]: {"speed": _speed(one), "memory": _memory(one)} for one in devices()},
+        **{COMPILED[one]: _figures(one) for one in devices()},
+    }
+
+
+def _figures(device: str) -> dict:
+    growing = _speed(device, GROWING)
+    first, last = growing[0]["ms"], growing[-1]["ms"]
+    growth = GROWING[-1][1] / GROWING[0][1]
+    return {
+        "speed": _speed(device, SIZES),
+        "growing": growing,
+        "exponent": exponents(first, last, growth, "number of steps of both sequences"),
+        "memory": _memory(device),
     }
 
 
@@ -142,9 +155,9 @@ def _gradients(loss: Callable[..., Tensor], x: list[Tensor]) -> list[Tensor]:
     return [one.double() for one in torch.autograd.grad(loss(*x).sum(), x)]
 
 
-def _speed(device: str) -> list[dict]:
+def _speed(device: str, sizes: tuple[tuple[int, int, int], ...]) -> list[dict]:
     backend, figures = COMPILED[device], []
-    for shape in SIZES:
+    for shape in sizes:
         x = inputs(shape, device)
         others = packages(1.0) if device == "cpu" else {}
         losses = {**others, "torch": ours(1.0), backend: ours(1.0)}

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import importlib.util
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 import ops
-from benchmarks.common import COMPILED, Kernel, compiled, devices, in_turns, table
-from benchmarks.losses.peers import package
+from benchmarks.common import COMPILED, Kernel, devices
+from benchmarks.losses import images, peers
 
 SHAPES = ((2, 3, 128, 128), (8, 3, 512, 512))
 SIZE, SIGMA, C1, C2 = 11, 1.5, 0.01**2, 0.03**2
@@ -32,12 +30,17 @@ class Separable(nn.Module):
         row = self.weights.expand(channels, 1, 1, SIZE)
         return F.conv2d(F.conv2d(x, row.mT, groups=channels), row, groups=channels)
 
-    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+    def factors(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """The mean similarity of each channel, and its part of variances and covariance."""
         mean_x, mean_y = self.means(x), self.means(y)
         var_x, var_y = self.means(x * x) - mean_x**2, self.means(y * y) - mean_y**2
         covariance = self.means(x * y) - mean_x * mean_y
         luminance = (2 * mean_x * mean_y + C1) / (mean_x**2 + mean_y**2 + C1)
-        return 1 - (luminance * (2 * covariance + C2) / (var_x + var_y + C2)).mean()
+        contrast = (2 * covariance + C2) / (var_x + var_y + C2)
+        return (luminance * contrast).mean((2, 3)), contrast.mean((2, 3))
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        return 1 - self.factors(x, y)[0].mean()
 
 
 class Shifted(Separable):
@@ -50,16 +53,19 @@ class Shifted(Separable):
         return x
 
 
-def peers() -> dict[str, Callable[..., Any]]:
-    found: dict[str, Callable[..., Any]] = {}
-    if importlib.util.find_spec("pytorch_msssim"):
-        theirs = package("pytorch_msssim").ssim
-        found["pytorch-msssim"] = lambda x, y: 1 - theirs(x, y, data_range=1.0)
-    return found
-
-
 def run() -> dict:
-    return {COMPILED[device]: _speed(device) for device in devices()}
+    return {
+        COMPILED[device]: images.speed(
+            "SSIM",
+            SHAPES,
+            ops.SSIMLoss(data_range=1.0),
+            Separable(),
+            Shifted(),
+            peers.installed(pytorch_msssim=lambda: peers.pytorch_msssim("ssim")),
+            device,
+        )
+        for device in devices()
+    }
 
 
 def kernels(device: str, dtype: torch.dtype) -> Iterator[Kernel]:
@@ -72,40 +78,3 @@ def kernels(device: str, dtype: torch.dtype) -> Iterator[Kernel]:
         for title, needs, moved in (("value", False, 2), ("value and gradient", True, 3)):
             arguments = (x.to(dtype), y, *parameters, needs, False)
             yield Kernel(f"SSIM, {title}", shape, forward, arguments, moved * y.nbytes)
-
-
-def _speed(device: str) -> list[dict]:
-    backend, figures = COMPILED[device], []
-    for shape in SHAPES:
-        x = torch.rand(shape, device=device)
-        y = x + 0.1 * torch.randn_like(x)
-        x.requires_grad_()
-        torch._dynamo.reset()
-        ours = ops.SSIMLoss(data_range=1.0)
-        losses = {
-            "eager": Separable().to(device),
-            **compiled(Shifted().to(device), device),
-            **peers(),
-            "torch": ours,
-            backend: ours,
-        }
-        calls = {
-            name: lambda loss=loss, x=x, y=y: torch.autograd.grad(loss(x, y), x)
-            for name, loss in losses.items()
-        }
-        seconds = in_turns(calls, {"torch": "torch", backend: backend}, device)
-        figures.append({"shape": shape, "us": {name: 1e6 * s for name, s in seconds.items()}})
-    table(
-        f"SSIM, forward + backward, {backend}: microseconds",
-        ["shape", *figures[0]["us"], "eager / ours", "compile / ours"],
-        [
-            [
-                row["shape"],
-                *(f"{us:.0f}" for us in row["us"].values()),
-                f"**{row['us']['eager'] / row['us'][backend]:.1f}x**",
-                f"**{row['us']['compile'] / row['us'][backend]:.1f}x**",
-            ]
-            for row in figures
-        ],
-    )
-    return figures

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.common import COMPILED, child, compiled, in_turns, table
+from benchmarks.common import COMPILED, child, compiled, exponents, in_turns, table
 
 Shape = tuple[int, int, int, int]  # batch, points, points, columns
 # The most pairs for tensor code that keeps all distances, and for the pure-torch path.
@@ -63,15 +62,8 @@ def speed(module: ModuleType, title: str, shapes: tuple[Shape, ...], device: str
 def exponent(figures: list[dict], title: str) -> dict[str, float]:
     """Of the cost in the number of points, from the first to the last shape."""
     first, last = figures[0], figures[-1]
-    growth = math.log(last["shape"][1] / first["shape"][1])
-    found = {
-        name: math.log(last["ms"][name] / first["ms"][name]) / growth
-        for name in first["ms"]
-        if name in last["ms"]
-    }
-    shown = ", ".join(f"{name} {value:.2f}" for name, value in found.items())
-    print(f"\nExponent of the cost of {title} in the number of points: {shown}\n")
-    return found
+    growth = last["shape"][1] / first["shape"][1]
+    return exponents(first["ms"], last["ms"], growth, f"number of points, {title}")
 
 
 # In a process of its own: the peak over what stands there before the loss is computed.

@@ -60,6 +60,16 @@ def online_triplet_loss(name: str, margin: float) -> Loss:
     return loss
 
 
+def pytorch_msssim(name: str) -> Loss:
+    similarity = getattr(package("pytorch_msssim"), name)
+    return lambda x, y: 1 - similarity(x, y, data_range=1.0)
+
+
+def monai_lncc(kernel_size: int) -> Loss:
+    make = package("monai.losses").LocalNormalizedCrossCorrelationLoss
+    return make(spatial_dims=3, kernel_size=kernel_size)
+
+
 def pysdtw(gamma: float) -> Loss:
     return package("pysdtw").SoftDTW(gamma, use_cuda=False)
 

@@ -15,7 +15,7 @@ inline void set_taps(Window window, int64_t size, double sigma, double* taps) {
   double sum = 0;
   for (int64_t k = 0; k < size; ++k) {
     const double from = static_cast<double>(k - size / 2);
-    if (window == Window::kGaussian) taps[k] = std::exp(-from * from / (2 * sigma * sigma));
+    if (window == Window::kGaussian) taps[k] = std::exp(-(from / sigma) * (from / sigma) / 2);
     if (window == Window::kRectangular) taps[k] = 1;
     if (window == Window::kTriangular) taps[k] = static_cast<double>(size / 2 + 1) - std::abs(from);
     sum += taps[k];

@@ -88,11 +88,16 @@ def squared_distances(x: Tensor, y: Tensor) -> Tensor:
 def definition(cost: Tensor, lengths: Tensor | None, gamma: float, bandwidth: int) -> Tensor:
     """Soft-DTW of a batch of costs, ``(B, N, M)``, in float64, which autograd differentiates."""
     batch, rows, cols = cost.shape
-    cost = (cost.double() / gamma).clamp(-FAR, FAR)
+    cost = cost.double() / gamma
+    row = torch.arange(rows, device=cost.device)
+    if bandwidth >= 0:
+        column = torch.arange(cols, device=cost.device)
+        cost = cost.masked_fill((row[:, None] - column).abs() > bandwidth, 0)
+    # clamp passes no NaN on to the gradients of NaN and infinite costs, but the other term does.
+    cost = cost.clamp(-FAR, FAR) + 0 * cost.sigmoid()
     # Row i begins at column i: its elements are those of anti-diagonals.
     skewed = F.pad(cost, (0, rows)).flatten(1)[:, : rows * (rows + cols - 1)]
     skewed = skewed.view(batch, rows, rows + cols - 1)
-    row = torch.arange(rows, device=cost.device)
     outside = cost.new_full((batch, 1), FAR)
     earlier, last = cost.new_full((2, batch, rows + 1), FAR)
     earlier = torch.cat((torch.zeros_like(outside), earlier[:, 1:]), 1)  # the origin
@@ -120,8 +125,8 @@ def definition(cost: Tensor, lengths: Tensor | None, gamma: float, bandwidth: in
 
 
 def _finite(value: Tensor) -> Tensor:
-    """The value, which is infinite if it is far. Then it has a NaN gradient."""
-    far = value.abs() > FAR / 2
+    """The value, which is infinite if it is far. Then, or if it is NaN, its gradient is NaN."""
+    far = ~(value.abs() <= FAR / 2)
     # Elsewhere 1, whose derivatives are finite.
     infinite = torch.where(far, value, 1.0) * torch.where(far, torch.inf, 1.0)
     return torch.where(far, infinite.hypot(torch.zeros_like(value)) * value.sign(), value)

@@ -96,7 +96,7 @@ def taps(window: int, size: int, sigma: float) -> list[float]:
     """The weights along one dimension. They add up to 1."""
     away = [abs(k - size // 2) for k in range(size)]
     if window == WINDOWS["gaussian"]:
-        weights = [math.exp(-k * k / (2 * sigma * sigma)) for k in away]
+        weights = [math.exp(-(k / sigma) * (k / sigma) / 2) for k in away]  # for any sigma
     elif window == WINDOWS["rectangular"]:
         weights = [1.0] * size
     else:
@@ -105,8 +105,11 @@ def taps(window: int, size: int, sigma: float) -> list[float]:
 
 
 def shift_of(image: Tensor) -> Tensor:
-    """A constant close to the pixels of each plane: their mean, or 0 if that is not finite."""
-    mean = image.detach().mean(tuple(range(2, image.dim())), keepdim=True)
+    """A constant close to the pixels of each plane: the mean of those that are finite, or 0."""
+    image, pixels = image.detach(), tuple(range(2, image.dim()))
+    finite = image.isfinite()
+    count = finite.sum(pixels, keepdim=True).clamp(min=1)
+    mean = torch.where(finite, image, 0.0).sum(pixels, keepdim=True) / count
     return torch.nan_to_num(mean, nan=0.0, posinf=0.0, neginf=0.0)
 
 

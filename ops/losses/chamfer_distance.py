@@ -133,7 +133,10 @@ def chamfer_distance(
         if normals is not None:
             within = neighbours.real(matched, own, other, clouds[1 - side].shape[1])
             near = neighbours.gathered(normals[1 - side], matched, within)[:, :, 0]
-            unlike = _unlike(normals[side], near, abs_cosine)
+            mine = normals[side]
+            if within is not None:  # NaN in padding would make NaN of its gradient
+                mine = torch.where(within, mine, 0.0)
+            unlike = _unlike(mine, near, abs_cosine)
             if within is not None:
                 unlike = torch.where(within[..., 0], unlike, 0.0)
             of_normals.append(_of_points(unlike, own, point_reduction, factors))

@@ -82,9 +82,9 @@ def lncc_loss(
 
     Memory:
         Gradients are formed in float64 by the forward pass. Beyond them, a thread keeps 64 rows of
-        as many slices as a window has. On CUDA the derivatives of four million windows at a time,
-        or of one plane, are stored. With ``reduction="none"`` the backward pass computes all means
-        again.
+        seven slices more than a window has. On CUDA the derivatives of four million windows at a
+        time, or of one plane, are stored. With ``reduction="none"`` the backward pass computes all
+        means again.
     """
     input, target = windows.images(input, target, (3, 4, 5))
     kernel_size = windows.window_size(kernel_size, "kernel_size")

@@ -71,27 +71,9 @@ def ms_ssim(
     Memory:
         The coarser images, which are a third of the images, and the gradients.
     """
-    images = windows.images(input, target, (4, 5))
-    scales = _checked_weights(weights)
-    numbers = checked_numbers(data_range, window_size, sigma, k1, k2)
     number = checks.check_reduction(reduction)
-    least = (numbers[1] - 1) * 2 ** (len(scales) - 1) + 1
-    sizes = list(images[0].shape[2:])
-    if min(sizes) < least:
-        raise ArgumentError(
-            f"input must have at least {least} pixels along each dimension, for {len(scales)} "
-            f"weights and a window_size of {numbers[1]}, got {sizes}"
-        )
-    dtype = images[0].dtype
-    parameters = (*numbers, windows.PADDINGS["valid"])
-    value: Any = 1.0
-    for scale, weight in enumerate(scales):
-        if scale:
-            images = _halved(images[0]), _halved(images[1])
-        finer = scale < len(scales) - 1
-        mean = 1 - loss_of_planes(images, parameters, 0.0, 1.0, contrast=finer)
-        value = value * _power(mean, weight)
-    return autograd.reduce(value.mean(1), number).to(dtype)
+    value, dtype = _of_images(input, target, data_range, weights, window_size, sigma, k1, k2)
+    return autograd.reduce(value, number).to(dtype)
 
 
 class MSSSIMLoss(LossModule):
@@ -126,12 +108,40 @@ class MSSSIMLoss(LossModule):
             reduction=reduction,
         )
         self.window_size = window_size  # an integer, as it was given
-        self._reduction = reduction
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         """The loss of ``(B, C, H, W)`` or ``(B, C, D, H, W)`` images."""
-        loss = 1 - self.loss(input, target, reduction="none")
-        return autograd.reduce(loss, checks.REDUCTIONS[self._reduction])
+        parameters: dict[str, Any] = {name: getattr(self, name) for name in self._parameter_names}
+        number = checks.check_reduction(parameters.pop("reduction"))
+        value, dtype = _of_images(input, target, **parameters)
+        return autograd.reduce(1 - value, number).to(dtype)
+
+
+def _of_images(
+    input: Tensor, target: Tensor, data_range: float | None, weights: Sequence[float],
+    window_size: int, sigma: float, k1: float, k2: float,
+) -> tuple[Tensor, torch.dtype]:  # fmt: skip
+    """The similarity of each image, not rounded to half precision, and the dtype of results."""
+    images = windows.images(input, target, (4, 5))
+    scales = _checked_weights(weights)
+    numbers = checked_numbers(data_range, window_size, sigma, k1, k2)
+    least = (numbers[1] - 1) * 2 ** (len(scales) - 1) + 1
+    sizes = list(images[0].shape[2:])
+    if min(sizes) < least:
+        raise ArgumentError(
+            f"input must have at least {least} pixels along each dimension, for {len(scales)} "
+            f"weights and a window_size of {numbers[1]}, got {sizes}"
+        )
+    dtype = images[0].dtype
+    parameters = (*numbers, windows.PADDINGS["valid"])
+    value: Any = 1.0
+    for scale, weight in enumerate(scales):
+        if scale:
+            images = _halved(images[0]), _halved(images[1])
+        finer = scale < len(scales) - 1
+        mean = 1 - loss_of_planes(images, parameters, 0.0, 1.0, contrast=finer)
+        value = value * _power(mean, weight)
+    return value.mean(1), dtype
 
 
 def _checked_weights(weights: Any) -> tuple[float, ...]:
@@ -151,7 +161,8 @@ def _halved(image: Tensor) -> Tensor:
     """The means of 2 x 2 pixels. Planes become the batch, because torch pools no 0 channels."""
     planes = checks.widened(image).flatten(0, 1).unsqueeze(1)
     pool = F.avg_pool2d if image.dim() == 4 else F.avg_pool3d
-    pooled = pool(planes, 2, ceil_mode=True)
+    # A window of two pixels does not fit into one, as a window of one pixel does.
+    pooled = pool(planes, [min(2, size) for size in image.shape[2:]], ceil_mode=True)
     return pooled.reshape(*image.shape[:2], *pooled.shape[2:])
 
 

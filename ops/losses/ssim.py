@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -83,8 +84,8 @@ def ssim(
     Memory:
         Little beyond the gradients. A compiled forward pass forms them, because it has all means
         of windows. Half precisions sum them in float32. :func:`ssim_map` computes the means again
-        in its backward pass. A thread keeps some rows of the images, for volumes from as many
-        slices as a window has. On CUDA the derivatives of four million windows at a time, or of
+        in its backward pass. A thread keeps some rows of the images, for volumes from three more
+        slices than a window has. On CUDA the derivatives of four million windows at a time, or of
         one plane, are stored.
     """
     return _loss(
@@ -230,13 +231,20 @@ def checked_numbers(
     data_range: float | None, window_size: int, sigma: float, k1: float, k2: float
 ) -> tuple[float, int, float, float, float]:
     """The parameters of the similarity of a window."""
-    return (
+    numbers = (
         windows.positive("data_range", data_range, _RANGE),
         windows.window_size(window_size),
         windows.positive("sigma", sigma),
         windows.not_negative("k1", k1),
         windows.not_negative("k2", k2),
     )
+    for name, k in (("k1", numbers[3]), ("k2", numbers[4])):
+        constant = k * numbers[0]
+        if constant * constant == math.inf:
+            raise ArgumentError(
+                f"{name} times data_range must have a finite square, got {k} times {numbers[0]}"
+            )
+    return numbers
 
 
 def _checked(

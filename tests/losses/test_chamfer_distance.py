@@ -167,6 +167,25 @@ class TestChamferDistance(Battery):
         assert not y.grad.any()
         assert ops.chamfer_distance(x[:, :0], y, point_reduction="max")[0].item() == 0
 
+    def test_normals_of_padding(self, backend, device):
+        """They have no influence, even if they are NaN, and the gradient 0."""
+        tensors = [t for _ in range(2) for t in inputs((2, 3, 4, 3), torch.float32, device)]
+        lengths = {"x_lengths": torch.tensor([1, 3], device=device),
+                   "y_lengths": torch.tensor([4, 2], device=device)}  # fmt: skip
+        found = []
+        for content in (0.0, torch.nan):
+            filled = [t.clone() for t in tensors]
+            for tensor, its in zip(filled, [*lengths.values()] * 2, strict=True):
+                for cloud, length in zip(tensor, its, strict=True):
+                    cloud[length:] = content
+            x, y, x_normals, y_normals = (t.requires_grad_() for t in filled)
+            loss, unlike = ops.chamfer_distance(
+                x, y, x_normals=x_normals, y_normals=y_normals, **lengths
+            )
+            found.append((loss, unlike, *torch.autograd.grad(loss + unlike, filled)))
+        for one, other in zip(*found, strict=True):
+            assert torch.equal(one, other)
+
     def test_weights_of_zero(self, backend, device):
         x, y = (t.requires_grad_() for t in inputs((2, 3, 4, 3), torch.float32, device))
         weights = torch.zeros(2, device=device)

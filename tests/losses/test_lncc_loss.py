@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 import ops
 from tests.harness.battery import Battery
@@ -39,6 +40,20 @@ def reference(x, y, kernel_size=3, kernel_type="rectangular", smooth_nr=0.0, smo
         below = var_x * var_y + smooth_dr
     loss = -(covariance**2 + smooth_nr) / below
     return {"mean": loss.mean, "sum": loss.sum, "none": lambda: loss}[reduction]()
+
+
+def by_pooling(x, y, kernel_size, smooth_dr):
+    """The loss of each window of equal weights, in float64."""
+    pool = (torch.avg_pool1d, F.avg_pool2d, F.avg_pool3d)[x.dim() - 3]
+    volume = kernel_size ** (x.dim() - 2)
+
+    def mean(values):
+        return pool(F.pad(values, [kernel_size // 2] * 2 * (x.dim() - 2)), kernel_size, 1)
+
+    mean_x, mean_y = mean(x), mean(y)
+    cross = volume * (mean(x * y) - mean_x * mean_y)
+    var_x, var_y = (volume * (mean(one**2) - mean(one) ** 2) for one in (x, y))
+    return -(cross**2) / (var_x.clamp(min=smooth_dr) * var_y.clamp(min=smooth_dr))
 
 
 def operator_samples(device):
@@ -99,6 +114,43 @@ class TestLNCC(Battery):
         loss, expected = ops.lncc_loss(x, y, **keywords), reference(x, y, **keywords)
         close(loss, expected, torch.float64)
         close(torch.autograd.grad(loss, x)[0], torch.autograd.grad(expected, x)[0], torch.float64)
+
+    @applies(lambda op, backend: backend != "cuda-emulated")  # slow: the windows are large
+    @pytest.mark.parametrize(
+        ("shape", "kernel_size"),
+        [((1, 1, 1100), 21), ((1, 2, 150, 9), 13), ((1, 1, 20, 9, 11), 9), ((1, 1, 11, 10, 5), 21)],
+    )
+    def test_large_boxes(self, backend, device, shape, kernel_size):
+        """Windows that share their sums, in parts of a row, several bands, groups of slices."""
+        x, y = windows.inputs(shape, torch.float64, device)
+        x.requires_grad_(), y.requires_grad_()
+        loss = ops.lncc_loss(x, y, kernel_size=kernel_size, smooth_dr=0.1)
+        expected = by_pooling(x, y, kernel_size, 0.1).mean()
+        close(loss, expected, torch.float64)
+        for one, other in zip(
+            torch.autograd.grad(loss, (x, y)), torch.autograd.grad(expected, (x, y)), strict=True
+        ):
+            close(one, other, torch.float64)
+
+    @applies(lambda op, backend: backend != "cuda-emulated")  # slow: the row is long
+    @pytest.mark.parametrize("kernel_size", [9, 51])
+    def test_a_long_bright_row(self, backend, device, kernel_size):
+        """No error grows along the row, and a huge pixel spoils its own windows alone."""
+        noise = torch.randint(-8, 9, (2, 1, 1, 4000), device=device) / 64
+        x, y = (1e4 + noise).unbind()
+        x[..., 5] = 1e6
+        half = kernel_size // 2
+        x.requires_grad_()
+        loss = ops.lncc_loss(x, y, kernel_size=kernel_size, reduction="none")
+        loss = loss[..., 6 + half : -half]
+        near = x.detach().double().sub(1e4).requires_grad_()
+        expected = by_pooling(near, y.double() - 1e4, kernel_size, 1e-5)[..., 6 + half : -half]
+        assert (loss - expected).abs().max() < 1e-6
+        close(
+            torch.autograd.grad(loss.sum(), x)[0],
+            torch.autograd.grad(expected.sum(), near)[0],
+            torch.float32,
+        )
 
     def test_a_linear_function(self, backend, device):
         """Then the loss is -1, inside the image."""

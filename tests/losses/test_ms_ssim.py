@@ -101,6 +101,33 @@ class TestMSSSIM(Battery):
         assert value.item() == 1.0
         assert torch.autograd.grad(value, x)[0].abs().max() < 1e-6
 
+    @pytest.mark.parametrize("shape", [(2, 1, 1, 6), (2, 1, 5, 2), (1, 2, 3, 1, 4)])
+    def test_scales_of_one_pixel(self, backend, device, shape):
+        """A window of one pixel fits them."""
+        x, y = inputs(shape, torch.float64, device)
+        weights = (0.0, 0.0, 0.7)
+        value = ops.ms_ssim(x, y, data_range=1.0, window_size=1, weights=weights)
+        for _ in range(2):
+            for dim in range(2, x.dim()):
+                x, y = (
+                    torch.cat([part.mean(dim, keepdim=True) for part in one.split(2, dim)], dim)
+                    for one in (x, y)
+                )
+        similarity = (2 * x * y + 1e-4) / (x * x + y * y + 1e-4)
+        expected = similarity.mean(tuple(range(2, x.dim()))).clamp(min=0) ** 0.7
+        close(value, expected.mean(), torch.float64)
+
+    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+    def test_the_loss_in_half_precision(self, backend, device, dtype):
+        """It is that of float64, rounded once. 1 minus a rounded similarity has lost its digits."""
+        x = torch.rand(2, 1, 12, 12, device=device).to(dtype)
+        y = (x.float() + 0.02 * torch.rand(2, 1, 12, 12, device=device)).to(dtype)
+        loss = ops.MSSSIMLoss(data_range=1.0, window_size=3, weights=(0.4, 0.6))
+        exact, value = loss(x.double(), y.double()), loss(x, y)
+        assert 0 < exact < 0.02
+        assert value.dtype is dtype
+        assert abs(value.double() - exact) <= torch.finfo(dtype).eps * exact
+
     def test_nan_stays(self, backend, device):
         x, y = inputs((2, 1, 9, 9), torch.float32, device)
         x[1, 0, 0, 0] = torch.nan
@@ -130,6 +157,9 @@ def test_module():
     x, y = torch.rand(2, 2, 3, 12, 12).unbind()
     values = ops.ms_ssim(x, y, data_range=1.0, weights=(0.5, 0.5), window_size=3, reduction="none")
     assert torch.equal(loss(x, y), (1 - values).sum())
+    loss.reduction = "none"
+    assert torch.equal(loss(x, y), 1 - values)
+    loss.reduction = "sum"
     assert repr(loss) == (
         "MSSSIMLoss(data_range=1.0, weights=(0.5, 0.5), window_size=3, sigma=1.5, k1=0.01, "
         "k2=0.03, reduction='sum')"

@@ -217,8 +217,20 @@ def of_torchmetrics(x, y):
     return functions.structural_similarity_index_measure(x, y, data_range=1.0)
 
 
+def of_monai(**parameters):
+    def loss(x, y):
+        make = peers.package("monai.losses").LocalNormalizedCrossCorrelationLoss
+        return make(spatial_dims=x.dim() - 2, **parameters)(x, y)
+
+    return loss
+
+
 def ssim(**keywords):
     return lambda x, y: ops.ssim(x, y, data_range=1.0, **keywords)
+
+
+def as_volume(image):
+    return image[:, :1, :48, :80].reshape(2, 1, 12, 16, 20)
 
 
 OF_IMAGES = {
@@ -232,12 +244,25 @@ OF_IMAGES = {
         of_msssim("ms_ssim"),
         lambda x, y: ops.ms_ssim(x, y, data_range=1.0),
     ),
+    **{
+        f"LNCC, {kernel_type}, MONAI": (
+            of_monai(kernel_size=7, kernel_type=kernel_type),
+            lambda x, y, kernel_type=kernel_type: ops.lncc_loss(
+                x, y, kernel_size=7, kernel_type=kernel_type
+            ),
+        )
+        for kernel_type in ("rectangular", "triangular", "gaussian")
+    },
+    "LNCC of volumes, MONAI": (
+        lambda x, y: of_monai(kernel_size=9)(as_volume(x), as_volume(y)),
+        lambda x, y: ops.lncc_loss(as_volume(x), as_volume(y), kernel_size=9),
+    ),
 }
 
 
 @pytest.mark.parametrize("case", OF_IMAGES)
 def test_losses_of_images_agree(case):
-    """Within 1e-4 of the largest, because pytorch-msssim has its weights in float32."""
+    """Within 1e-4 of the largest, because some packages have their weights in float32."""
     theirs, mine = OF_IMAGES[case]
     x = torch.rand(2, 3, 192, 176, dtype=torch.float64)
     y = x + 0.1 * torch.randn_like(x)
@@ -265,7 +290,7 @@ def test_the_ranges_that_are_guessed():
 
 
 def test_monai_and_voxelmorph():
-    """Their formulas, as they are written: at pixels around 100 float32 loses the variance."""
+    """The loss of one, and the other's formula: at pixels around 100 float32 loses the variance."""
 
     def sums(x):
         for dim in (2, 3):
@@ -273,11 +298,6 @@ def test_monai_and_voxelmorph():
             shape[dim] = 9
             x = F.conv2d(x, x.new_ones(shape), padding=[4 * (size > 1) for size in shape[2:]])
         return x
-
-    def monai(x, y):
-        cross = sums(x * y) - sums(x) / 81 * sums(y)
-        var_x, var_y = ((sums(t * t) - sums(t) / 81 * sums(t)).clamp(min=1e-5) for t in (x, y))
-        return -cross * cross / (var_x * var_y)
 
     def voxelmorph(x, y):
         mean_x, mean_y = sums(x) / 81, sums(y) / 81
@@ -287,6 +307,7 @@ def test_monai_and_voxelmorph():
         return -cross * cross / (var_x * var_y + 1e-5)
 
     x, y = (100 + torch.randint(-8, 9, (2, 1, 1, 30, 30)) / 1024).unbind()
+    monai = of_monai(kernel_size=9, reduction="none")
     for theirs, smoothing in ((monai, "maximum"), (voxelmorph, "sum")):
         exact = theirs(x.double(), y.double())[..., 4:-4, 4:-4]
         mine, wrong = (

@@ -308,6 +308,15 @@ class TestSoftDTW(Battery):
         expected = ops.soft_dtw(x.double(), y.double(), normalize=True)
         assert abs(value.item() - expected.item()) < 1e-3 * expected.item()
 
+    @pytest.mark.parametrize(("rows", "cols"), [(1, 200), (90, 90)])
+    def test_small_costs_in_float32(self, backend, device, rows, cols):
+        """Weights in float32 leave an error in the value that γ and the number of steps bound."""
+        x, y = (1e-3 * one for one in inputs((2, rows, cols, 2), torch.float32, device))
+        bandwidth = 0 if rows == cols else None
+        value = ops.soft_dtw(x, y, bandwidth=bandwidth)
+        exact = ops.soft_dtw(x.double(), y.double(), bandwidth=bandwidth)
+        assert (value - exact).abs().max() < 1e-7 * (rows + cols)
+
     def test_far_from_the_origin(self, backend, device):
         """Costs are differences, so a common offset changes nothing."""
         x, y = (x.round(decimals=1) for x in inputs((2, 9, 8, 3), torch.float64, device))
@@ -329,6 +338,26 @@ class TestSoftDTWFromCost(Battery):
         assert cost.grad[0, 5, 39].item() == pytest.approx(1)
         assert not cost.grad[0, 5, :39].any()
         assert cost.grad[1].isnan().all()
+
+    @pytest.mark.parametrize("bandwidth", [None, 1])
+    def test_derivatives_of_costs_that_are_not_finite(self, backend, device, bandwidth):
+        """Gradients that can be differentiated are those of the kernels, also where NaN."""
+        cost = torch.rand(5, 4, 4, dtype=torch.float64, device=device)
+        cost[0, 1, 2] = torch.nan
+        cost[1, 1, 1] = -torch.inf
+        cost[2, 2] = torch.inf
+        cost[3, 2, 1] = torch.inf  # has no influence
+        cost[4, 0, 3] = torch.nan  # outside of the band, if there is one
+        cost.requires_grad_()
+        value = ops.soft_dtw_from_cost(cost, 0.5, bandwidth=bandwidth)
+        (expected,) = torch.autograd.grad(value.sum(), cost, retain_graph=True)
+        (found,) = torch.autograd.grad(value.sum(), cost, create_graph=True)
+        assert torch.equal(found.isnan(), expected.isnan())
+        assert found[:3].isnan().any(2).any(1).all()
+        close(found[3], expected[3], torch.float64)
+        (second,) = torch.autograd.grad(found[3].square().sum(), cost)
+        assert second[3].isfinite().all()
+        assert second[3].any()
 
     def test_the_gradient_is_the_alignment(self, backend, device):
         x, y = inputs((2, 7, 8, 3), torch.float64, device)

@@ -153,6 +153,24 @@ class TestSSIM(Battery):
         ):
             assert (one - other).abs().max() < 1e-5 * other.abs().max()
 
+    @pytest.mark.parametrize("value", [torch.nan, torch.inf])
+    def test_flat_bright_images_with_a_bad_pixel(self, backend, device, value):
+        """Windows without it lose no digits either."""
+        noise = torch.randint(-2, 3, (2, 1, 1, 15, 14), device=device) / 16
+        x, y = (250 + noise).unbind()
+        expected = similarity(x.double(), y.double(), 1.0, 5)[..., 1:, :]
+        x[0, 0, 0, 3] = value
+        found = ops.ssim_map(x, y, data_range=1.0, window_size=5)[..., 1:, :]
+        assert (found - expected).abs().max() < 1e-5
+
+    @pytest.mark.parametrize("sigma", [1e-3, 1e-200, 1e-320])
+    def test_a_narrow_window(self, backend, device, sigma):
+        """It is the pixel in the middle alone."""
+        x, y = windows.inputs((1, 1, 7, 7), torch.float64, device)
+        found = ops.ssim_map(x, y, data_range=1.0, window_size=3, sigma=sigma, padding="same")
+        expected = ops.ssim_map(x, y, data_range=1.0, window_size=1)
+        close(found, expected, torch.float64)
+
     def test_images_that_are_almost_alike(self, backend, device):
         """1 - SSIM keeps its digits, far below the rounding of 1."""
         x = torch.rand(1, 1, 20, 20, device=device)
@@ -245,6 +263,8 @@ def pair(*shape):
         ((1, 1, 9, 9), {"window_size": 53}, ops.ArgumentError, "window_size must be an odd"),
         ((1, 1, 9, 9), {"window_size": 3.0}, ops.ArgumentTypeError, "window_size must be an int"),
         ((1, 1, 9, 9), {"sigma": 0}, ops.ArgumentError, "sigma must be a finite number greater"),
+        ((1, 1, 9, 9), {"k1": 1e155}, ops.ArgumentError, "k1 times data_range must have a finite"),
+        ((1, 1, 9, 9), {"k2": 1e200}, ops.ArgumentError, "k2 times data_range must have a finite"),
         ((1, 1, 9, 9), {"k1": -1}, ops.ArgumentError, "k1 must be a finite number of at least 0"),
         ((1, 1, 9, 9), {"weight": 1.5}, ops.ArgumentError, "weight must be a number from 0 to 1"),
         ((1, 1, 9, 9), {"padding": "zeros"}, ops.ArgumentError,
