@@ -11,7 +11,7 @@ import pytest
 
 import ops
 from ops.jit import Extension
-from tests.jit.support import COMPILER, answer, extension
+from tests.jit.support import COMPILER, answer, entries, extension
 
 pytestmark = pytest.mark.cpp
 
@@ -125,8 +125,6 @@ LINKED = {
     "its path": ["-L{0}", "{0}/libqq.so"],
     "an odd suffix": ["{0}/odd.o.txt"],
     "no suffix": ["{0}/odd"],
-    "a thin archive": ["{0}/libthin.a"],
-    "a thin archive by its name": ["-L{0}", "-lthin"],
 }
 
 
@@ -150,12 +148,23 @@ def test_what_is_linked_however_it_is_named(cache, source, tmp_path, flags):
         shutil.copy(tmp_path / "odd", tmp_path / "odd.o.txt")
         (tmp_path / "libvv.a").unlink(missing_ok=True)
         subprocess.run(["ar", "rc", tmp_path / "libvv.a", tmp_path / "odd"], check=True)
-        if not (tmp_path / "libthin.a").exists():  # it has the names of its objects alone
-            subprocess.run(["ar", "rcT", "libthin.a", "odd"], cwd=tmp_path, check=True)
         built = plain(source, extra_ldflags=flags)
         assert built.find() is None
         assert answer(built.load()) == number
         assert built.find()
+
+
+@pytest.mark.parametrize("flags", [["{0}/libthin.a"], ["-L{0}", "-lthin"]], ids=" ".join)
+def test_a_thin_archive_is_refused(cache, source, tmp_path, flags):
+    """It has the names of its objects alone."""
+    (tmp_path / "part.cpp").write_text('extern "C" int given() { return 1; }\n')
+    subprocess.run([COMPILER, "-fPIC", "-c", "part.cpp"], cwd=tmp_path, check=True)
+    subprocess.run(["ar", "rcT", "libthin.a", "part.o"], cwd=tmp_path, check=True)
+    source.write_text('extern "C" int given();\nextern "C" int answer() { return given(); }\n')
+    built = plain(source, extra_ldflags=tuple(flag.format(tmp_path) for flag in flags))
+    with pytest.raises(ops.BuildError, match=r"libthin\.a is a thin archive, which names objects"):
+        built.load()
+    assert entries(cache) == []
 
 
 def test_link_time_optimisation(cache, source):
