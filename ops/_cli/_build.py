@@ -115,8 +115,7 @@ def main(options: argparse.Namespace) -> int:
             f"--compile-commands must be a file in a writable folder, got {editors}"
         )
     extensions = selected(options)
-    told = os.environ.get("MAX_JOBS", "")
-    jobs = options.jobs or (int(told) if told.isdecimal() else 0) or _admin.cpu.jobs()
+    jobs = options.jobs or _admin.cpu.jobs()
     os.environ["MAX_JOBS"] = str(max(1, jobs // max(1, min(len(extensions), jobs))))
     entries, started = [], time.perf_counter()
     with ThreadPoolExecutor(jobs) as pool:

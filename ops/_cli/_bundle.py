@@ -63,6 +63,6 @@ def _import(options: argparse.Namespace) -> None:
 
 
 def _verify(options: argparse.Namespace) -> int:
-    count, wrong = _admin.verify_bundle(options.file.absolute())
+    count, wrong = _admin.verify(options.file.absolute())
     print("\n".join([*wrong, f"{_names.entries(count)} checked, {len(wrong)} damaged"]))
     return 1 if wrong else 0

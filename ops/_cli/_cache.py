@@ -186,7 +186,7 @@ def _why_not_here(item: Item) -> str:
 
 def _verify(options: argparse.Namespace) -> int:
     items = _names.items()
-    wrong = [str(item.entry.folder) for item in items if not _admin.verify(item.entry)]
+    wrong = [str(item.entry.folder) for item in items if _admin.problem(item.entry)]
     if options.json:
         print(json.dumps({"checked": len(items), "damaged": wrong}, indent=1))
     else:

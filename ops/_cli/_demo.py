@@ -139,9 +139,9 @@ def _prepare(backend: Backend) -> bool:
     entry = extension.build_entry()  # a cache hit by now
     if cached:
         earlier = entry.manifest["seconds"]
-        _say(f"  in the cache already, compiled earlier in {earlier:.1f} s: {entry.place}")
+        _say(f"  in the cache already, compiled earlier in {earlier:.1f} s: {entry.library}")
     else:
-        _say(f"  cold: compiled and called in {seconds:.1f} s, kept as {entry.place}")
+        _say(f"  cold: compiled and called in {seconds:.1f} s, kept as {entry.library}")
     if backend == "cpp":
         _say(f"  warm: {FRESH} new processes, each of which imports torch first ...", end=" ")
         _say(f"import ops and first loss in {_warm_load(backend):.1f} ms")

@@ -9,17 +9,13 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
+from ops import _config
 from ops._errors import JitopsError
 from ops.jit import _inputs, _key
 from ops.jit._build_directory import commands_of
-from ops.jit._cache import _bundle, _entries, _location, _publish
-from ops.jit._cache._bundle import (
-    export,
-    import_into,
-    root as bundle_root,
-    verify as verify_bundle,
-)
-from ops.jit._cache._entries import Entry, verify
+from ops.jit._cache import _bundle, _entries, _publish
+from ops.jit._cache._bundle import export, import_into, root as bundle_root, verify
+from ops.jit._cache._entries import Entry, problem
 from ops.jit._cache._eviction import Item, clean, evict, items
 from ops.jit._cache._location import (
     configured_root,
@@ -35,19 +31,16 @@ from ops.jit._spec import Spec
 __all__ = [
     "Entry", "Item", "against", "bundle_root", "clean", "commands_of", "compilers",
     "configured_root", "cpu", "evict", "exclusive", "export", "file_system", "gpu_archs",
-    "import_into", "items", "last_failure", "readable_roots", "sentence", "unusable", "verify",
-    "verify_bundle", "writable_root",
+    "import_into", "items", "last_failure", "problem", "readable_roots", "sentence", "unusable",
+    "verify", "writable_root",
 ]  # fmt: skip
 
 
 def last_failure(spec: Spec) -> str | None:
     """Return the error of the last build of this very extension, if that failed."""
     name = _entries.entry_name(spec.name, _key.digest(_key.request(spec)))
-    for root in readable_roots():
-        failure = _publish.last_failure(_publish.lock_path(root, name))
-        if failure:
-            return str(failure["failed"])
-    return None
+    paths = (_publish.lock_path(root, name) for root in readable_roots())
+    return next(filter(None, map(_publish.last_failure, paths)), None)
 
 
 def sentence(spec: Spec) -> str:
@@ -60,7 +53,10 @@ def sentence(spec: Spec) -> str:
 
 def reasons(spec: Spec) -> list[str] | None:
     """List how an extension differs from the nearest entry; ``None`` if no entry has its name."""
-    found = (against(spec, entry) for entry in _entries_of(spec.name))
+    bundle = _config.settings().bundle
+    roots = [*([_bundle.root(bundle)] if bundle else []), *readable_roots()]
+    its = (item.entry for root in roots for item in items(root) if item.name == spec.name)
+    found = (against(spec, entry) for entry in its)
     # Of as many differences, the smaller ones: one flag, not all of them.
     return min(found, key=lambda its: (len(its), sum(map(len, its))), default=None)
 
@@ -81,16 +77,8 @@ def against(spec: Spec | None, entry: _entries.Entry) -> list[str]:
         if isinstance(error, JitopsError):
             raise
         return ["its manifest cannot be read"]
-    return found or ([] if _entries.verify(entry) else ["its library is damaged"])
-
-
-def _entries_of(name: str) -> Iterator[_entries.Entry]:
-    yield from _bundle.entries_of(name)
-    for root in _location.readable_roots():
-        for path in root.glob(f"{name}-????????????????/*/manifest.json"):
-            entry = _entries.open_entry(path.parent)
-            if entry and entry.manifest.get("name") == name:
-                yield entry
+    damage = _entries.problem(entry)
+    return found or ([damage] if damage else [])
 
 
 def _requests(before: dict[str, Any], now: dict[str, Any]) -> Iterator[str]:
@@ -101,16 +89,15 @@ def _requests(before: dict[str, Any], now: dict[str, Any]) -> Iterator[str]:
         if field in ("sources", "files"):
             olds, news = dict(old or []), dict(new or [])
             for name in (one for one in {**olds, **news} if olds.get(one) != news.get(one)):
-                how = "new" if name not in olds else "gone" if name not in news else None
-                yield f"{field}: {name} {f'is {how}' if how else 'has changed'}"
+                yield f"{field}: {name} has changed, or is there in one of the two only"
         elif field in ("cpp_sources", "cuda_sources"):
             yield f"{field}: the text has changed"
-        elif isinstance(old, list) and isinstance(new, list) and field != "torch":
-            less, more = ([one for one in a if one not in b] for a, b in ((old, new), (new, old)))
-            yield f"{field}: {_list(less)} → {_list(more)}" if less or more else f"{field}: order"
         elif isinstance(old, dict) and isinstance(new, dict):
             for name in (one for one in {**old, **new} if old.get(one) != new.get(one)):
                 yield f"{field} {name}: {old.get(name)} → {new.get(name)}"
+        elif isinstance(old, list) and isinstance(new, list) and field != "torch":
+            less, more = ([one for one in a if one not in b] for a, b in ((old, new), (new, old)))
+            yield f"{field}: {_list(less)} → {_list(more)}" if less or more else f"{field}: order"
         else:
             yield f"{field}: {_list(old)} → {_list(new)}"
 

@@ -40,10 +40,8 @@ def prepare(folder: Path, spec: Spec) -> Path:
         raise ArgumentError(
             f"build_directory must be a folder that is there or can be made, got {folder}: {error}"
         ) from error
-    if not all(map(_LINE.fullmatch, _record(folder))):
-        raise _not_ours(folder / _RECORD)
     texts = ["main.cpp", "cuda.cu"][: 1 + bool(spec.cuda_sources)] if spec.inline else []
-    for name in (spec.name if spec.is_standalone else f"{spec.name}.so", *texts):
+    for name in (_RECORD, spec.name if spec.is_standalone else f"{spec.name}.so", *texts):
         _check(folder / name)
     return folder
 
@@ -80,38 +78,32 @@ def commands_of(entry: Entry, folder: Path | None = None) -> list[dict[str, Any]
 
 def _check(path: Path) -> None:
     """Refuse a file that neither this loader nor torch's has written, or that is no plain file."""
+    more = ""
     try:
-        mode = path.lstat().st_mode
+        if not stat.S_ISREG(path.lstat().st_mode):  # to open a special file may block
+            more = ", which is no plain file"
+        elif _is_ours(path, path.read_bytes()):
+            return
     except FileNotFoundError:
         return
-    if not stat.S_ISREG(mode):  # to open a special file may block
-        raise _not_ours(path, ", which is no plain file")
-    try:
-        content = _read(path)
     except OSError as error:
-        raise _not_ours(path, f", which cannot be read: {error}") from error
-    if _line(path.name, content) not in _record(path.parent) and not _is_torchs(path, content):
-        raise _not_ours(path)
-
-
-def _not_ours(path: Path, more: str = "") -> ArgumentError:
-    return ArgumentError(
+        more = f", which cannot be read: {error}"
+    raise ArgumentError(
         f"build_directory must have no {path.name} but one that the loader wrote, got "
         f"{path}{more}: move or delete it, or name another folder"
     )
 
 
-def _read(path: Path) -> bytes:
-    """Read a plain file; it may have been exchanged for something else meanwhile."""
-    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-    with os.fdopen(os.open(path, flags), "rb") as file:
-        return file.read()
+def _is_ours(path: Path, content: bytes) -> bool:
+    recorded = _recorded(path.parent)
+    if path.name == _RECORD:
+        return all(map(_LINE.fullmatch, recorded))
+    return _line(path.name, content) in recorded or _is_torchs(path, content)
 
 
-def _record(folder: Path) -> list[bytes]:
+def _recorded(folder: Path) -> list[bytes]:
     record = folder / _RECORD
-    is_plain = record.is_file() and not record.is_symlink()
-    return _read(record).splitlines(keepends=True) if is_plain else []
+    return record.read_bytes().splitlines(keepends=True) if record.is_file() else []
 
 
 def _line(name: str, content: bytes) -> bytes:
@@ -139,17 +131,16 @@ def _is_torchs(path: Path, content: bytes) -> bool:
 def _put(path: Path, content: bytes, same: Path | None, mode: int) -> None:
     """Write a file, noted before, in one rename and through no link, or link it to ``same``."""
     is_same = path.exists() and (same is None or path.samefile(same))
-    if is_same and _read(path) == content:
+    if is_same and path.read_bytes() == content:
         return
-    line = _line(path.name, content)
-    if line not in _record(path.parent):
-        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
-        with os.fdopen(os.open(path.parent / _RECORD, flags | os.O_CLOEXEC, 0o644), "ab") as record:
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    if (line := _line(path.name, content)) not in _recorded(path.parent):
+        with open(os.open(path.parent / _RECORD, flags, 0o644), "ab") as record:
             record.write(line)
     # A folder whose name nobody can foresee, and in which nobody else can write.
     with tempfile.TemporaryDirectory(prefix=".jitops-", dir=path.parent) as folder:
         draft = Path(folder, path.name)
-        if same is not None:
+        if same:
             with contextlib.suppress(OSError):  # another file system, or one without such links
                 os.link(same, draft)
         if not draft.exists():

@@ -47,9 +47,9 @@ def build(
             if entry:
                 return entry
             # Of those that waited, one tries, and the others are told.
-            if failure := lock.failure(since=started):
-                lock.fail(failure["failed"], failure.get("log"))  # to the next of them
-                raise BuildError(f"{failure['failed']}", log=failure.get("log"))
+            if (failure := lock.before.get("failed")) and lock.before.get("since", 0.0) >= started:
+                lock.fail(failure, lock.before.get("log"))  # to the next of them
+                raise BuildError(failure, log=lock.before.get("log"))
             try:
                 entry = _build_here(root, name, spec, asked, digest, verbose)
             except BuildError as error:
@@ -92,13 +92,14 @@ def _build_here(
             )
         _compilers.check_torch()
         if not first:
-            _pch.schedule(spec, folder, root)
+            _pch.schedule(spec, root)
         manifest = {
             "name": spec.name,
             "digest": digest,
             "request": asked,
             "seconds": round(time.time() - started, 3),
             "built": time.time(),
+            "replaceable": spec.is_header,
             **recorded,
         }
         return _publish.publish(root, folder, library, manifest, keep=_KEPT)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import platform
+from pathlib import Path
 
 from ops import _config
 from ops._errors import ConfigError
@@ -12,14 +12,8 @@ from ops.jit._spec import Spec
 
 _DEBUG = ("-O0", "-g", "-fno-omit-frame-pointer", "-DJITOPS_DEBUG")
 _CUDA_DEBUG = ("-O0", "-g", "-lineinfo", "-DJITOPS_DEBUG")
-_SILENT = " and {}: Python and torch leave much to the end of the process, which is reported too"
-
-# The library that must be loaded first, and why reports at the end are to be silenced.
-_RUNTIMES = {
-    "address": ("libasan", 'ASAN_OPTIONS="detect_leaks=0"'),
-    "thread": ("libtsan", ""),
-    "leak": ("liblsan", 'LSAN_OPTIONS="exitcode=0"'),
-}
+# The libraries that must be loaded first. That of "address" finds leaks too.
+_RUNTIMES = {"address": "libasan", "thread": "libtsan", "leak": "liblsan"}
 
 
 def effective_spec(spec: Spec) -> Spec:
@@ -39,17 +33,15 @@ def effective_spec(spec: Spec) -> Spec:
 
 
 def check_runtime() -> None:
-    """Check that the sanitizers' runtime is loaded: else it would end the process."""
+    """Check that the sanitizer's runtime is loaded: else it would end the process."""
     names = _config.settings().sanitize
-    for name, (runtime, options) in _RUNTIMES.items():
-        if name not in names or platform.system() != "Linux":
-            continue
-        if name == "leak" and "address" in names:
-            continue  # part of it
-        with open("/proc/self/maps", "rb") as maps:
-            if not any(runtime.encode() in os.path.basename(line) for line in maps):
-                raise ConfigError(
-                    f"JITOPS_SANITIZE={name} needs the sanitizer's runtime in the process from its "
-                    f'start: run it with LD_PRELOAD="$(${{CXX:-c++}} -print-file-name={runtime}.so)'
-                    f'"{_SILENT.format(options) if options else ""}'
-                )
+    runtime = next((its for name, its in _RUNTIMES.items() if name in names), None)
+    if runtime is None or platform.system() != "Linux":
+        return
+    if runtime not in Path("/proc/self/maps").read_text(errors="replace"):
+        raise ConfigError(
+            f"JITOPS_SANITIZE={','.join(names)} needs the sanitizer's runtime in the process from "
+            f'its start: run it with LD_PRELOAD="$(${{CXX:-c++}} -print-file-name={runtime}.so)". '
+            f'ASAN_OPTIONS="detect_leaks=0" or LSAN_OPTIONS="exitcode=0" silences reports at the '
+            f"end, because Python and torch leave much to it"
+        )

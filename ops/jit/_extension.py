@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
 from pathlib import Path
 from types import ModuleType
@@ -50,9 +51,9 @@ class Extension:
         return entry.library if entry else None
 
     def place(self) -> str | None:
-        """Return where :meth:`find` finds it, for people: a bundle is named as that."""
-        entry = self._find()[0]
-        return entry.place if entry else None
+        """Return where :meth:`find` finds it, as text."""
+        library = self.find()
+        return str(library) if library else None
 
     @boundary
     def load(self, *, verbose: bool = False) -> ModuleType | Path:
@@ -88,7 +89,7 @@ class Extension:
             except (OSError, ImportError) as error:
                 from ops.jit._compile import _diagnostics
 
-                raise _diagnostics.refused(self.spec, entry.place, error) from error
+                raise _diagnostics.refused(self.spec, str(entry.library), error) from error
         raise CacheError(f"{self.name} is deleted as soon as it is built: is the cache too small?")
 
     @boundary
@@ -117,7 +118,7 @@ class Extension:
             said = f"{missing}: {self.name} is used as another compiler has built it"
             warnings.warn(said, CacheWarning, stacklevel=3)
         if verbose:
-            _progress.say(f"{self.name} is in the cache: {entry.place}")
+            _progress.say(f"{self.name} is in the cache: {entry.library}")
         return entry
 
     def _find(self) -> tuple[Entry | None, dict[str, object], str]:
@@ -133,18 +134,13 @@ class Extension:
 
 def _find(spec: Spec, digest: str) -> Entry | None:
     """Find an entry that serves, in the bundle and then in the cache; its library is verified."""
-    name = _entries.entry_name(spec.name, digest)
-
-    def accepts(manifest: _entries.Manifest) -> bool:
-        return manifest.get("digest") == digest and _inputs.accepts(spec, manifest)
-
-    if _config.settings().bundle is not None:
+    first: list[Path] = []
+    if bundle := _config.settings().bundle:
         from ops.jit._cache import _bundle
 
-        entry = _bundle.find(name, accepts)
-        if entry:
-            return entry
-    return _entries.find(name, accepts)
+        first.append(_bundle.root(bundle))
+    accepts = functools.partial(_inputs.accepts, spec, digest)
+    return _entries.find(_entries.entry_name(spec.name, digest), accepts, first)
 
 
 def _effective(spec: Spec) -> Spec:

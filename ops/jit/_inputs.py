@@ -11,7 +11,7 @@ import hashlib
 import os
 import re
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import Any
 
 from ops._errors import ToolchainError
@@ -25,9 +25,9 @@ MISSING = "missing"  # in place of a digest
 SYSTEM = ("/usr/include/", "/usr/local/include/", "/usr/lib/", "/usr/lib64/", "/lib/", "/lib64/")
 
 
-def accepts(spec: Spec, manifest: Manifest) -> bool:
-    """Whether an entry of the same digest serves here."""
-    return next(differences(spec, manifest), None) is None
+def accepts(spec: Spec, digest: str, manifest: Manifest) -> bool:
+    """Whether an entry serves here, for a request of this digest."""
+    return manifest.get("digest") == digest and next(differences(spec, manifest), None) is None
 
 
 def differences(spec: Spec, manifest: Manifest) -> Iterator[str]:
@@ -41,27 +41,24 @@ def differences(spec: Spec, manifest: Manifest) -> Iterator[str]:
 
 
 def _of_files(spec: Spec, manifest: Manifest) -> Iterator[str]:
-    roots = [str(root) for root in spec.header_roots]
     imported = bool(manifest.get("imported"))
     # Where nothing is compiled, the system's headers need not be there.
     foreign = imported or _compilers.cxx() is None
-    for number, name, content, *recorded in manifest["inputs"]:
-        path = name if number < 0 else os.path.join(roots[number], name)
+    for path, is_own, content, *recorded in _located(spec, manifest["inputs"]):
         if recorded and recorded == times(path):
             continue
         # Another machine's system, or headers that this one need not have.
         of_system = imported and path.startswith(SYSTEM)
-        if number < 0 and foreign and (of_system or not os.path.exists(path)):
+        if not is_own and foreign and (of_system or not os.path.exists(path)):
             continue
         if digest_of(path) != content:
-            yield f"{name} has changed"
+            yield f"{path} has changed"
     parts, exact = frozenset(manifest["names"]), manifest["exact"]
-    for number, name, is_shadow, found in manifest["searched"]:
-        folder = name if number < 0 else os.path.join(roots[number], name)
-        if not (number < 0 and foreign) and listing(folder, is_shadow, parts, exact) != found:
+    for folder, is_own, is_shadow, found in _located(spec, manifest["searched"]):
+        if (is_own or not foreign) and listing(folder, is_shadow, parts, exact) != found:
             yield "a file has come or gone that may hide another"
             break
-    if not imported and manifest["place"] not in (None, roots):
+    if not imported and manifest["place"] not in (None, [str(one) for one in spec.header_roots]):
         yield "the sources have moved, and use __FILE__ or name their own folder"
 
 
@@ -98,19 +95,13 @@ def of_machine(manifest: Manifest) -> Iterator[str]:
 
 def changed_since(spec: Spec, manifest: Manifest, since: float) -> str | None:
     """Find an input that was edited after a time, while the compilers ran."""
-    roots = [str(root) for root in spec.header_roots]
-    paths = []
-    for number, name, content, *_ in manifest["inputs"]:
-        if content == MISSING:
-            return str(name)
-        paths.append(name if number < 0 else os.path.join(roots[number], name))
-    for number, name, _, found in manifest["searched"]:
-        folder = name if number < 0 else os.path.join(roots[number], name)
+    paths = [path for path, *_ in _located(spec, manifest["inputs"])]
+    for folder, _, _, found in _located(spec, manifest["searched"]):
         paths += [path for one in found if os.path.isfile(path := os.path.join(folder, one))]
     # A clock ahead of ours, on a network file system, is no edit.
     now = time.time_ns()
     for path in paths:
-        # A file that is moved here keeps the time of its last edit.
+        # A file that is moved here keeps the time of its last edit. One that is gone has none.
         _, *when, _ = times(path) or [0, now, 0]
         if any(since * 1e9 < one <= now for one in when):
             return path
@@ -118,6 +109,14 @@ def changed_since(spec: Spec, manifest: Manifest, since: float) -> str | None:
 
 
 # ---- files and folders ---------------------------------------------------------------------------
+
+
+def _located(spec: Spec, rows: Iterable[list[Any]]) -> Iterator[list[Any]]:
+    """Turn each row's first two items, see :func:`locate`, into the path and whose it is."""
+    roots = [str(root) for root in spec.header_roots]
+    for number, name, *rest in rows:
+        is_own = number >= 0
+        yield [os.path.join(roots[number], name) if is_own else name, is_own, *rest]
 
 
 def locate(spec: Spec, path: str) -> tuple[int, str]:

@@ -8,7 +8,6 @@ nor times of files, so that a cache, a checkout or an environment can move.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import platform
@@ -23,6 +22,7 @@ import torch
 
 from ops._errors import ArgumentError
 from ops.jit import _flags
+from ops.jit._cache._entries import sha256
 from ops.jit._compile import _compilers
 from ops.jit._spec import Spec
 
@@ -46,8 +46,8 @@ def request(spec: Spec) -> dict[str, Any]:
         "format": FORMAT,
         "name": spec.name,
         "sources": [[path.name, _content(path)] for path in spec.sources],
-        "cpp_sources": [_sha256(text.encode()) for text in spec.cpp_sources],
-        "cuda_sources": [_sha256(text.encode()) for text in spec.cuda_sources],
+        "cpp_sources": [sha256(text.encode()) for text in spec.cpp_sources],
+        "cuda_sources": [sha256(text.encode()) for text in spec.cuda_sources],
         "functions": spec.functions,
         "implicit_headers": spec.inline and not spec.no_implicit_headers,
         "error_handling": spec.with_pytorch_error_handling,
@@ -111,16 +111,12 @@ def again(before: dict[str, Any]) -> dict[str, Any]:
 
 def digest(asked: dict[str, Any]) -> str:
     """Return the digest of a request."""
-    return _sha256(json.dumps(asked, sort_keys=True).encode())
-
-
-def _sha256(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()
+    return sha256(json.dumps(asked, sort_keys=True).encode())
 
 
 def _content(path: Path, argument: str = "sources") -> str:
     try:
-        return _sha256(path.read_bytes())
+        return sha256(path.read_bytes())
     except OSError as error:
         raise ArgumentError(f"{argument} must be readable files, got {path}: {error}") from error
 

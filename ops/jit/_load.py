@@ -6,11 +6,11 @@ import contextlib
 import ctypes
 import importlib.machinery
 import importlib.util
-import itertools
 import os
+import re
 import sys
 import threading
-from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -24,42 +24,29 @@ from ops.jit._spec import Spec
 
 # Symbols of libraries that register with torch, by torch's macros or those of the stable ABI.
 _REGISTERS = (b"N5torch7LibraryC", b"torch_library_init_")
+# Those of libraries that define operators, of a namespace as a whole or in part.
+_DEFINES = re.compile(rb"TORCH_LIBRARY_(?:init_(\w+?)|FRAGMENT_init_(\w+?)_\d+)RN5torch")
 
 
 class EvictedMeanwhile(Exception):  # noqa: N818 - no error: the entry is looked for again
     """The entry is just being deleted."""
 
 
+@dataclass
 class Loaded:
     """A library that this process has loaded."""
 
-    def __init__(self, name: str, result: ModuleType | Path, path: str, content: bytes) -> None:
-        self.name = name  # of the extension
-        self.result = result  # of load
-        self.library = ctypes.CDLL(path)
-        self.registers = registers(content)
-        # The file can be read by it even after its name is gone.
-        self.file = os.open(path, os.O_RDONLY | os.O_CLOEXEC) if self.registers else -1
-        self.retired = False
-
-    @property
-    def content(self) -> bytes:
-        """The content of the file."""
-        return os.pread(self.file, os.fstat(self.file).st_size, 0) if self.file >= 0 else b""
-
-    def retire(self) -> None:
-        """Have the library take back its registrations; its code stays in memory."""
-        self.library.jitops_retire()
-        self.retired = True
-        os.close(self.file)
-        self.file = -1
+    name: str  # of the extension
+    result: ModuleType | Path  # of load
+    library: ctypes.CDLL
+    content: bytes  # for as long as it has registrations with torch
+    retired: bool = False  # it has taken them back, and its code stays in memory
 
 
 # By the entry's folder: a library is initialised once.
 _loaded: dict[Path, Loaded] = {}
 # By the extension's name: the folder of the entry that was loaded last, which may not be deleted.
 _current: dict[str, Path] = {}
-_copies = itertools.count(1)
 _loading = threading.RLock()
 # A thread that holds it is not there in a forked child, and would never give it back.
 os.register_at_fork(after_in_child=lambda: globals().update(_loading=threading.RLock()))
@@ -98,55 +85,61 @@ def _take_over(name: str, folder: Path) -> None:
 
 
 def _load(spec: Spec, entry: Entry, retired: Loaded | None) -> ModuleType | Path:
-    content = entry.library.read_bytes()
-    # The dynamic linker would not initialise one file twice.
-    copied = _copied(entry.library.name, content) if retired else None
-    with copied or contextlib.nullcontext(str(entry.library)) as path:
-        withdrawn: list[str] = []
-        if any(one.registers or one.name == spec.name for one in _loaded.values()):
-            from ops.jit import _reload  # a first load needs none of it
+    content, path = entry.library.read_bytes(), str(entry.library)
+    older = [one for one in _loaded.values() if one.name == spec.name]
+    registers = any(mark in content for mark in _REGISTERS)
+    withdrawn: list[str] = []
+    with contextlib.ExitStack() as copy:
+        taken = _taken(content)
+        if older or taken:
+            from ops.jit import _reload  # most first loads need none of it
 
-            present = list(_loaded.values())
-            withdrawn = _reload.prepare(spec, path, content, registers(content), present)
+            if retired:
+                path = copy.enter_context(_reload.copied(entry.library, content))
+            if registers or any(one.content for one in older):
+                withdrawn = _reload.prepare(spec, path, content, list(_loaded.values()), taken)
         try:
-            result = _module(spec, path) if spec.is_python_module else _operators(entry, path)
+            result: ModuleType | Path = entry.library
+            if spec.is_python_module:
+                result = _module(spec, path)
+            else:
+                torch.ops.load_library(path)
         except (OSError, ImportError) as error:
             if withdrawn:
                 error.__notes__ = ["the older version is withdrawn: start a new process"]
             raise
-        if withdrawn:
-            _reload.renew(withdrawn)
-        _loaded[entry.folder] = Loaded(spec.name, result, path, content)
-        return result
+        library = ctypes.CDLL(path)
+        _loaded[entry.folder] = Loaded(spec.name, result, library, content if registers else b"")
+    if withdrawn:
+        _reload.renew(withdrawn)
+    return result
 
 
-def registers(content: bytes) -> bool:
-    """Whether a library registers operators with torch."""
-    return any(mark in content for mark in _REGISTERS)
+def _taken(content: bytes) -> dict[str, bool]:
+    """List namespaces that a library defines operators in, and somebody else has before.
 
-
-@contextlib.contextmanager
-def _copied(name: str, content: bytes) -> Iterator[str]:
-    """Make a file of this content, and yield a path that no other file ever had.
-
-    The dynamic linker knows a library by the spelling of its path. The kernel gives numbers of
-    closed descriptors anew, but dots and slashes lead nowhere else, so they can count.
+    Each with whether it is defined as a whole, which only one library can do.
     """
-    if not hasattr(os, "memfd_create"):
-        import tempfile
+    found: dict[str, bool] = {}
+    for whole, part in _DEFINES.findall(content):
+        namespace = (whole or part).decode()
+        if whole:
+            is_taken = _is_whole(namespace)
+        else:
+            known = torch._C._dispatch_get_all_op_names()
+            is_taken = any(name.startswith(f"{namespace}::") for name in known)
+        if is_taken:
+            found[namespace] = bool(whole) or found.get(namespace, False)
+    return found
 
-        with tempfile.TemporaryDirectory(prefix="jitops-") as folder:
-            Path(folder, name).write_bytes(content)
-            yield str(Path(folder, name))
-        return
-    descriptor = os.memfd_create(name)
+
+def _is_whole(namespace: str) -> bool:
+    """Whether somebody has defined a namespace as a whole."""
     try:
-        with os.fdopen(os.dup(descriptor), "wb") as file:
-            file.write(content)
-        spelled = "".join(".//" if bit == "1" else "./" for bit in f"{next(_copies):b}")
-        yield f"/proc/self/fd/{spelled}{descriptor}"
-    finally:
-        os.close(descriptor)
+        torch.library.Library(namespace, "DEF")
+    except (RuntimeError, ValueError):
+        return True
+    return False
 
 
 def _module(spec: Spec, path: str) -> ModuleType:
@@ -179,11 +172,3 @@ def _interpreter_state() -> dict[str, Any]:
     get_dict = ctypes.PYFUNCTYPE(pointer, pointer)(("PyInterpreterState_GetDict", api))
     state = get_dict(get())  # borrowed, so not a py_object
     return ctypes.cast(state, ctypes.py_object).value if state else {}
-
-
-def _operators(entry: Entry, path: str) -> Path:
-    if path.startswith("/proc/"):  # in memory: torch would resolve the path, and there is no other
-        ctypes.CDLL(path)
-    else:
-        torch.ops.load_library(path)
-    return entry.library

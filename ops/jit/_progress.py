@@ -19,14 +19,14 @@ class Line:
         """Show a text, in place of the one before; ``JITOPS_PROGRESS=0`` shows none."""
         if not _config.settings().progress:
             return
-        if not _in_notebook():
+        ipython = sys.modules.get("IPython")
+        # A shell in a terminal has no kernel.
+        if ipython is None or not hasattr(ipython.get_ipython(), "kernel"):
             write(sys.stderr, f"jitops: {text}\n")
             return
-        from IPython.display import display
-
         content = {"text/plain": f"jitops: {text}"}
         if self._shown is None:
-            self._shown = display(content, raw=True, display_id=True)
+            self._shown = ipython.display.display(content, raw=True, display_id=True)
         else:
             self._shown.update(content, raw=True)
 
@@ -41,9 +41,3 @@ def write(stream: Any, text: str) -> None:
     with contextlib.suppress(AttributeError, OSError, ValueError):
         stream.write(text)
         stream.flush()
-
-
-def _in_notebook() -> bool:
-    """Whether a kernel of Jupyter runs this process. A shell in a terminal has no kernel."""
-    ipython = sys.modules.get("IPython")
-    return ipython is not None and hasattr(ipython.get_ipython(), "kernel")

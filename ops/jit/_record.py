@@ -44,23 +44,24 @@ _INCLUDED = re.compile(rb"^[ \t]*#[ \t]*(?:include|import)\s*" + _LITERAL, re.MU
 _PLACE = re.compile(rb"__FILE__|__BASE_FILE__|__builtin_FILE\b|\bsource_location\b")
 _COMPILERS_OWN = re.compile(r"/(?:lib/gcc|lib/clang|lib/llvm|include/c\+\+|include/[\w-]+/c\+\+)")
 _TEMPORARY = re.compile(r"\.ltrans\d*\.ltrans\.o$")  # objects of link-time optimisation
+_SHARED = re.compile(rb"\x7fELF.{12}\x03", re.DOTALL)  # the head of a shared library
 _FOR_LIBRARIES = ("LIBRARY_PATH", "LD_RUN_PATH")
 _RECENT = 2_000_000_000  # nanoseconds: the coarsest times of files on the usual file systems
 _SMALL = 1 << 20  # bytes
 _FIRST = 1 << 24  # bytes of a text that are searched
 
 
-def record(spec: Spec, folder: Path, linked: bool = True) -> _inputs.Manifest:
+def record(spec: Spec, folder: Path) -> _inputs.Manifest:
     """Return the dependencies of the build in ``folder`` beyond its request, for its manifest."""
     search = _search_list(spec, folder)
     headers = _headers(spec, folder)
-    archives = _linked(spec, folder) if linked else []
+    archives = _linked(spec, folder)
     words = _flags.words((*spec.extra_cflags, *spec.extra_cuda_cflags))
     fixed = _fixed(spec, search, words)
     own = [path for path in headers if not _is_below(path, fixed)]
-    texts = _texts(spec, own, words)
-    asked = _asked(spec, texts, set(headers) - set(own))
-    precompiled = _precompiled(_texts(spec, [], words), words)
+    text = _text(spec, own, words)
+    asked = _asked(spec, text, set(headers) - set(own))
+    precompiled = _precompiled(_text(spec, [], words), words)
     # Where a new file may hide one that was read.
     roots = [str(root) for root in spec.header_roots]
     folders, libraries = _flags.library_names(spec.extra_ldflags)
@@ -74,7 +75,7 @@ def record(spec: Spec, folder: Path, linked: bool = True) -> _inputs.Manifest:
     # In the system's own folders, which have too many files, and beyond "..", which no listing has.
     elsewhere = (name for name in names if ".." in name or name.startswith("/"))
     exact = sorted({*asked, *libraries, *elsewhere})
-    tracked = dict.fromkeys([*own, *archives, *_read_by_assembly(spec, texts, [*search, *roots])])
+    tracked = dict.fromkeys([*own, *archives, *_read_by_assembly(spec, text, [*search, *roots])])
     tracked.update(dict.fromkeys(_files_in([*search, *roots, *beside], precompiled)))
     return {
         **_machine(spec),
@@ -86,7 +87,7 @@ def record(spec: Spec, folder: Path, linked: bool = True) -> _inputs.Manifest:
              _inputs.listing(one, one in shadows, parts, exact)]
             for one in places
         ],
-        "place": roots if _is_bound(spec, texts) else None,
+        "place": roots if _is_bound(spec, text) else None,
     }  # fmt: skip
 
 
@@ -168,56 +169,43 @@ def _headers(spec: Spec, folder: Path) -> list[str]:
     # Nothing can be included in these.
     unreported = [f"{RETIRE}.o", *(f"{one.stem}.o" for one in spec.sources if one.suffix == ".s")]
     for built in folder.glob("*.o"):
-        report = folder / f"{built.name}.d"
-        if built.name in unreported:
-            continue
-        if not report.is_file():
-            raise BuildError(
-                f"{spec.name}: the compiler did not say which headers it read for {built.name}: "
-                f"flags must not have the list written elsewhere (-MF)"
-            )
         by_nvcc = built.name.endswith(".cuda.o")
-        for line in os.fsdecode(report.read_bytes()).replace("\\\n", " ").split("\n"):
+        text = "" if built.name in unreported else _report(spec, folder, f"{built.name}.d", "-MF")
+        for line in text.replace("\\\n", " ").split("\n"):
             for word in _WORD.findall(re.split(r":(?:[ \t]|$)", line, maxsplit=1)[-1]):
                 path = word.replace("\\ ", " ") if by_nvcc else _unescaped(word)
                 # nvcc lists the names in #line too, which are no files.
-                if not by_nvcc or os.path.isabs(path) or os.path.isfile(folder / path):
+                if not by_nvcc or os.path.isfile(folder / path):
                     found.append(path)
     return _tracked(spec, found, folder)
 
 
 def _linked(spec: Spec, folder: Path) -> list[str]:
     """List the files that the linker opened and that become part of the result."""
-    report = folder / LINK_REPORT
     if sys.platform == "darwin":  # whose linker reports nothing
-        places, names = _flags.library_names(spec.extra_ldflags)
-        archives = (os.path.join(one, name) for one in places for name in names)
-        return [path for path in archives if os.path.isfile(path)]
-    if not report.is_file():
-        raise BuildError(
-            f"{spec.name}: the linker did not say which files it read: flags must not have the "
-            f"list written elsewhere (--dependency-file)"
-        )
-    rule = os.fsdecode(report.read_bytes()).partition("\n\n")[0].split("\n")[1:]
-    words = [line.strip().removesuffix("\\").rstrip() for line in rule]
+        return _files_in(*_flags.library_names(spec.extra_ldflags))
+    rule = _report(spec, folder, LINK_REPORT, "--dependency-file").partition("\n\n")[0]
+    words = [line.strip().removesuffix("\\").rstrip() for line in rule.split("\n")[1:]]
     # GNU ld escapes nothing, lld does.
     names = [word if os.path.exists(folder / word) else _unescaped(word) for word in words]
     names = [name for name in names if not _TEMPORARY.search(name)]
-    archives = [path for path in _tracked(spec, names, folder) if not _is_shared(path)]
-    return [*archives, *(member for path in archives for member in _thin_members(path))]
+    linked = {path: _read(path, 18) for path in _tracked(spec, names, folder)}
+    if thin := [path for path, head in linked.items() if head.startswith(b"!<thin>")]:
+        raise BuildError(
+            f"{spec.name}: {thin[0]} is a thin archive, which names objects that may change "
+            f"unseen: make an archive that holds them (ar without T)"
+        )
+    return [path for path, head in linked.items() if not _SHARED.match(head)]
 
 
-def _thin_members(path: str) -> list[str]:
-    """List the objects that a thin archive names in the place of having them."""
-    found: list[str] = []
-    with open(path, "rb") as file:
-        is_thin = file.read(8) == b"!<thin>\n"
-        while is_thin and (header := file.read(60)):
-            kind, size = header[:16].strip(), int(header[48:58])
-            if kind in (b"/", b"//", b"/SYM64/"):  # the others' content is elsewhere
-                content = file.read(size + size % 2)
-                found += re.findall(r"(.+)/\n", os.fsdecode(content)) if kind == b"//" else []
-    return [os.path.join(os.path.dirname(path), name) for name in found]
+def _report(spec: Spec, folder: Path, name: str, option: str) -> str:
+    try:
+        return os.fsdecode((folder / name).read_bytes())
+    except FileNotFoundError:
+        raise BuildError(
+            f"{spec.name}: the compiler or linker did not say in {name} which files it read: flags "
+            f"must not have the list written elsewhere ({option})"
+        ) from None
 
 
 def _unescaped(word: str) -> str:
@@ -244,28 +232,21 @@ def _tracked(spec: Spec, paths: Iterable[str], folder: Path) -> list[str]:
     return list(found)
 
 
-def _is_shared(path: str) -> bool:
-    with open(path, "rb") as file:
-        head = file.read(18)
-    return head[:4] == b"\x7fELF" and int.from_bytes(head[16:18], "little") == 3
-
-
 # ---- texts ---------------------------------------------------------------------------------------
 
 
-def _texts(spec: Spec, headers: list[str], words: Iterable[str]) -> list[bytes]:
-    """Return the texts of the extension and of macros in its flags, with lines joined."""
+def _text(spec: Spec, headers: list[str], words: Iterable[str]) -> bytes:
+    """Return all text of the extension, and macros in its flags, with lines joined."""
     texts = [text.encode() for text in (*spec.cpp_sources, *spec.cuda_sources)]
     texts += [_read(path) for path in (*map(str, spec.sources), *headers)]
-    defined = (f"#define {word.removeprefix('-D')}" for word in words)
-    texts.append("\n".join(defined).encode(errors="surrogateescape"))
-    return [text.replace(b"\r\n", b"\n").replace(b"\\\n", b"") for text in texts]
+    texts += [os.fsencode(f"#define {word.removeprefix('-D')}") for word in words]
+    return b"\n".join(texts).replace(b"\r\n", b"\n").replace(b"\\\n", b"")
 
 
-def _read(path: str) -> bytes:
+def _read(path: str, first: int = _FIRST) -> bytes:
     try:
         with open(path, "rb") as file:
-            return file.read(_FIRST)
+            return file.read(first)
     except OSError:
         return b""  # it has just gone, which its digest tells
 
@@ -275,32 +256,31 @@ def _files_in(folders: Iterable[str], names: Iterable[str]) -> list[str]:
     return [path for path in paths if os.path.isfile(path)]
 
 
-def _precompiled(texts: list[bytes], words: Sequence[str]) -> list[str]:
+def _named(pattern: re.Pattern[bytes], text: bytes) -> list[str]:
+    """List the literals after a pattern; empty for one that is no literal."""
+    return [os.fsdecode(quoted or angle) for quoted, angle in pattern.findall(text)]
+
+
+def _precompiled(text: bytes, words: Sequence[str]) -> list[str]:
     """List the precompiled headers that g++ would take in the place of headers, and not report.
 
     It takes none for an include within a header.
     """
     forced = [after for word, after in itertools.pairwise(words) if word.endswith("-include")]
-    included = [os.fsdecode(a or b) for text in texts for a, b in _INCLUDED.findall(text)]
-    return [f"{name}.gch" for name in (*forced, *included)]
+    return [f"{name}.gch" for name in (*forced, *_named(_INCLUDED, text))]
 
 
-def _is_bound(spec: Spec, texts: list[bytes]) -> bool:
+def _is_bound(spec: Spec, text: bytes) -> bool:
     """Whether the sources may be compiled otherwise elsewhere: they know, or name, their place."""
-    variables = [
-        os.environ.get(name, "") for name in (*_compilers.HEADER_VARIABLES, *_FOR_LIBRARIES)
-    ]
-    named = "\n".join([*_flags.words(spec.extra_ldflags), *_compilers.words_in("CXX"), *variables])
-    everything = [*texts, os.fsencode(named)]
-    roots = [os.fsencode(root) for root in spec.header_roots]
-    return any(map(_PLACE.search, texts)) or any(r in text for r in roots for text in everything)
+    variables = (*_compilers.HEADER_VARIABLES, *_FOR_LIBRARIES)
+    named = [*_flags.words(spec.extra_ldflags), *_compilers.words_in("CXX")]
+    text += os.fsencode("\n".join([*named, *(os.environ.get(one, "") for one in variables)]))
+    return bool(_PLACE.search(text)) or any(os.fsencode(one) in text for one in spec.header_roots)
 
 
-def _read_by_assembly(spec: Spec, texts: list[bytes], folders: list[str]) -> list[str]:
+def _read_by_assembly(spec: Spec, text: bytes, folders: list[str]) -> list[str]:
     found: list[str] = []
-    assembly = any(map(_ASSEMBLY.search, texts))
-    for literal in (one for text in texts for one in _ASSEMBLY_READS.findall(text) if assembly):
-        name = os.fsdecode(literal)
+    for name in map(os.fsdecode, _ASSEMBLY_READS.findall(text) if _ASSEMBLY.search(text) else ()):
         there = _files_in(folders, [name])
         if not there:
             raise BuildError(
@@ -312,25 +292,22 @@ def _read_by_assembly(spec: Spec, texts: list[bytes], folders: list[str]) -> lis
     return found
 
 
-def _asked(spec: Spec, texts: list[bytes], others: Iterable[str]) -> set[str]:
-    """List the headers that texts, or other headers, ask for by ``__has_include``."""
-    asked = {name for text in texts for name in _asked_in(text)}
+def _asked(spec: Spec, text: bytes, others: Iterable[str]) -> set[str]:
+    """List the headers that text, or other headers, ask for by ``__has_include``."""
+    asked = set(_asked_in(text))
     if "" in asked:  # a name that a macro computes
-        defined = {os.fsdecode(a or b) for text in texts for a, b in _DEFINED.findall(text)}
+        asked.update(defined := _named(_DEFINED, text))
         if not defined:
             raise BuildError(
                 f"{spec.name}: __has_include must name a header, or a macro that is defined as the "
                 f"name of one, because nobody could tell when another header comes"
             )
-        asked |= defined
     asked.update(name for path in others for name in _asked_in(_read(path)))
     return asked - {""}
 
 
 def _asked_in(text: bytes) -> list[str]:
-    if b"__has_" not in text:
-        return []
-    return [os.fsdecode(a or b) for a, b in _HAS_INCLUDE.findall(_GUARD.sub(b"", text))]
+    return _named(_HAS_INCLUDE, _GUARD.sub(b"", text)) if b"__has_" in text else []
 
 
 # ---- names of files that could hide another ------------------------------------------------------
@@ -339,11 +316,8 @@ def _asked_in(text: bytes) -> list[str]:
 def _names(headers: list[str], search: list[str]) -> set[str]:
     """Return the names by which headers may be included: their paths below a folder searched."""
     tops = sorted((f"{one}/" for one in search), key=len)
-    found = set()
-    for path in headers:
-        top = next((one for one in tops if path.startswith(one)), f"{os.path.dirname(path)}/")
-        found.add(path[len(top) :])
-    return found
+    its = ((path, next(filter(path.startswith, tops), None)) for path in headers)
+    return {path.removeprefix(top or f"{os.path.dirname(path)}/") for path, top in its}
 
 
 def _parts(names: Iterable[str], shadows: list[str]) -> list[str]:
@@ -352,9 +326,8 @@ def _parts(names: Iterable[str], shadows: list[str]) -> list[str]:
     Below a folder that none of the shadows has, nothing can be hidden before the folder comes.
     """
     parts: set[str] = set()
-    for name in names:
-        first, *more = [part for part in name.split("/") if part] or [""]
+    for first, _, more in (name.lstrip("/").partition("/") for name in names):
         parts.add(first)
-        if more and any(os.path.isdir(os.path.join(one, first)) for one in shadows):
-            parts.update(more)
+        if any(os.path.isdir(os.path.join(one, first)) for one in shadows):
+            parts.update(filter(None, more.split("/")))
     return sorted(parts)

@@ -1,24 +1,27 @@
-"""A newer version of a library in the place of an older one whose operators torch knows.
+"""A library whose operators torch knows already, from an older version of it or from others.
 
 torch ends the process if operators are registered twice. So every library of operators that is
 built here can withdraw its registrations (``jitops_retire``), while its code stays in memory for
 whoever still runs it. And because a static initialiser can end the process too (a schema that does
-not parse, say), the newer version is first loaded in a new Python.
+not parse, say), a newer version is first loaded in a new Python, as is a library that seems to
+register operators of others.
 """
 
 from __future__ import annotations
 
-import os
+import contextlib
 import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
 from ops._errors import BuildError
+from ops.jit._cache import _location, _publish
 from ops.jit._compile import _compilers
 from ops.jit._spec import Spec
 
@@ -37,14 +40,17 @@ def at(step):
     os.write(2, ({step!r} + step + chr(10)).encode())
 faulthandler.disable()
 resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+for path in filter(os.path.exists, {beside!r}):
+    ctypes.CDLL(path)
+others = []
+for namespace, kind, schema in {others!r}:
+    try:
+        others.append(torch.library.Library(namespace, kind))
+        schema and others[-1].define(schema)
+    except (RuntimeError, ValueError):
+        pass  # torch's own, or of a library that is beside it
+at("begun")
 try:
-    for path in {others!r}:
-        ctypes.CDLL(path)
-    older = [ctypes.CDLL(path) for path in {older!r}]
-    for library in older:
-        at("the older version's destructors")
-        library.jitops_retire()
-    at("its initialisers")
     if {module!r}:
         loader = importlib.machinery.ExtensionFileLoader({name!r}, {library!r})
         spec = importlib.util.spec_from_file_location({name!r}, {library!r}, loader=loader)
@@ -61,72 +67,76 @@ finally:
 
 
 def prepare(
-    spec: Spec, path: str, content: bytes, registers: bool, loaded: Sequence[Loaded]
+    spec: Spec, path: str, content: bytes, loaded: Sequence[Loaded], taken: Mapping[str, bool]
 ) -> list[str]:
-    """Withdraw the operators of older versions of a library that are in its way."""
-    present = [one for one in loaded if one.registers and not one.retired]
-    older = [one for one in present if one.name == spec.name and _conflicts(one, content)]
-    others = [one for one in present if one not in older]
+    """Withdraw the operators of older versions of a library; return their names.
+
+    ``taken`` are namespaces of the library in which others have operators, or older versions.
+    """
+    versions = [one for one in loaded if one.name == spec.name]
+    older = [one for one in versions if one.content]
+    beside = [one.library._name for one in loaded if one.content and one not in older]
     if not all(hasattr(one.library, "jitops_retire") for one in older):
         raise BuildError(
             f"{spec.name} has changed, and its older version cannot be withdrawn: start a new "
             f"process"
         )
-    clash = next(filter(None, (_clash(one, content) for one in others)), None)
-    replaced = any(one.name == spec.name for one in loaded) and registers
-    if older or clash or replaced:
-        _try(spec, path, older, others, clash)
+    others = _of_others(content, b"".join(one.content for one in older), taken)
+    if versions or others:
+        _try(spec, path, beside, others)
     return [name for one in older for name in _withdraw(one)]
 
 
-def _conflicts(older: Loaded, content: bytes) -> bool:
-    """Whether an older version has registered operators in a namespace of the newer one.
-
-    One that has registered none may still own a namespace, and nobody knows which.
-    """
-    its = _namespaces(older.content)
-    return not its or any(name.encode() + b"\0" in content for name in its)
-
-
-def _namespaces(content: bytes) -> set[str]:
-    """List the namespaces of registered operators that a library names."""
-    known = {name.partition("::")[0] for name in torch._C._dispatch_get_all_op_names()}
-    return {name for name in known if name.encode() + b"\0" in content}
+@contextlib.contextmanager
+def copied(library: Path, content: bytes) -> Iterator[str]:
+    """Yield the path of a copy: the dynamic linker would not initialise one file twice."""
+    with _publish.staging(_location.writable_root(), library.stem) as folder:
+        (folder / library.name).write_bytes(content)
+        yield str(folder / library.name)
 
 
-def _clash(other: Loaded, content: bytes) -> str | None:
-    """Name an operator, or a namespace, that two extensions seem to define."""
-    theirs = other.content
-    for name in _namespaces(theirs) & _namespaces(content):
-        whole = b"TORCH_LIBRARY_init_" + name.encode()
-        if whole in theirs and whole in content:
-            return f"the namespace {name!r} of the extension {other.name!r}"
-        for qualified in torch._C._dispatch_get_all_op_names():
-            schema = b"\0%b(" % qualified.partition("::")[2].partition(".")[0].encode()
-            if qualified.startswith(f"{name}::") and schema in theirs and schema in content:
-                return f"the operator {qualified} of the extension {other.name!r}"
-    return None
+# ---- registrations -------------------------------------------------------------------------------
+
+
+def _words(content: bytes) -> set[bytes]:
+    """Return the texts in a library: names of namespaces and of operators, among others."""
+    return set(content.replace(b"(", b"\0").split(b"\0"))
+
+
+def _of_others(
+    content: bytes, older: bytes, taken: Mapping[str, bool]
+) -> list[tuple[str, str, str]]:
+    """List the registrations of others that a library seems to repeat: namespace, kind, schema."""
+    found = []
+    words, names = _words(content) - _words(older), torch._C._dispatch_get_all_op_names()
+    for namespace, is_whole in taken.items():
+        if is_whole and f"TORCH_LIBRARY_init_{namespace}".encode() not in older:
+            found.append((namespace, "DEF", ""))
+        for name in names:
+            theirs, _, operator = name.partition("::")
+            if theirs == namespace and operator.encode() in words:
+                with contextlib.suppress(RuntimeError):  # it has no schema, so it is free
+                    schema = torch._C._get_schema(*name.partition(".")[::2])
+                    found.append((namespace, "FRAGMENT", str(schema).partition("::")[2]))
+    return found
 
 
 # ---- the trial -----------------------------------------------------------------------------------
 
 
-def _try(
-    spec: Spec, path: str, older: list[Loaded], others: list[Loaded], clash: str | None
-) -> None:
-    """Load a library in a new Python, beside all that this one has loaded."""
+def _try(spec: Spec, path: str, beside: list[str], others: Sequence[tuple[str, str, str]]) -> None:
+    """Load a library in a new Python, beside others and the registrations that it may repeat."""
     python = _compilers.python()
     if python is None:
         return  # an application that has Python built in: there is nothing to try it with
-    mine = f"/proc/{os.getpid()}/fd/"
     text = _TRIAL.format(
         path=sys.path,
         step=_STEP,
-        others=[f"{mine}{one.file}" for one in others],
-        older=[f"{mine}{one.file}" for one in older],
+        others=others,
+        beside=beside,
         module=spec.is_python_module,
         name=spec.name,
-        library=path.replace("/proc/self/fd/", mine, 1),
+        library=path,
     )
     with tempfile.TemporaryFile() as said:
         nothing, command = subprocess.DEVNULL, [python, "-c", text]
@@ -134,46 +144,30 @@ def _try(
             done = subprocess.run(
                 command, stdin=nothing, stdout=nothing, stderr=said, timeout=_LONGEST, check=False
             )
-            how = f"would end the process: {_described(done.returncode)} in"
+            code = done.returncode
+            died = f"signal {-code} ({signal.Signals(-code).name})" if code < 0 else f"exit {code}"
+            how = f"would end the process: {died} in"
         except subprocess.TimeoutExpired:
             how = f"would not end within {_LONGEST:g} s of"
         except OSError:
             return  # no memory, or no more processes, for a second one
         said.seek(0)
-        output = said.read().decode(errors="replace")
-    _, said_step, last = output.rpartition(_STEP)
+        _, begun, last = said.read().decode(errors="replace").rpartition(_STEP)
     step, _, words = last.partition("\n")
-    if step == "loaded" or not said_step:
-        return  # or it did not get as far as its first step, which tells nothing
+    if step == "loaded" or not begun:
+        return  # or it did not get as far as to load it, which tells nothing
     if step == "raised":
         raise ImportError(words[-_MOST:])
-    raise BuildError(_fatal(spec, step, how, words, clash))
-
-
-def _described(status: int) -> str:
-    if status >= 0:
-        return f"exit status {status}"
-    names = {one.value: one.name for one in signal.Signals}
-    return f"signal {-status} ({names.get(-status, 'unnamed')})"
-
-
-def _fatal(spec: Spec, step: str, how: str, words: str, clash: str | None) -> str:
     start = max(words.rfind("terminate called"), words.rfind("terminating "))
     told = " ".join((words[start:][:_MOST] if start >= 0 else words[-_MOST:]).split())
+    cause = "code that runs when it is loaded, such as a static initialiser, fails"
     fix = "mend that; the older version, if there is one, is still in force"
-    if clash:
-        cause = f"it registers {clash}, which this process has loaded"
-        fix = "give it other names, or load only one of the two in a process"
-    elif step.startswith("the older"):
-        cause = "code of the version that it replaces, which runs when that is withdrawn, fails"
-        fix = "start a new process: in this one, the older version stays in force"
-    elif start >= 0:
-        cause = "an exception leaves one of its static initialisers, such as of a schema that " \
-                "torch refuses"  # fmt: skip
-    else:
-        cause = "code that runs when it is loaded, such as a static initialiser, does not come back"
-    return (
-        f"{spec.name} was built but does not load:\n  loading it {how} {step}: "
+    if others:
+        theirs = (f"{one}::{schema}" if schema else f"namespace {one}" for one, _, schema in others)
+        cause = f"it registers a second time, of these: {', '.join(theirs)}"
+        fix = "give it another name; of two extensions, load only one in a process"
+    raise BuildError(
+        f"{spec.name} was built but does not load:\n  loading it {how} its initialisers: "
         f"{told or 'nothing said'}\n  cause: {cause}\n  fix:   {fix}"
     )
 
@@ -181,14 +175,22 @@ def _fatal(spec: Spec, step: str, how: str, words: str, clash: str | None) -> st
 # ---- withdrawal ----------------------------------------------------------------------------------
 
 
+# Operators that somebody may still hold must not go. An implementation on a key that nobody uses
+# keeps them, and the newer version fills them again.
+_keepers: dict[str, torch.library.Library] = {}
+_UNUSED_KEY = "PrivateUse3"
+
+
 def _withdraw(loaded: Loaded) -> list[str]:
     """Take back a library's registrations with torch; return the names of its operators."""
-    namespaces = _namespaces(loaded.content) - {"aten"}
+    words = _words(loaded.content) - {b"aten"}
     every = torch._C._dispatch_get_all_op_names()
-    names = [name for name in every if name.partition("::")[0] in namespaces]
-    for name in names:
-        _keep(*name.split("::"))
-    loaded.retire()
+    names = [name for name in every if name.partition("::")[0].encode() in words]
+    for namespace, _, operator in (name.partition("::") for name in names if name not in _keepers):
+        keeper = _keepers[f"{namespace}::{operator}"] = torch.library.Library(namespace, "FRAGMENT")
+        keeper.impl(operator, _withdrawn, _UNUSED_KEY)
+    loaded.library.jitops_retire()
+    loaded.retired, loaded.content = True, b""
     return names
 
 
@@ -215,22 +217,6 @@ def renew(names: Iterable[str]) -> None:
                 its = {"_overloadpacket": packet, "py_kernels": overload.py_kernels}
                 vars(overload).update({**vars(getattr(newer, key)), **its})
         vars(packet).update({**vars(newer), **overloads})
-
-
-# Operators that somebody may still hold must not go. An implementation on a key that nobody uses
-# keeps them, and the newer version fills them again.
-_keepers: dict[str, torch.library.Library] = {}
-_kept: set[tuple[str, str]] = set()
-_UNUSED_KEY = "PrivateUse3"
-
-
-def _keep(namespace: str, operator: str) -> None:
-    if (namespace, operator) in _kept:
-        return
-    if namespace not in _keepers:
-        _keepers[namespace] = torch.library.Library(namespace, "FRAGMENT")
-    _keepers[namespace].impl(operator, _withdrawn, _UNUSED_KEY)
-    _kept.add((namespace, operator))
 
 
 def _withdrawn(*_: object) -> None:

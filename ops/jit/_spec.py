@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,10 +16,7 @@ CUDA_SUFFIXES = (".cu", ".cuh")
 COMMANDS = "compile_commands.json"  # for editors, kept beside the library
 HERE = "@ENTRY@"  # stands in it for the entry's folder, so that a cache can move
 # torch passes all else to the C++ compiler, which knows sources by these endings.
-SUFFIXES = (
-    *(".cpp", ".cc", ".cxx", ".c", ".C", ".CPP", ".c++", ".cp", ".S", ".s"),
-    *CUDA_SUFFIXES,
-)
+SUFFIXES = (".cpp", ".cc", ".cxx", ".c", ".C", ".CPP", ".c++", ".cp", ".S", ".s", *CUDA_SUFFIXES)
 RETIRE = "jitops_retire"  # the stem of a source that the loader adds, and its function's name
 
 
@@ -47,25 +44,15 @@ class Spec:
     no_implicit_headers: bool = False
 
     def __post_init__(self) -> None:
+        # In the forms that torch takes, such as one text for a list of them.
+        for field, take in _TAKES.items():
+            object.__setattr__(self, field, take(field, getattr(self, field)))
         _check_name(self.name, self.is_python_module, self.is_standalone)
         if bool(self.sources) == bool(self.cpp_sources or self.cuda_sources):
             raise ArgumentError(
                 f"extension {self.name!r} must have either source files or source text"
             )
         _check_sources(self.sources)
-        for argument, odd in (("sources", "$\n\r\0:|"), ("extra_include_paths", "$\n\r\0")):
-            for path in map(str, getattr(self, argument)):
-                if found := sorted(set(odd) & set(path)):
-                    raise ArgumentError(
-                        f"{argument} must be paths without {' '.join(found)!r}, which ninja cannot "
-                        f"pass on, got {path!r}: rename it, or name a link to it"
-                    )
-        for argument in ("extra_cflags", "extra_cuda_cflags", "extra_ldflags"):
-            if live := _flags.refused(getattr(self, argument)):
-                raise ArgumentError(
-                    f"{argument} must hold no {live!r} for the shell, because its result may "
-                    f"change unseen: write the result, or quote it (\"'-Wl,-rpath,$$ORIGIN'\")"
-                )
         for field in _SWITCHES:
             value = getattr(self, field)
             if not isinstance(value, bool) and not (field == "with_cuda" and value is None):
@@ -86,6 +73,11 @@ class Spec:
         if self.with_cuda is not None:
             return self.with_cuda
         return bool(self.cuda_sources) or any(p.suffix in CUDA_SUFFIXES for p in self.sources)
+
+    @property
+    def is_header(self) -> bool:
+        """Whether the result is a precompiled header, with which no linker has to do."""
+        return "c++-header" in self.extra_cflags
 
     def label(self, suffix: str, index: int) -> str:
         """Return the file name by which compilers know a text."""
@@ -110,7 +102,7 @@ _SWITCHES = (
 # The names of the files that an entry and its build hold beside a program.
 _TAKEN = (
     *("used", "main.cpp", "cuda.cu", "build.ninja", "manifest.json", COMMANDS, "compdb.json"),
-    *("cxx", "link.d", "precompiled", "search.txt", "search_cuda.txt"),
+    *("link.d", "precompiled", "search.txt", "search_cuda.txt"),
 )
 
 
@@ -153,22 +145,41 @@ def _check_sources(sources: tuple[Path, ...]) -> None:
 # ---- arguments -----------------------------------------------------------------------------------
 
 
-def texts(argument: str, value: str | Sequence[str] | None) -> tuple[str, ...]:
-    """Take source text: one string, several, or none."""
-    return _strings(argument, [value] if isinstance(value, str) else value)
+def _strings(argument: str, value: Any) -> tuple[str, ...]:
+    """Take one text, several, or none."""
+    if isinstance(value, str):
+        if value and argument.endswith("flags"):  # torch would take it letter by letter
+            raise ArgumentTypeError(
+                f"{argument} must be a list of strings, got the string {value!r}"
+            )
+        value = (value,) if value or argument == "cpp_sources" else ()
+    for item in _sequence(argument, value):
+        if not isinstance(item, str):
+            found = type(item).__name__
+            raise ArgumentTypeError(f"{argument} must hold strings only, got {found} in it")
+        if "\0" in item or item.encode(errors="replace").decode() != item:
+            raise ArgumentError(
+                f"{argument} must hold text without NUL that UTF-8 can encode, got {item!r}"
+            )
+    if argument.endswith("flags") and (live := _flags.refused(value or ())):
+        raise ArgumentError(
+            f"{argument} must hold no {live!r}, because its result may change unseen: write the "
+            f"result, or quote it for the shell (\"'-Wl,-rpath,$$ORIGIN'\")"
+        )
+    return tuple(value or ())
 
 
-def flags(argument: str, value: Sequence[str] | None) -> tuple[str, ...]:
-    """Take a list of flags; refuse a string, because torch would take it letter by letter."""
-    if isinstance(value, str) and value:
-        raise ArgumentTypeError(f"{argument} must be a list of strings, got the string {value!r}")
-    return _strings(argument, value)
-
-
-def paths(argument: str, value: Any) -> tuple[Path, ...]:
-    """Take paths, and make them absolute."""
+def _paths(argument: str, value: Any) -> tuple[Path, ...]:
+    """Take one path, or several, of characters that ninja can pass on."""
     value = [value] if isinstance(value, (str, os.PathLike)) else value
-    return tuple(path(argument, item, "paths") for item in _sequence(argument, value))
+    found = tuple(path(argument, item, "paths") for item in _sequence(argument, value))
+    for one in map(str, found):
+        if odd := sorted(set("$\n\r\0:|" if argument == "sources" else "$\n\r\0") & set(one)):
+            raise ArgumentError(
+                f"{argument} must be paths without {' '.join(odd)!r}, which ninja cannot pass on, "
+                f"got {one!r}: rename it, or name a link to it"
+            )
+    return found
 
 
 def path(argument: str, value: Any, kind: str = "a path") -> Path:
@@ -185,38 +196,33 @@ def path(argument: str, value: Any, kind: str = "a path") -> Path:
         ) from None
 
 
-def bindings(value: Any) -> tuple[tuple[str, str], ...] | None:
+def _bindings(argument: str, value: Any) -> tuple[tuple[str, str], ...] | None:
     """Take the functions to bind with pybind11, each with its docstring."""
     if value is None:
         return None
     if not isinstance(value, (str, Sequence, Mapping)):
         raise ArgumentError(
-            f"functions must be a name, a list of names, or names with docstrings, got {value!r}"
+            f"{argument} must be a name, a list of names, or names with docstrings, got {value!r}"
         )
-    if isinstance(value, Mapping):
-        _strings("functions", [*value, *value.values()])
-        found = tuple(value.items())
-    else:
-        found = tuple((name, name) for name in texts("functions", value))
+    given = value.items() if isinstance(value, Mapping) else value
+    given = [given] if isinstance(given, str) else given
+    found = tuple(one if isinstance(one, tuple) else (one, one) for one in given)
+    _strings(argument, [text for pair in found for text in pair])
     for name, _ in found:
         if not re.fullmatch(r"[\w:<>, ]+", name) or " " in re.sub(r"<.*>", "", name):
-            raise ArgumentError(f"functions must be names of C++ functions, got {name!r}")
+            raise ArgumentError(f"{argument} must be names of C++ functions, got {name!r}")
     return found
-
-
-def _strings(argument: str, value: Sequence[str] | None) -> tuple[str, ...]:
-    for item in _sequence(argument, value):
-        if not isinstance(item, str):
-            found = type(item).__name__
-            raise ArgumentTypeError(f"{argument} must hold strings only, got {found} in it")
-        if "\0" in item or item.encode(errors="replace").decode() != item:
-            raise ArgumentError(
-                f"{argument} must hold text without NUL that UTF-8 can encode, got {item!r}"
-            )
-    return tuple(value or ())
 
 
 def _sequence(argument: str, value: Any) -> Sequence[Any]:
     if value is not None and not isinstance(value, Sequence):
         raise ArgumentTypeError(f"{argument} must be a list, got {type(value).__name__}")
     return value or ()
+
+
+_TAKES: dict[str, Callable[[str, Any], object]] = {
+    **dict.fromkeys(("sources", "extra_include_paths"), _paths),
+    **dict.fromkeys(("cpp_sources", "cuda_sources"), _strings),
+    **dict.fromkeys(("extra_cflags", "extra_cuda_cflags", "extra_ldflags"), _strings),
+    "functions": _bindings,
+}

@@ -1,11 +1,11 @@
-"""``load`` and ``load_inline``: torch's own signatures and behaviour, on this cache."""
+"""The public functions: torch's own signatures, on this cache, and the two that only describe."""
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Mapping, Sequence
-from types import ModuleType
-from typing import Any, Literal, overload
+from typing import Any
 
 from ops._errors import ArgumentError, boundary
 from ops.jit import _build_directory, _spec
@@ -19,35 +19,61 @@ Texts = str | Sequence[str]
 Functions = str | Sequence[str] | Mapping[str, str] | None
 
 
-# fmt: off
-@overload
-def load(
-    name: str, sources: Paths,
-    extra_cflags: Flags = ..., extra_cuda_cflags: Flags = ..., extra_sycl_cflags: Flags = ...,
-    extra_ldflags: Flags = ..., extra_include_paths: Sequence[Path] | None = ...,
-    build_directory: Path | None = ..., verbose: bool = ..., with_cuda: bool | None = ...,
-    with_sycl: bool | None = ..., is_python_module: Literal[True] = ...,
-    is_standalone: Literal[False] = ..., keep_intermediates: bool = ...,
-) -> ModuleType: ...
-@overload
-def load(
-    name: str, sources: Paths,
-    extra_cflags: Flags = ..., extra_cuda_cflags: Flags = ..., extra_sycl_cflags: Flags = ...,
-    extra_ldflags: Flags = ..., extra_include_paths: Sequence[Path] | None = ...,
-    build_directory: Path | None = ..., verbose: bool = ..., with_cuda: bool | None = ...,
-    with_sycl: bool | None = ..., *, is_python_module: Literal[False],
-    is_standalone: bool = ..., keep_intermediates: bool = ...,
-) -> str: ...
-@overload
-def load(
-    name: str, sources: Paths,
-    extra_cflags: Flags = ..., extra_cuda_cflags: Flags = ..., extra_sycl_cflags: Flags = ...,
-    extra_ldflags: Flags = ..., extra_include_paths: Sequence[Path] | None = ...,
-    build_directory: Path | None = ..., verbose: bool = ..., with_cuda: bool | None = ...,
-    with_sycl: bool | None = ..., *, is_python_module: bool = ...,
-    is_standalone: Literal[True], keep_intermediates: bool = ...,
-) -> str: ...
-# fmt: on
+def files(
+    name: str,
+    sources: Paths,
+    extra_cflags: Flags = None,
+    extra_cuda_cflags: Flags = None,
+    extra_ldflags: Flags = None,
+    extra_include_paths: Sequence[Path] | None = None,
+    *,
+    is_python_module: bool = True,
+) -> Extension:
+    """Describe an extension of source files; nothing is built yet.
+
+    Args:
+        name: a C identifier; the module's name, and ``TORCH_EXTENSION_NAME`` in the sources.
+            A library that is no module may have any name of letters, digits and ``_.+-``.
+        sources: C++ and CUDA files, assembly included.
+        extra_cflags, extra_ldflags: flags for the C++ compiler, and for the linker.
+        extra_cuda_cflags: flags for nvcc. Without an architecture among them,
+            ``TORCH_CUDA_ARCH_LIST`` or the GPUs of this machine decide.
+        extra_include_paths: folders of headers; a header below them that changes means a rebuild.
+        is_python_module: ``False`` for a library that registers operators with torch.
+
+    Raises:
+        ArgumentError, ArgumentTypeError: an argument is unusable.
+    """
+    return Extension(_spec_of(locals()))
+
+
+def text(
+    name: str,
+    cpp_sources: Texts,
+    cuda_sources: Texts | None = None,
+    functions: Functions = None,
+    extra_cflags: Flags = None,
+    extra_cuda_cflags: Flags = None,
+    extra_ldflags: Flags = None,
+    extra_include_paths: Sequence[Path] | None = None,
+    *,
+    is_python_module: bool = True,
+    no_implicit_headers: bool = False,
+) -> Extension:
+    """Describe an extension of source text; nothing is built yet.
+
+    Args:
+        cpp_sources: C++ text. Error messages count its lines as given.
+        cuda_sources: CUDA text.
+        functions: names of functions to bind with pybind11, or names with docstrings.
+        no_implicit_headers: do not include ``torch/extension.h``, which takes some twenty seconds
+            to compile; text on the stable ABI (``torch/csrc/stable``) needs one.
+
+    The other arguments and the errors are those of :func:`files`.
+    """
+    return Extension(_spec_of(locals()))
+
+
 @boundary
 def load(
     name: str,
@@ -64,16 +90,14 @@ def load(
     is_python_module: bool = True,
     is_standalone: bool = False,
     keep_intermediates: bool = True,
-) -> ModuleType | str:
+) -> Any:
     """Build an extension of source files, or take it from the cache, and load it.
 
     The arguments are those of :func:`torch.utils.cpp_extension.load`, in the same order and with
-    the same meaning, except as said here. Neither they nor the environment are changed.
+    the same meaning, except as said here and at :func:`files`. Neither they nor the environment
+    are changed. A source that has changed is built anew, and replaces the code that was loaded.
 
     Args:
-        name: a C identifier, ``TORCH_EXTENSION_NAME`` in the sources. A library that is no module
-            may have any name of letters, digits and ``_.+-``.
-        sources: files; one that has changed is built anew, and replaces the code that was loaded.
         extra_sycl_cflags, with_sycl: must be empty, because SYCL cannot be built.
         build_directory: gets copies of the library, ``compile_commands.json``, and the sources of
             text (``main.cpp``, ``cuda.cu``). Files of those names are written over only if this
@@ -90,45 +114,9 @@ def load(
         ArgumentError, ArgumentTypeError: an argument is unusable, or cannot be honoured.
         BuildError, CacheError: as :meth:`ops.jit.Extension.load`.
     """
-    _refuse_sycl(extra_sycl_cflags=extra_sycl_cflags, with_sycl=with_sycl)
-    spec = Spec(
-        name=name,
-        sources=_spec.paths("sources", sources),
-        extra_cflags=_spec.flags("extra_cflags", extra_cflags),
-        extra_cuda_cflags=_spec.flags("extra_cuda_cflags", extra_cuda_cflags),
-        extra_ldflags=_spec.flags("extra_ldflags", extra_ldflags),
-        extra_include_paths=_spec.paths("extra_include_paths", extra_include_paths),
-        with_cuda=with_cuda,
-        is_python_module=is_python_module,
-        is_standalone=is_standalone,
-    )
-    return _load(spec, build_directory, verbose)
+    return _load(_spec_of(locals()), build_directory, verbose)
 
 
-# fmt: off
-@overload
-def load_inline(
-    name: str, cpp_sources: Texts, cuda_sources: Texts | None = ...,
-    sycl_sources: Texts | None = ..., functions: Functions = ...,
-    extra_cflags: Flags = ..., extra_cuda_cflags: Flags = ..., extra_sycl_cflags: Flags = ...,
-    extra_ldflags: Flags = ..., extra_include_paths: Sequence[Path] | None = ...,
-    build_directory: Path | None = ..., verbose: bool = ..., with_cuda: bool | None = ...,
-    with_sycl: bool | None = ..., is_python_module: Literal[True] = ...,
-    with_pytorch_error_handling: bool = ..., keep_intermediates: bool = ..., use_pch: bool = ...,
-    no_implicit_headers: bool = ...,
-) -> ModuleType: ...
-@overload
-def load_inline(
-    name: str, cpp_sources: Texts, cuda_sources: Texts | None = ...,
-    sycl_sources: Texts | None = ..., functions: Functions = ...,
-    extra_cflags: Flags = ..., extra_cuda_cflags: Flags = ..., extra_sycl_cflags: Flags = ...,
-    extra_ldflags: Flags = ..., extra_include_paths: Sequence[Path] | None = ...,
-    build_directory: Path | None = ..., verbose: bool = ..., with_cuda: bool | None = ...,
-    with_sycl: bool | None = ..., *, is_python_module: Literal[False],
-    with_pytorch_error_handling: bool = ..., keep_intermediates: bool = ..., use_pch: bool = ...,
-    no_implicit_headers: bool = ...,
-) -> str: ...
-# fmt: on
 @boundary
 def load_inline(
     name: str,
@@ -150,46 +138,29 @@ def load_inline(
     keep_intermediates: bool = True,
     use_pch: bool = False,
     no_implicit_headers: bool = False,
-) -> ModuleType | str:
+) -> Any:
     """Build an extension of source text, or take it from the cache, and load it.
 
     The arguments are those of :func:`torch.utils.cpp_extension.load_inline`, in the same order and
-    with the same meaning, except as said here and at :func:`load`.
+    with the same meaning, except as said here, at :func:`text` and at :func:`load`.
 
     Args:
-        cpp_sources, cuda_sources: text. Error messages count its lines as given.
         sycl_sources: must be empty, because SYCL cannot be built.
         use_pch: of no effect, because ``JITOPS_PCH`` decides about precompiled headers.
-        no_implicit_headers: do not include ``torch/extension.h``, which takes long to compile; text
-            on the stable ABI (``torch/csrc/stable``) needs one second.
     """
-    _refuse_sycl(
-        sycl_sources=sycl_sources, extra_sycl_cflags=extra_sycl_cflags, with_sycl=with_sycl
-    )
-    spec = Spec(
-        name=name,
-        cpp_sources=_spec.texts("cpp_sources", cpp_sources),
-        cuda_sources=_spec.texts("cuda_sources", cuda_sources or None),
-        functions=_spec.bindings(functions),
-        extra_cflags=_spec.flags("extra_cflags", extra_cflags),
-        extra_cuda_cflags=_spec.flags("extra_cuda_cflags", extra_cuda_cflags),
-        extra_ldflags=_spec.flags("extra_ldflags", extra_ldflags),
-        extra_include_paths=_spec.paths("extra_include_paths", extra_include_paths),
-        with_cuda=with_cuda,
-        is_python_module=is_python_module,
-        with_pytorch_error_handling=with_pytorch_error_handling,
-        no_implicit_headers=no_implicit_headers,
-    )
-    return _load(spec, build_directory, verbose)
+    return _load(_spec_of(locals()), build_directory, verbose)
 
 
-def _refuse_sycl(**arguments: object) -> None:
+def _spec_of(arguments: Mapping[str, Any]) -> Spec:
+    """Make a spec of the arguments of a function above; its fields have their names."""
     for name, value in arguments.items():
-        if value:
+        if "sycl" in name and value:
             raise ArgumentError(f"{name} must be empty: jitops does not build SYCL, got {value!r}")
+    fields = (field.name for field in dataclasses.fields(Spec))
+    return Spec(**{name: arguments[name] for name in fields if name in arguments})
 
 
-def _load(spec: Spec, build_directory: Path | None, verbose: bool) -> ModuleType | str:
+def _load(spec: Spec, build_directory: Path | None, verbose: bool) -> Any:
     folder = None
     if build_directory is not None:
         folder = _build_directory.prepare(_spec.path("build_directory", build_directory), spec)
@@ -199,7 +170,7 @@ def _load(spec: Spec, build_directory: Path | None, verbose: bool) -> ModuleType
         # A library's copy may be another file than the one that is loaded. To load it too would
         # register its operators twice, which ends the process.
         loaded = copy if spec.is_standalone else loaded
-    return loaded if isinstance(loaded, ModuleType) else str(loaded)
+    return str(loaded) if isinstance(loaded, os.PathLike) else loaded
 
 
 # torch's own functions, while ours are in their place.

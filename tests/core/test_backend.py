@@ -82,9 +82,9 @@ def test_auto_falls_back_with_one_warning(monkeypatch):
 BROKEN = [
     ({"CXX": "no-such-compiler"}, r"\$CXX is 'no-such-compiler', which is not found"),
     ({"PYTORCH_NVCC": "no-such-nvcc"}, "nvcc not found"),
-    ({"nvcc": "release 99.1"}, "nvcc is newer than torch: .* is CUDA 99.1, torch .* is CUDA 12.4"),
-    ({"nvcc": "release 10.2"}, "nvcc is older than torch: .* is CUDA 10.2, torch .* is CUDA 12.4"),
-    ({"nvcc": "broken"}, "does not say which CUDA release it is"),
+    ({"nvcc": "release 99.1"}, "nvcc must be of CUDA 12, because torch .* is, got .*release 99.1"),
+    ({"nvcc": "release 10.2"}, "nvcc must be of CUDA 12, because torch .* is, got .*release 10.2"),
+    ({"nvcc": "broken"}, "nvcc must be of CUDA 12, because torch .* is, got .*broken"),
 ]
 
 

@@ -35,7 +35,7 @@ def test_a_compile_error_is_readable(cache, source):
 def test_a_notebook_asks_ninja_for_colours(cache, monkeypatch):
     """With them, the command that failed would not be found in the output."""
     monkeypatch.setenv("CLICOLOR_FORCE", "1")
-    with pytest.raises(ops.BuildError, match=r"again: sh .*/again\.sh"):
+    with pytest.raises(ops.BuildError, match=r"again: .*/ninja -C "):
         load_inline("broken", "int f(", is_python_module=False, no_implicit_headers=True)
 
 
@@ -81,20 +81,14 @@ int right() {{ return 1; }}
 BOUND = {"no_implicit_headers": True, "with_pytorch_error_handling": False}
 
 
-@pytest.mark.parametrize(
-    ("name", "more", "cause"),
-    [
-        ("wrong", "", "functions names 'wrong', which is not declared in cpp_sources"),
-        ("no::wrong", "", "functions names 'no::wrong', which is not declared in cpp_sources"),
-        ("wrong", "int wrong; struct Private {};", "'wrong', which functions names, cannot be"),
-    ],
-)
-def test_a_function_that_cannot_be_bound_is_named(cache, name, more, cause):
+@pytest.mark.parametrize("name", ["wrong", "no::wrong"])
+def test_a_function_that_is_not_declared_is_named(cache, name):
     with pytest.raises(ops.BuildError) as raised:
-        load_inline("broken", FUNCTIONS.format(more), functions=["right", name], **BOUND)
+        load_inline("broken", FUNCTIONS.format(""), functions=["right", name], **BOUND)
     first, second = str(raised.value).splitlines()[1:3]
-    assert first.startswith("  functions[1]: ")
-    assert second.startswith(f"  cause: {cause}")
+    assert first.startswith("  broken.functions:3: ")
+    assert f"‘{name.partition('::')[0]}’" in first
+    assert second == "  cause: functions names something that is not declared in cpp_sources"
 
 
 @pytest.mark.thorough
@@ -102,25 +96,6 @@ def test_functions_are_bound_beside_lines_that_are_counted(cache):
     module = load_inline("bound", FUNCTIONS.format(""), functions={"right": "docs"}, **BOUND)
     assert module.right() == 1
     assert "docs" in module.right.__doc__
-
-
-def test_further_errors_are_counted(cache, tmp_path):
-    """Of all that was compiled, each once, and not the tools' own sums."""
-    shared = tmp_path / "shared.h"
-    shared.write_text("int in_both = oops;\n")
-    one, two = tmp_path / "one.cpp", tmp_path / "two.cpp"
-    one.write_text('#include "shared.h"\nint a = nowhere;\n')
-    two.write_text('int f();\nint a = f();\n\nextern "C" int g() { return f(); }\n')
-    with pytest.raises(ops.BuildError) as raised:
-        load("several", [one], is_python_module=False)
-    assert f"  log:   {raised.value.log} (1 further error)\n" in str(raised.value)
-    one.write_text("int a = nowhere;\n")
-    with pytest.raises(ops.BuildError) as raised:
-        load("several", [one], is_python_module=False)
-    assert f"  log:   {raised.value.log}\n" in str(raised.value)
-    with pytest.raises(ops.BuildError) as raised:
-        load("several", [two], is_python_module=False, extra_ldflags=["-Wl,-z,defs"])
-    assert f"  log:   {raised.value.log} (1 further error)\n" in str(raised.value)
 
 
 def test_a_failed_build_can_be_mended(cache, source):

@@ -76,10 +76,10 @@ def test_address_finds_an_overflow(cache, source):
 
 def test_leak_needs_its_runtime_and_says_how(cache, source, settings):
     settings(SANITIZE="leak", CACHE_DIR=str(cache))
-    with pytest.raises(ops.ConfigError, match=r'=liblsan.so\)" and LSAN_OPTIONS="exitcode=0": Py'):
+    with pytest.raises(ops.ConfigError, match=r'=liblsan\.so\)".*LSAN_OPTIONS="exitcode=0"'):
         extension(source).load()
     settings(SANITIZE="address,leak", CACHE_DIR=str(cache))
-    with pytest.raises(ops.ConfigError, match=r'libasan.so\)" and ASAN_OPTIONS="detect'):
+    with pytest.raises(ops.ConfigError, match=r'libasan\.so\)".*ASAN_OPTIONS="detect'):
         extension(source).load()
 
 
@@ -103,9 +103,9 @@ def test_leak_finds_a_leak(cache, source):
 
 def test_tools_run_without_the_sanitizers_runtime(monkeypatch):
     monkeypatch.setenv("LD_PRELOAD", "/x/libasan.so.8:libfine.so liblsan.so")
-    assert _compilers.environ()["LD_PRELOAD"] == "libfine.so"
-    monkeypatch.setenv("LD_PRELOAD", "/x/libtsan.so")
     assert "LD_PRELOAD" not in _compilers.environ()
+    monkeypatch.setenv("LD_PRELOAD", "libfine.so")
+    assert _compilers.environ()["LD_PRELOAD"] == "libfine.so"
 
 
 @pytest.mark.parametrize("value", ["memory", "address,thread", "thread,leak", "address;undefined"])

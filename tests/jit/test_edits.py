@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import shutil
+import threading
 
 import pytest
 
@@ -92,3 +94,16 @@ def test_a_library_elsewhere_is_not_loaded(cache, source, tmp_path):
     content["library"]["file"] = str(other)
     manifest.write_text(json.dumps(content))
     assert extension(source).find() is None
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "answer.so"])
+def test_a_special_file_in_an_entry_is_a_miss_and_not_waited_for(cache, source, name):
+    path = extension(source).load().with_name(name)
+    path.unlink()
+    os.mkfifo(path)
+    found = []
+    thread = threading.Thread(target=lambda: found.append(extension(source).find()), daemon=True)
+    thread.start()
+    thread.join(20)
+    assert found == [None]
+    assert answer(extension(source).build()) == 42

@@ -94,6 +94,7 @@ def test_what_is_replaceable_goes_first_and_pushes_nothing_out(cache):
             path = item.entry.folder / "manifest.json"
             path.chmod(0o644)
             path.write_text(json.dumps(manifest))
+            os.utime(path, (item.used, item.used))
     sizes = {item.name: item.size for item in _eviction.items(cache)}
     (newest,) = (item for item in _eviction.items(cache) if item.name == "another")
     of_both = sizes["a"] + sizes["b"]

@@ -22,7 +22,7 @@ REQUEST_CHANGES = {
     "cflags": lambda s, m: s.update(extra_cflags=("-O2",)),
     "ldflags": lambda s, m: s.update(extra_ldflags=(*s["extra_ldflags"], "-lm")),
     "cuda_cflags": lambda s, m: s.update(extra_cuda_cflags=("-O2",)),
-    "files": lambda s, m: s["sources"][0].with_suffix(".o").write_bytes(b"x"),
+    "files": lambda s, m: s["sources"][0].with_suffix(".list").write_bytes(b"x"),
     "folders": lambda s, m: s.update(extra_include_paths=(s["sources"][0].parent,)),
     "cuda": lambda s, m: s.update(with_cuda=True),
     "error_handling": lambda s, m: s.update(with_pytorch_error_handling=False),
@@ -42,7 +42,7 @@ def test_every_part_of_the_request_counts(source, monkeypatch, field):
     fields = {
         "name": "answer",
         "sources": (source,),
-        "extra_ldflags": (str(source.with_suffix(".o")),),
+        "extra_ldflags": (f"-Wl,--retain-symbols-file={source.with_suffix('.list')}",),
         "is_python_module": False,
     }
     before = _key.request(Spec(**fields))
@@ -80,14 +80,12 @@ def test_instruction_set_counts_only_where_native(monkeypatch):
     assert _key.digest(_key.request(native)) != before
 
 
-@pytest.mark.parametrize("where", ["CXX", "response", "CXX's response", "ldflags", "nvcc"])
-def test_the_instruction_set_counts_wherever_it_is_asked_for(tmp_path, monkeypatch, where):
-    response = tmp_path / "flags.txt"
-    response.write_text("-O2 -march=native")
-    if "CXX" in where:
-        monkeypatch.setenv("CXX", "g++ -march=native" if where == "CXX" else f"g++ @{response}")
+@pytest.mark.parametrize("where", ["CXX", "cflags", "ldflags", "nvcc"])
+def test_the_instruction_set_counts_wherever_it_is_asked_for(monkeypatch, where):
+    if where == "CXX":
+        monkeypatch.setenv("CXX", "g++ -march=native")
     monkeypatch.setenv("NVCC_APPEND_FLAGS", "-Xcompiler=-march=native")
-    flags = {"nvcc": {"with_cuda": True}, "response": {"extra_cflags": (f"@{response}",)}}
+    flags = {"nvcc": {"with_cuda": True}, "cflags": {"extra_cflags": ("-m'arch=nat'ive",)}}
     flags["ldflags"] = {"extra_ldflags": ("-flto", "-march=native")}
     spec = Spec(name="x", cpp_sources=("a",), **flags.get(where, {}))
     asked = _key.request(spec)
@@ -96,13 +94,13 @@ def test_the_instruction_set_counts_wherever_it_is_asked_for(tmp_path, monkeypat
 
 
 def test_files_that_the_compilers_command_names_count(tmp_path, monkeypatch):
-    response = tmp_path / "flags.txt"
-    response.write_text("-DX=1")
-    monkeypatch.setenv("CXX", f"{shutil.which('env')} {COMPILER} @{response}")
+    specs = tmp_path / "given.specs"
+    specs.write_text("1")
+    monkeypatch.setenv("CXX", f"{shutil.which('env')} {COMPILER} -specs={specs}")
     spec = Spec(name="x", cpp_sources=("a",))
     before = _key.request(spec)
-    assert [name for name, _ in before["files"]] == ["flags.txt"]
-    response.write_text("-DX=2")
+    assert [name for name, _ in before["files"]] == ["given.specs"]
+    specs.write_text("2")
     assert _key.digest(_key.request(spec)) != _key.digest(before)
 
 

@@ -130,7 +130,6 @@ AS_NOBODY = """
     import logging, os, sys
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # a CUDA without a GPU
     import ops.jit, ops.jit._build_once, ops.jit._admin, ops.jit._compile._diagnostics
-    from ops.jit._compile import _torch_build
     import torch.utils.cpp_extension, tempfile, warnings  # read before they may not be
     os.setgroups([])
     os.setgid(65534)

@@ -78,7 +78,7 @@ def test_errors_in_a_cache_anywhere(cache, tmp_path, monkeypatch, name):
     assert "cause: the source has an error" in str(raised.value)
     again = str(raised.value).partition("  again: ")[2]
     done = subprocess.run(shlex.split(again), capture_output=True, text=True, check=False)
-    assert "oops" in done.stderr
+    assert "oops" in done.stdout
 
 
 def test_a_build_directory_anywhere(cache, tmp_path):

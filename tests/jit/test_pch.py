@@ -10,13 +10,18 @@ from pathlib import Path
 import pytest
 import torch
 
-from ops.jit import _key, _pch, text
+from ops.jit import Extension, _key, _pch, text
 from ops.jit._cache import _entries, _eviction, _location, _publish
-from ops.jit._compile import _compilers
 from tests.harness.helpers import PACKAGE, run
-from tests.jit.support import leftovers
+from tests.jit.support import COMPILER, leftovers
 
 pytestmark = pytest.mark.cpp
+
+
+@pytest.fixture(autouse=True)
+def wanted(settings):
+    settings(PCH="1")
+
 
 BUILD = """
     import torch, ops.jit
@@ -82,24 +87,24 @@ def test_the_second_build_takes_what_the_first_had_made(cache, tmp_path):
         *(
             {"extra_cflags": flags}
             for flags in (
-                *(["-include", "cmath"], ["-imacros", "x.h"], ["@/flags"], ["-x", "c"]),
+                *(["-include", "cmath"], ["-imacros", "x.h"], ["-x", "c"]),
                 *(["-isystem", "/x"], ["-idirafter/x"], ["-iquote", "/x"], ["-I/x"]),
                 *(["-specs=/x"], ["-Wp,-I/x"], ["-fplugin=/x.so"], ["-DX=/x", "-B/x"]),
-                *(["-fprofile-use=/x"], ["--include-directory=/x"], ["-nostdinc++"]),
+                *(["-fprofile-use=/x"], ["--include-directory=/x"]),
             )
         ),
     ],
     ids=str,
 )
 def test_where_it_cannot_serve_it_is_not_made(cache, arguments):
-    assert _pch._request(text("x", "int x;", **arguments).spec) is None
+    assert _pch.header_for(text("x", "int x;", **arguments).spec) is None
 
 
 @pytest.mark.parametrize("name", ["CPATH", "CPLUS_INCLUDE_PATH"])
 def test_folders_of_headers_in_the_environment(cache, monkeypatch, name):
-    assert _pch._request(text("x", "int x;").spec)
+    assert _pch.header_for(text("x", "int x;").spec)
     monkeypatch.setenv(name, "/somewhere")
-    assert _pch._request(text("x", "int x;").spec) is None
+    assert _pch.header_for(text("x", "int x;").spec) is None
 
 
 @pytest.mark.parametrize(
@@ -112,31 +117,30 @@ def test_folders_of_headers_in_the_environment(cache, monkeypatch, name):
     ids=str,
 )
 def test_flags_that_it_serves(cache, flags):
-    assert _pch._request(text("x", "int x;", extra_cflags=flags).spec)
+    assert _pch.header_for(text("x", "int x;", extra_cflags=flags).spec)
 
 
 # ---- the same with a header of a line ------------------------------------------------------------
 
 
 @pytest.fixture
-def made(cache, tmp_path, settings):
-    """Makes the entry of a small header, as the process in the background does."""
+def small(cache, tmp_path, monkeypatch, settings):
+    """A compiler that finds a small header in the place of torch's."""
     settings(PCH="1", CACHE_DIR=str(cache))
-    include = tmp_path / "include"
-    (include / "torch").mkdir(parents=True)
-    (include / "torch" / "extension.h").write_text('#include "inner.h"\n')
-    (include / "torch" / "inner.h").write_text("inline int answer() { return 1; }\n")
+    include = tmp_path / "include" / "torch"
+    include.mkdir(parents=True)
+    (include / "extension.h").write_text('#include "inner.h"\n')
+    (include / "inner.h").write_text("inline int answer() { return 1; }\n")
+    script = tmp_path / "g++"
+    script.write_text(f'#!/bin/sh\nexec {COMPILER} "$@" -I{tmp_path}/include\n')
+    script.chmod(0o755)
+    monkeypatch.setenv("CXX", str(script))
+    return include
 
-    def make():
-        root = _location.writable_root()
-        asked = _pch._request(text("x", "int x;").spec)
-        command = [*_compilers.cxx().command, "-I", str(include)]
-        with _publish.staging(root, "x") as folder:
-            entry = _pch._make(asked, command, root, folder)
-        assert leftovers(cache) == []
-        return entry
 
-    return make
+def make():
+    """Build the header, as the process in the background does."""
+    return Extension(_pch.header_for(text("x", "int x;").spec)).build_entry()
 
 
 def used(tmp_path):
@@ -147,10 +151,11 @@ def used(tmp_path):
         return len(first)
 
 
-def test_it_is_used_while_it_is_whole_and_wanted(made, tmp_path, settings, cache):
+def test_it_is_used_while_it_is_whole_and_wanted(small, tmp_path, settings, cache):
     assert used(tmp_path) == 0
-    entry = made()
+    entry = make()
     assert entry.manifest["replaceable"]  # for the cache: tests/jit/test_inventory.py
+    assert leftovers(cache) == []
     assert used(tmp_path) == 1
     settings(PCH="0", CACHE_DIR=str(cache))
     assert used(tmp_path) == 0
@@ -161,68 +166,65 @@ def test_it_is_used_while_it_is_whole_and_wanted(made, tmp_path, settings, cache
     assert used(tmp_path) == 0
 
 
-def test_a_header_in_it_that_has_changed(made, tmp_path):
+def test_a_header_in_it_that_has_changed(small, tmp_path):
     """Also one of the system's: g++ does not look at them again."""
-    made()
-    (tmp_path / "include" / "torch" / "inner.h").write_text("inline int answer() { return 2; }\n")
+    make()
+    (small / "inner.h").write_text("inline int answer() { return 2; }\n")
     assert used(tmp_path) == 0
-    made()
+    make()
     assert used(tmp_path) == 1
+
+
+def test_the_compiler_takes_it(small):
+    """Whatever the extension is called, which a macro says."""
+    flags = ["-Winvalid-pch", "-Werror"]
+    Extension(_pch.header_for(text("x", "int x;", extra_cflags=flags).spec)).build()
+    other = text("other", "int x = answer();", extra_cflags=flags, is_python_module=False)
+    assert "/precompiled " in (other.build().parent / "compile_commands.json").read_text()
 
 
 ORDER = """
     import os, sys
     sys.path.insert(0, {package!r})
     import ops.jit._pch as p
-    from pathlib import Path
     from ops.jit import text
     from ops.jit._cache import _location
     os.chdir({cwd!r})
     p._NEEDS_MEMORY = p._NEEDS_DISK = 0
     p._cpu.cores = lambda: 2
-    flags = ["-DA=1"] * 40_000
-    Path({folder!r}, "build.ninja").write_text("cflags = " + " ".join(flags) + "\\n")
-    p._compilers.cxx = lambda: p._compilers.Tool(("{folder}/compiler",), Path("{folder}/compiler"))
-    p._build.is_gcc = lambda: True
-    root = _location.writable_root()
-    p.schedule(text("x", "int x;", extra_cflags=flags).spec, Path({folder!r}), root)
+    built = text("x", "int x;", extra_cflags=["-DA=1"] * 4000)
+    p.schedule(built.effective_spec, _location.writable_root())
 """
 
 
 @pytest.mark.parametrize("how", ["current folder", "PYTHONPATH"])
-def test_the_process_is_of_this_package_and_is_told_all(cache, tmp_path, how):
-    """Where another has its name; and by however many flags."""
-    compiler = tmp_path / "compiler"
-    said = f'echo "$*" > {tmp_path}/said; mv {tmp_path}/said {tmp_path}/ran'
-    compiler.write_text(f"#!/bin/sh\n{said}\n")
-    compiler.chmod(0o755)
+def test_the_process_is_of_this_package_and_is_told_all(small, cache, tmp_path, how):
+    """Where another has its name; and by many flags."""
     foreign = tmp_path / "foreign"
     (foreign / "ops").mkdir(parents=True)
     here = how == "current folder"
     for name in ("ops/__init__.py", *(["json.py", "importlib.py", "torch.py"] if here else [])):
         (foreign / name).write_text(f"open({str(tmp_path / 'foreign has run')!r}, 'w')\n")
-    code = ORDER.format(
-        package=str(PACKAGE), folder=str(tmp_path), cwd=str(foreign if here else tmp_path)
-    )
+    code = ORDER.format(package=str(PACKAGE), cwd=str(foreign if here else tmp_path))
     path = None if here else foreign
-    run(code, JITOPS_CACHE_DIR=cache, PYTHONPATH=path, JITOPS_PCH="1")
+    run(code, JITOPS_CACHE_DIR=cache, PYTHONPATH=path, JITOPS_PCH="1", JITOPS_DEBUG="1")
     deadline = time.time() + 60
-    while not (tmp_path / "ran").exists():
+    while not headers(cache):
         assert time.time() < deadline
         time.sleep(0.1)
-    assert (tmp_path / "ran").read_text().count("-DA=1") == 40_000
+    (item,) = headers(cache)
+    flags = item.entry.manifest["request"]["cflags"]
+    assert (flags.count("-DA=1"), flags.count("-DJITOPS_DEBUG")) == (4000, 1)
     assert not (tmp_path / "foreign has run").exists()
 
 
 @pytest.mark.parametrize("executable", [None, "", "/opt/application", sys.executable])
-def test_nothing_in_the_background_costs_the_build(
-    cache, tmp_path, monkeypatch, capfd, settings, executable
-):
+def test_nothing_in_the_background_costs_the_build(cache, monkeypatch, capfd, settings, executable):
     """An application that has Python built in is not started again, and no error comes through."""
     settings(PROGRESS="1", CACHE_DIR=str(cache), PCH="1")
     started = []
 
-    def fails(python, job):
+    def fails(python, header):
         started.append(python)
         raise TypeError("no such program")
 
@@ -230,20 +232,25 @@ def test_nothing_in_the_background_costs_the_build(
     monkeypatch.setattr(_pch._cpu, "cores", lambda: 2)
     monkeypatch.setattr(_pch, "_spawn", fails)
     monkeypatch.setattr(sys, "executable", executable)
-    (tmp_path / "build.ninja").write_text("cflags = -O1\n")
-    _pch.schedule(text("x", "int x;").spec, tmp_path, _location.writable_root())
+    _pch.schedule(text("x", "int x;").spec, _location.writable_root())
     if executable and os.path.basename(executable).startswith("python"):
         assert "is not precompiled: no such program" in capfd.readouterr().err
     else:
         assert started == []
 
 
-def test_it_is_scheduled_once(cache):
+def test_it_is_scheduled_once(cache, monkeypatch, settings, capfd):
     """By whoever builds while it is being made, it is neither ordered again nor announced."""
-    root = _location.writable_root()
-    asked = _pch._request(text("x", "int x;").spec)
-    assert not _pch._is_being_made(asked, root)
-    path = _publish.lock_path(root, _entries.entry_name(_pch.NAME, _key.digest(asked)))
-    with _publish.exclusive(path, "it", 1.0, lambda _: None):
-        assert _pch._is_being_made(asked, root)
-    assert not _pch._is_being_made(asked, root)
+    settings(PROGRESS="1", CACHE_DIR=str(cache), PCH="1")
+    started = []
+    monkeypatch.setattr(_pch, "_NEEDS_MEMORY", 0)
+    monkeypatch.setattr(_pch._cpu, "cores", lambda: 2)
+    monkeypatch.setattr(_pch, "_spawn", lambda python, header: started.append(header))
+    root, spec = _location.writable_root(), text("x", "int x;").spec
+    name = _entries.entry_name(_pch.NAME, _key.digest(_key.request(_pch.header_for(spec))))
+    with _publish.exclusive(_publish.lock_path(root, name), "it", 1.0, lambda _: None):
+        _pch.schedule(spec, root)
+        assert started == []
+        assert capfd.readouterr().err == ""
+    _pch.schedule(spec, root)
+    assert started == [_pch.header_for(spec)]

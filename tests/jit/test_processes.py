@@ -116,17 +116,6 @@ def test_waiting_has_an_end(cache, source, monkeypatch):
     assert answer(extension(source).load()) == 42
 
 
-def test_a_thread_does_not_wait_for_itself(tmp_path):
-    """A signal handler may load the extension that its own thread is building."""
-    path = tmp_path / "lock"
-    with (
-        _publish.exclusive(path, "answer", 60.0, print),
-        pytest.raises(ops.BuildTimeoutError, match="answer: this very thread is building it"),
-        _publish.exclusive(path, "answer", 5.0, print),
-    ):
-        pass
-
-
 def test_no_locks_on_this_file_system(cache, source, monkeypatch):
     def refuse(*_):
         raise OSError(errno.ENOLCK, "No locks available")
@@ -172,14 +161,47 @@ def test_a_fork_while_another_thread_builds(cache, slow_compiler, delay):
     assert out.split() == ["7"]
 
 
+def test_a_fork_while_another_thread_imports(cache):
+    """The child has no such thread, whose import it would wait for."""
+    out, _ = run(
+        f"""
+        import os, signal, sys, threading, time
+        import ops.jit
+        begun = threading.Event()
+        class Slow:
+            def find_spec(self, name, path=None, target=None):
+                if name == "ops.jit._build_once":
+                    begun.set()
+                    time.sleep(0.5)
+        sys.meta_path.insert(0, Slow())
+        def load(name):
+            return ops.jit.load_inline(name, {ANSWER!r}, is_python_module=False,
+                                       no_implicit_headers=True)
+        builder = threading.Thread(target=load, args=("one",))
+        builder.start()
+        begun.wait()
+        pid = os.fork()
+        if pid == 0:
+            signal.alarm(30)
+            load("two")
+            os._exit(7)
+        print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+        builder.join()
+        """,
+        JITOPS_CACHE_DIR=cache,
+    )
+    assert out.split() == ["7"]
+
+
 def test_staging_of_any_dead_builder_is_swept(cache, source):
     """Dead is who no longer holds its lock; or, where nothing tells, who is a day old."""
     extension(source).load()
     staging = cache / "staging"
-    for name in ("dead", "alive", "nothing tells", "old", ".just being made"):
+    for name in ("dead", "alive", "nothing tells", "old", "just being made"):
         (staging / name).mkdir()
-    for name in ("dead", "alive", ".just being made"):
+    for name in ("dead", "alive"):
         (staging / name / _publish.ALIVE).write_text(_location.this_host())
+    (staging / "just being made" / _publish.ALIVE).touch()
     (staging / "another host's").mkdir()
     (staging / "another host's" / _publish.ALIVE).write_text("another host")
     os.utime(staging / "old", (1, 1))
@@ -188,4 +210,4 @@ def test_staging_of_any_dead_builder_is_swept(cache, source):
         source.write_text(ANSWER)
         extension(source).load()
         left = sorted(path.name for path in leftovers(cache))
-    assert left == [".just being made", "alive", "another host's", "nothing tells"]
+    assert left == ["alive", "another host's", "just being made", "nothing tells"]

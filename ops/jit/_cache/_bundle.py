@@ -15,14 +15,12 @@ import shutil
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import replace
+from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 
-from ops import _config
 from ops._errors import BundleError
 from ops.jit._cache import _entries, _location, _publish
-from ops.jit._cache._entries import Entry, Manifest
+from ops.jit._cache._entries import Entry
 
 _INDEX = "bundle.json"
 _FORMAT = 2
@@ -30,7 +28,6 @@ _FORMAT = 2
 _DAMAGE = (OSError, EOFError, LookupError, TypeError, ValueError, AttributeError, RuntimeError,
            zlib.error, zipfile.BadZipFile)  # fmt: skip
 _NOT_EXPORTED = (_entries.USED, _publish.ALIVE)  # the cache's own notes
-_COMPLETE = "complete"  # in the folder of a bundle that is unpacked whole
 
 
 def export(path: Path, entries: Iterable[Entry]) -> None:
@@ -55,58 +52,53 @@ def export(path: Path, entries: Iterable[Entry]) -> None:
             draft.unlink(missing_ok=True)
 
 
-@contextlib.contextmanager
-def _reading(failed: str) -> Iterator[None]:
-    try:
-        yield
-    except BundleError:
-        raise
-    except _DAMAGE as error:
-        raise BundleError(f"{failed}: {error}") from error
-
-
 def read(path: Path) -> tuple[zipfile.ZipFile, dict[str, list[str]]]:
     """Open a bundle; return the archive, and the names of the files of each entry."""
     entries: dict[str, list[str]] = {}
-    with _reading(f"{path} is not a bundle"):
+    try:
         archive = zipfile.ZipFile(path)
-        index = json.loads(archive.read(_INDEX))
-        if index["format"] != _FORMAT:
-            raise BundleError(f"{path} is a bundle of format {index['format']}, not {_FORMAT}")
-        for name in archive.namelist():
-            parts = PurePosixPath(name).parts
-            if name != _INDEX and (len(parts) != 3 or ".." in parts or name.startswith("/")):
-                raise BundleError(f"{path} has a file in an impossible place: {name!r}")
-            if name != _INDEX:
-                entries.setdefault("/".join(parts[:2]), []).append(parts[2])
+        found = json.loads(archive.read(_INDEX))["format"]
+    except _DAMAGE as error:
+        raise BundleError(f"{path} is not a bundle: {error}") from error
+    if found != _FORMAT:
+        raise BundleError(f"{path} is a bundle of format {found}, not {_FORMAT}")
+    for name in archive.namelist():
+        parts = PurePosixPath(name).parts
+        if name != _INDEX and (len(parts) != 3 or ".." in parts or name.startswith("/")):
+            raise BundleError(f"{path} has a file in an impossible place: {name!r}")
+        if name != _INDEX:
+            entries.setdefault("/".join(parts[:2]), []).append(parts[2])
     return archive, entries
 
 
-def _unpack(archive: zipfile.ZipFile, name: str, files: list[str], folder: Path) -> None:
-    """Put the files of an entry into a folder, and check them."""
-    with _reading(f"{archive.filename}: {name} is damaged"):
-        for file in files:
-            (folder / file).write_bytes(archive.read(f"{name}/{file}"))
-            (folder / file).chmod(0o444)
-        entry = _entries.open_entry(folder)
-        if entry is None:
-            raise ValueError("it has no manifest")
-        if not isinstance(entry.manifest.get("digest"), str) or not _entries.verify(entry):
-            raise ValueError("its library is not the one that its manifest tells of")
-        entry.library.chmod(0o555)
+def _unpack(path: Path, folder: Path) -> Iterator[tuple[Path, str | None]]:
+    """Unpack a bundle; yield the folder of each entry, and how it is damaged, if it is."""
+    archive, entries = read(path)
+    for name, files in entries.items():
+        target = folder / name
+        for one in (folder, target.parent, target):
+            _location.make_folder(one)
+        try:
+            for file in files:
+                (target / file).write_bytes(archive.read(f"{name}/{file}"))
+                (target / file).chmod(0o444)
+            entry = _entries.open_entry(target)
+            if entry is None or not isinstance(entry.manifest.get("digest"), str):
+                raise ValueError("it has no manifest")
+            if problem := _entries.problem(entry):
+                raise ValueError(problem)
+            entry.library.chmod(0o555)
+        except _DAMAGE as error:
+            yield target, f"{path}: {name} is damaged: {error}"
+        else:
+            yield target, None
 
 
 def verify(path: Path) -> tuple[int, list[str]]:
     """Return how many entries a bundle has, and a line for each that is damaged."""
-    archive, entries = read(path)
-    wrong = []
-    for name, files in entries.items():
-        with tempfile.TemporaryDirectory(prefix="jitops-") as folder:
-            try:
-                _unpack(archive, name, files, Path(folder))
-            except BundleError as error:
-                wrong.append(str(error))
-    return len(entries), wrong
+    with tempfile.TemporaryDirectory(prefix="jitops-") as folder:
+        found = [problem for _, problem in _unpack(path, Path(folder, "bundle"))]
+    return len(found), [problem for problem in found if problem]
 
 
 def import_into(path: Path, root: Path) -> list[Path]:
@@ -114,35 +106,18 @@ def import_into(path: Path, root: Path) -> list[Path]:
 
     If one is damaged, those that came before it stay.
     """
-    archive, entries = read(path)
     new = []
-    for name, files in entries.items():
-        target = root / name
-        present = _entries.open_entry(target)
-        if present and _location.distrust(target) is None and _entries.verify(present):
-            continue
-        with _publish.staging(root, PurePosixPath(name).parts[0]) as folder:
-            _unpack(archive, name, files, folder)
-            (folder / _entries.USED).touch(mode=0o644)
-            if _publish.place(root, folder, target) is None:
-                new.append(target)
+    with _publish.staging(root, "bundle") as staging:
+        for folder, problem in _unpack(path, staging):
+            if problem:
+                raise BundleError(problem)
+            target = root / folder.relative_to(staging)
+            present = _entries.open_entry(target)
+            if present is None or _entries.problem(present):
+                (folder / _entries.USED).touch(mode=0o644)
+                if _publish.place(root, folder, target) is None:
+                    new.append(target)
     return new
-
-
-# ---- the bundle in use ---------------------------------------------------------------------------
-
-
-def find(name: str, accepts: Callable[[Manifest], bool]) -> Entry | None:
-    """Find an entry of the bundle in use, if there is one, and verify it."""
-    path = _config.settings().bundle
-    for entry in _entries.matching(root(path), name, accepts) if path else ():
-        inner = (entry.folder.parent, entry.folder, entry.folder / "manifest.json", entry.library)
-        if reason := next(filter(None, map(_location.distrust, inner)), None):
-            raise BundleError(f"{path} is refused: {reason}")
-        if not _entries.verify(entry):
-            raise BundleError(f"{entry.library}, of {path}, is damaged: delete it")
-        return replace(entry, bundle=path)
-    return None
 
 
 def root(path: Path) -> Path:
@@ -160,24 +135,20 @@ def root(path: Path) -> Path:
     of_content = f"{status.st_size} {status.st_mtime_ns} {status.st_ino}".encode()
     name = f"{of_path}-{_entries.sha256(of_content)[:12]}"
     for cache in _location.readable_roots():
-        if (cache / "bundles" / name / _COMPLETE).is_file():
+        if (cache / "bundles" / name).is_dir():
             return cache / "bundles" / name
-    bundles = _location.writable_root() / "bundles"
+    cache = _location.writable_root()
+    bundles = cache / "bundles"
     _location.make_folder(bundles)
-    for part in ("", *_location.PARTS):
-        _location.make_folder(bundles / name / part)
-    import_into(path, bundles / name)
-    (bundles / name / _COMPLETE).touch()
+    with _publish.staging(cache, "bundle") as staging:
+        if problem := next(filter(None, (found for _, found in _unpack(path, staging))), None):
+            raise BundleError(problem)
+        try:
+            os.rename(staging, bundles / name)
+        except OSError as error:
+            if not (bundles / name).is_dir():  # nor has another process just done the same
+                raise BundleError(f"{path} cannot be unpacked: {error}") from error
     for older in bundles.glob(f"{of_path}-*"):  # versions of the archive
         if older.name != name and not _location.is_shared(bundles):
             shutil.rmtree(older, ignore_errors=True)
     return bundles / name
-
-
-def entries_of(extension: str) -> Iterator[Entry]:
-    """Yield the entries of one extension in the bundle in use, not verified."""
-    path = _config.settings().bundle
-    for manifest in sorted(root(path).glob("*-*/*/manifest.json")) if path else ():
-        entry = _entries.open_entry(manifest.parent)
-        if entry and entry.manifest.get("name") == extension:
-            yield replace(entry, bundle=path)

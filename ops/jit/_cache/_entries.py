@@ -20,7 +20,7 @@ import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,7 +38,6 @@ class Entry:
 
     folder: Path
     manifest: Manifest
-    bundle: Path | None = None  # that it came in
 
     @property
     def library(self) -> Path:
@@ -49,11 +48,6 @@ class Entry:
     def name(self) -> str:
         """The entry's own two folders, as commands show them."""
         return "/".join(self.folder.parts[-2:])
-
-    @property
-    def place(self) -> str:
-        """Where it is, for people."""
-        return f"{self.name} in the bundle {self.bundle}" if self.bundle else str(self.library)
 
     def content(self, name: str) -> bytes | None:
         """Return the content of one of its files; ``None`` if it has none of that name."""
@@ -71,45 +65,49 @@ def entry_name(name: str, digest: str) -> str:
     return f"{name}-{digest[:16]}"
 
 
-def find(name: str, accepts: Callable[[Manifest], bool]) -> Entry | None:
-    """Find an entry of this name whose manifest is accepted, and verify its library."""
-    for root in _location.readable_roots():
-        for entry in matching(root, name, accepts):
-            if _location.distrust(entry.folder) is None and verify(entry):
+def find(
+    name: str, accepts: Callable[[Manifest], bool], first: Sequence[Path] = ()
+) -> Entry | None:
+    """Find an entry of this name whose manifest is accepted, and verify it.
+
+    ``first`` are folders to look into before the caches.
+    """
+    for root in (*first, *_location.readable_roots()):
+        try:
+            variants = sorted(os.listdir(root / name))
+        except OSError:
+            continue
+        for variant in variants:
+            entry = open_entry(root / name / variant)
+            if entry and accepts(entry.manifest) and problem(entry) is None:
                 return entry
     return None
 
 
-def matching(root: Path, name: str, accepts: Callable[[Manifest], bool]) -> Iterator[Entry]:
-    """Yield the entries of this name in ``root`` whose manifests are accepted, not verified."""
-    try:
-        variants = sorted(os.listdir(root / name))
-    except OSError:
-        return
-    for variant in variants:
-        entry = open_entry(root / name / variant)
-        if entry and accepts(entry.manifest):
-            yield entry
-
-
 def open_entry(folder: Path) -> Entry | None:
     """Read the entry in a folder, without its library; ``None`` if there is none."""
+    path = folder / "manifest.json"
     try:
-        manifest = json.loads((folder / "manifest.json").read_bytes())
+        # To open a special file may block.
+        manifest = json.loads(path.read_bytes()) if path.is_file() else None
         return Entry(folder, manifest) if isinstance(manifest, dict) else None
     except (OSError, ValueError, RecursionError):
         return None  # not an entry, or no longer one
 
 
-def verify(entry: Entry) -> bool:
-    """Whether the library is, byte for byte, the one that was published."""
+def problem(entry: Entry) -> str | None:
+    """Return why an entry may not be loaded: it is not, byte for byte, what its builder left."""
     try:
-        expected, library = entry.manifest["library"], entry.library
-        if library.parent != entry.folder or _location.distrust(library):
-            return False
-        return measure(library) == (expected["size"], expected["sha256"])
+        expected, library, folder = entry.manifest["library"], entry.library, entry.folder
+        if library.parent == folder and library.is_file():
+            places = (folder.parent, folder, folder / "manifest.json", library)
+            if reason := next(filter(None, map(_location.distrust, places)), None):
+                return reason
+            if digest_of(library) == expected["sha256"]:
+                return None
     except (OSError, KeyError, TypeError, ValueError):
-        return False
+        pass  # its manifest is not one, or something of it has just gone
+    return "its library is damaged"
 
 
 def sha256(content: bytes) -> str:
@@ -117,14 +115,13 @@ def sha256(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def measure(path: Path) -> tuple[int, str]:
-    """Return the size and digest of a file, read in blocks because it may be a gigabyte."""
-    size, digest = 0, hashlib.sha256()
+def digest_of(path: Path) -> str:
+    """Return the digest of a file, read in blocks because it may be a gigabyte."""
+    digest = hashlib.sha256()
     with open(path, "rb", buffering=0) as file:
         while block := file.read(_BLOCK):
-            size += len(block)
             digest.update(block)
-    return size, digest.hexdigest()
+    return digest.hexdigest()
 
 
 # ---- use -----------------------------------------------------------------------------------------

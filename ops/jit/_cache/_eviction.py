@@ -67,21 +67,18 @@ def evict(root: Path, limit: int, newest: Path | None = None) -> list[Item]:
     """Delete the entries not used for longest until the cache is at most ``limit`` bytes.
 
     An entry that a live process uses stays, and so does ``newest``. Precompiled headers are evicted
-    first. A new one never evicts anything else, but goes itself.
+    first, a new one too, so that it never evicts anything else.
     """
     present = items(root)
     total = sum(item.size for item in present)
-    added = next((item for item in present if item.entry.folder == newest), None)
-    only_headers = added is not None and added.is_replaceable
     evicted = []
     for item in sorted(present, key=lambda item: (not item.is_replaceable, item.used)):
-        if total <= limit or (only_headers and not item.is_replaceable):
+        if total <= limit:
             break
-        if item is not added and remove(root, item):
+        is_newest = item.entry.folder == newest and not item.is_replaceable
+        if not is_newest and remove(root, item):
             total -= item.size
             evicted.append(item)
-    if added and only_headers and total > limit and remove(root, added):
-        evicted.append(added)
     return evicted
 
 

@@ -98,24 +98,22 @@ def _refused(folder: Path) -> str | None:
     return reason
 
 
+def _present() -> Iterator[tuple[Path, str | None]]:
+    """Yield the caches that are there, each with the reason why nothing is loaded from it."""
+    for root in (configured_root(), private_root()):
+        with contextlib.suppress(OSError):  # below a folder that this user may not enter
+            if root.is_dir():
+                yield root, _refused(root)
+
+
 def readable_roots() -> Iterator[Path]:
     """Yield the folders to look for entries in."""
-    for root in (configured_root(), private_root()):
-        if _is_folder(root) and _refused(root) is None:
-            yield root
+    return (root for root, reason in _present() if reason is None)
 
 
 def refusals() -> list[str]:
     """List why caches that are there are not looked into."""
-    there = filter(_is_folder, (configured_root(), private_root()))
-    return [reason for root in there if (reason := _refused(root))]
-
-
-def _is_folder(path: Path) -> bool:
-    try:
-        return path.is_dir()
-    except OSError:
-        return False  # below a folder that this user may not enter
+    return [reason for _, reason in _present() if reason]
 
 
 # ---- writing -------------------------------------------------------------------------------------

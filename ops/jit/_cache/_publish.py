@@ -14,7 +14,6 @@ import os
 import platform
 import secrets
 import shutil
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -51,12 +50,7 @@ class Lock:
 
     descriptor: int
     is_exclusive: bool  # False where the file system has no locks
-    told: dict[str, Any]  # by the holder before
-
-    def failure(self, since: float) -> dict[str, Any] | None:
-        """Return the failure that the holder before has told, if that was after a time."""
-        failed = self.told.get("failed") and self.told.get("since", 0.0) >= since
-        return self.told if failed else None
+    before: dict[str, Any]  # what the holder before has told: its failure, if it failed
 
     def fail(self, message: str, log: str | None) -> None:
         """Tell those that wait for this lock that the build failed."""
@@ -79,24 +73,21 @@ def exclusive(
                 os.close(descriptor)
                 descriptor = _open(path)
                 continue
-            if held is False and _signature().items() <= _read(descriptor).items():
-                raise BuildTimeoutError(
-                    f"{name}: this very thread is building it, and was interrupted by code that "
-                    f"loads it, such as a signal handler: load it before or after"
-                )
-            waited = time.monotonic() - started
+            holder, waited = _read(descriptor), time.monotonic() - started
+            # It holds the lock but has not signed yet, or has just left.
+            owner = f"process {holder.get('pid', 'unknown')} on {holder.get('host', 'some host')}"
             if waited >= timeout:
                 raise BuildTimeoutError(
-                    f"{name}: {_owner(descriptor)} has been building it for more than "
+                    f"{name}: {owner} has been building it for more than "
                     f"{timeout:g} s. If that process hangs, end it (the lock goes with it) and "
                     f"run this again; if it is only slow, raise JITOPS_BUILD_TIMEOUT"
                 )
             if waited >= _PATIENCE and not told:
                 told = True
-                on_wait(f"waiting for {_owner(descriptor)}, which is building {name}")
+                on_wait(f"waiting for {owner}, which is building {name}")
             time.sleep(min(_PAUSE, timeout))
         lock = Lock(descriptor, bool(held), _read(descriptor))
-        _write(descriptor, **_signature())
+        _write(descriptor, pid=os.getpid(), host=platform.node())
         yield lock
         with contextlib.suppress(OSError):
             os.ftruncate(descriptor, 0)
@@ -104,16 +95,12 @@ def exclusive(
         os.close(descriptor)
 
 
-def last_failure(path: Path) -> dict[str, Any] | None:
+def last_failure(path: Path) -> str | None:
     """Return the failure that the last holder of a lock has told."""
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
+        return str(json.loads(path.read_bytes())["failed"]) if path.is_file() else None
+    except (OSError, ValueError, LookupError, TypeError):
         return None
-    try:
-        return Lock(descriptor, False, _read(descriptor)).failure(0.0)
-    finally:
-        os.close(descriptor)
 
 
 def try_lock(descriptor: int) -> bool | None:
@@ -125,10 +112,6 @@ def try_lock(descriptor: int) -> bool | None:
     except OSError:
         return None
     return True
-
-
-def _signature() -> dict[str, Any]:
-    return {"pid": os.getpid(), "host": platform.node(), "thread": threading.get_ident()}
 
 
 def _open(path: Path) -> int:
@@ -161,14 +144,6 @@ def _read(descriptor: int) -> dict[str, Any]:
     return told if isinstance(told, dict) else {}
 
 
-def _owner(descriptor: int) -> str:
-    told = _read(descriptor)
-    if "pid" not in told:
-        return "another process"  # it holds the lock but has not signed yet, or has just left
-    seconds = max(0, round(time.time() - told["since"]))
-    return f"process {told['pid']} on {told.get('host')} (for {seconds} s so far)"
-
-
 # ---- the private folder --------------------------------------------------------------------------
 
 
@@ -176,20 +151,16 @@ def _owner(descriptor: int) -> str:
 def staging(root: Path, name: str) -> Iterator[Path]:
     """Make a private folder to build in, and sweep away those that dead builders left."""
     sweep(root)
-    # Hidden until its lock is held, so that nobody takes it for an abandoned one.
-    token = secrets.token_hex(4)
-    hidden, folder = (root / "staging" / f"{dot}{name}.{token}" for dot in (".", ""))
-    _location.make_folder(hidden)  # readable to all: the cache of an image serves any user
-    descriptor = os.open(hidden / ALIVE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    folder = root / "staging" / f"{name}.{secrets.token_hex(4)}"
+    _location.make_folder(folder)  # readable to all: the cache of an image serves any user
+    descriptor = os.open(folder / ALIVE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
+        try_lock(descriptor)  # without locks, the age of the folder tells
+        # Only now, because until it is there nobody takes the folder for an abandoned one.
         os.write(descriptor, _location.this_host().encode())
-        with contextlib.suppress(OSError):  # no locks here: its age will tell
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        hidden.rename(folder)
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)  # published: it is no longer there
-        shutil.rmtree(hidden, ignore_errors=True)
         os.close(descriptor)
 
 
@@ -207,8 +178,8 @@ def publish(
 
     Where another builder has published the same in the meantime, theirs stays and ours is dropped.
     """
-    size, digest = _entries.measure(library)
-    whole = {**manifest, "library": {"file": library.name, "size": size, "sha256": digest}}
+    its = {"file": library.name, "sha256": _entries.digest_of(library)}
+    whole = {**manifest, "library": its}
     clear(folder, (library.name, *keep))
     (folder / "manifest.json").write_text(json.dumps(whole))
     (folder / _entries.USED).touch(mode=0o644)
@@ -225,17 +196,19 @@ def publish(
 
 def place(root: Path, folder: Path, target: Path) -> Entry | None:
     """Rename a finished folder into place; return the entry that was there, if that is whole."""
-    (folder / ALIVE).unlink(missing_ok=True)
     for _ in range(3):
+        if _location.distrust(target.parent):
+            discard(root, target.parent)
         _location.make_folder(target.parent)
         try:
             os.rename(folder, target)
         except OSError:
             theirs = _entries.open_entry(target)
-            if theirs and _location.distrust(target) is None and _entries.verify(theirs):
+            if theirs and _entries.problem(theirs) is None:
                 return theirs
             discard(root, target)  # there, but damaged, or not to be trusted
         else:
+            (target / ALIVE).unlink(missing_ok=True)  # not before: a builder may be killed between
             _flush(target.parent)
             return None
     raise CacheError(f"{target} cannot be replaced")
@@ -268,12 +241,9 @@ def _is_abandoned(folder: Path) -> bool:
         descriptor = os.open(folder / ALIVE, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
         try:
             # The lock of another host may not be seen from here.
-            if os.read(descriptor, 200).decode(errors="replace") == _location.this_host():
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                if not folder.name.startswith("."):
-                    return True
-        except BlockingIOError:
-            return False
+            is_ours = os.read(descriptor, 200) == _location.this_host().encode()
+            if is_ours and (locked := try_lock(descriptor)) is not None:
+                return locked
         finally:
             os.close(descriptor)
     try:

@@ -1,19 +1,25 @@
 """Compiles and links an extension in a private folder, and knows of no cache.
 
-torch writes the ninja file. Here it is amended, so that the tools report all files that they read,
-and run.
+torch's own ``load`` and ``load_inline`` write the ninja file. They run in a copy of
+``torch.utils.cpp_extension`` that only one build uses, and that sees an environment of its own. So
+no build changes torch's module, which other threads may use, or in which somebody may have replaced
+``load`` by ours. The file is amended, so that the tools report all files that they read, and run.
 """
 
 from __future__ import annotations
 
+import builtins
+import functools
+import importlib.util
 import json
+import logging
 import os
 import re
 import shlex
-import shutil
 import sys
 import sysconfig
 import time
+import types
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,8 +27,8 @@ from typing import Any
 import torch
 
 from ops._errors import BuildError, ToolchainError
-from ops.jit import _flags, _progress
-from ops.jit._compile import _compilers, _cpu, _runner, _torch_build
+from ops.jit import _progress
+from ops.jit._compile import _compilers, _cpu, _gpu_archs, _runner, importing
 from ops.jit._spec import COMMANDS, HERE, RETIRE, Spec
 
 # Withdraws a library's registrations with torch, while its code stays in memory. Without the
@@ -36,19 +42,27 @@ __attribute__((visibility("default"))) void jitops_retire() {
 }
 }
 """
-# Without the user's flags, but for those that say which machine the code is for.
-_RULES = r"""
-rule jitops_retire
-  command = $cxx -w -O1 -fPIC {machine} -x c++ -c $in -o $out
-rule jitops_search
-  command = ($cxx $cflags -E -v -x c++ /dev/null || :) > $out 2>&1
-rule jitops_search_cuda
-  command = ($nvcc $cuda_cflags -E -Xcompiler -v -x cu /dev/null || :) > $out 2>&1
-build search.txt: jitops_search
-default search.txt
+# Flags that are made for the user's own text, such as -x c -Werror, are taken back.
+_RETIRE = f"""
+build {RETIRE}.o: compile {RETIRE}.cpp
+  cflags = $cflags -w -std=c++17 -x c++
 """
-_SEARCH_CUDA = "build search_cuda.txt: jitops_search_cuda\ndefault search_cuda.txt\n"
+_SEARCH = """
+rule jitops_{name}
+  command = ({command} /dev/null || :) > $out 2>&1
+build {name}.txt: jitops_{name}
+default {name}.txt
+"""
 LINK_REPORT = "link.d"
+_NOT_CALLED = (
+    *("_run_ninja_build", "_import_module_from_library", "verify_ninja_availability"),
+    "get_compiler_abi_compatibility_and_version",
+)
+# These change output that is read here, or keep nvcc from reporting its headers.
+_UNWANTED = (
+    *("NINJA_STATUS", "CLICOLOR_FORCE", "LANGUAGE"),
+    "TORCH_EXTENSION_SKIP_NVCC_GEN_DEPENDENCIES",
+)
 
 
 def build(
@@ -60,20 +74,17 @@ def build(
     echo: bool = False,
 ) -> Path:
     """Compile and link ``spec`` in ``folder``; return the library or program."""
-    _compilers.check(spec.uses_cuda)
+    compiler, ninja = _compilers.check(spec.uses_cuda)
     count = len(spec.sources) or 1 + bool(spec.cuda_sources)  # load_inline writes a main.cpp
     files = f"{spec.name} ({count} file{'s' if count > 1 else ''})"
-    environ = _environ(folder)
+    environ = _environ()
+    cpp_extension = _copy_of_torchs(environ)
     line, started = _progress.Line(), time.perf_counter()
-
-    def run(_: str) -> None:
-        _amend(folder / "build.ninja", spec)
-        line.say(f"compiling {files}")
-        _run(spec, folder, environ, echo)
-
-    module = _torch_build.module(environ, _compilers.cuda_home(), run)
     try:
-        _call(module, spec, folder, include_first)
+        _call(cpp_extension, spec, folder, include_first)
+        _amend(folder / "build.ninja", spec, compiler)
+        line.say(f"compiling {files}")
+        _run(spec, folder, ninja, environ, echo)
     except (_runner.NinjaError, RuntimeError, OSError) as error:
         from ops.jit._compile import _diagnostics
 
@@ -87,19 +98,11 @@ def build(
     return library
 
 
-def _environ(folder: Path) -> dict[str, str]:
+def _environ() -> dict[str, str]:
     """Return the environment variables that torch, ninja and the compilers see."""
-    found = _compilers.environ()
-    found.pop("NINJA_STATUS", None)  # the output is read in ninja's own format
-    found.pop("CLICOLOR_FORCE", None)  # and without colours, which notebooks ask for
-    found.pop("TORCH_EXTENSION_SKIP_NVCC_GEN_DEPENDENCIES", None)  # nvcc shall report its headers
-    if "LC_ALL" in found:  # it would have the last word on messages
-        found["LC_CTYPE"] = found.pop("LC_ALL")
-    compiler = _compilers.cxx()
     return {
-        **found,
-        "CXX": str(_as_one_word(compiler.command, folder)) if compiler else "c++",
-        "LC_MESSAGES": "C",  # errors in the language that the diagnosis reads
+        **{name: one for name, one in _compilers.environ().items() if name not in _UNWANTED},
+        "LC_ALL": "C.UTF-8",  # errors in the language that the diagnosis reads
         # torch puts a ccache that is on PATH before the compiler, unasked. ccache's direct mode
         # returns the old object when a new header hides another, and $CXX may name ccache.
         "TORCH_NO_COMPILER_WRAPPER": "1",
@@ -107,44 +110,69 @@ def _environ(folder: Path) -> dict[str, str]:
     }
 
 
-def _as_one_word(command: tuple[str, ...], folder: Path) -> Path:
-    """Return the compiler as torch takes it: ``CXX="ccache g++"`` becomes a script."""
-    program, *arguments = command
-    found = os.path.abspath(shutil.which(program) or program)
-    if not arguments:
-        return Path(found)
-    script = folder / "cxx"
-    script.write_text(f'#!/bin/sh\nexec {shlex.join([found, *arguments])} "$@"\n')
-    script.chmod(0o755)
-    return script
-
-
-def _run(spec: Spec, folder: Path, environ: dict[str, str], echo: bool) -> None:
+def _run(spec: Spec, folder: Path, ninja: Path, environ: dict[str, str], echo: bool) -> None:
     """Run ninja; where several compilers were too much for the memory, one at a time."""
-    told = os.environ.get("MAX_JOBS", "")
-    jobs = int(told) if told.isdecimal() else _cpu.jobs()
-    ninja = _compilers.ninja()
-    if ninja is None:
-        raise ToolchainError(_compilers.NO_NINJA)
+    jobs = _cpu.jobs()
     command = [str(ninja), "-v", "-j"]
     try:
         _runner.run(folder, [*command, str(jobs)], environ, echo)
     except _runner.NinjaError as error:
         from ops.jit._compile import _diagnostics
 
-        if _diagnostics.diagnose(str(error)).name != "out_of_memory" or jobs == 1:
+        if _diagnostics.diagnose(str(error)).cause.name != "out_of_memory" or jobs == 1:
             raise
         _progress.say(f"{spec.name}: out of memory; trying once more with one compiler at a time")
         _runner.run(folder, [*command, "1"], environ, echo)
 
 
+# ---- torch ---------------------------------------------------------------------------------------
+
+
+def _copy_of_torchs(environ: dict[str, str]) -> Any:
+    """Make a copy of ``torch.utils.cpp_extension``, which runs and loads nothing."""
+    path = Path(torch.__file__).parent / "utils" / "cpp_extension.py"
+    spec = importlib.util.spec_from_file_location("torch.utils.cpp_extension", path)
+    if spec is None or spec.loader is None:
+        raise ToolchainError(f"torch {torch.__version__} has no {path}")
+    copy: Any = importlib.util.module_from_spec(spec)
+    copy.__builtins__ = {**vars(builtins), "__import__": _import}
+    logger = logging.getLogger(copy.__name__)
+    with importing:
+        logger.disabled = True  # it warns of a CUDA toolkit on a machine without a GPU
+        try:
+            spec.loader.exec_module(copy)
+        finally:
+            logger.disabled = False
+    for name in _NOT_CALLED:
+        if not hasattr(copy, name):
+            raise ToolchainError(
+                f"torch {torch.__version__} builds extensions in a way that this version of jitops "
+                f"does not know: it has no {name}"
+            )
+        setattr(copy, name, lambda *_, **__: None)
+    copy.os = types.SimpleNamespace(**{**vars(os), "environ": environ, "getenv": environ.get})
+    copy.open = functools.partial(open, encoding="utf-8", errors="surrogateescape")
+    if home := _compilers.cuda_home():
+        copy.CUDA_HOME = str(home)
+    return copy
+
+
+class _Setuptools(types.ModuleType):
+    """Stands for setuptools, which takes long to import and which only ``setup.py`` needs."""
+
+    def __getattr__(self, name: str) -> Any:
+        return type(name, (), {})
+
+
+def _import(name: str, *arguments: Any) -> Any:
+    if name.partition(".")[0] == "setuptools":
+        return _Setuptools("setuptools")
+    return builtins.__import__(name, *arguments)
+
+
 def _call(cpp_extension: Any, spec: Spec, folder: Path, include_first: Sequence[Path]) -> None:
     """Have torch write the sources and the ninja file, and run it."""
-    architectures: tuple[str, ...] = ()
-    if spec.uses_cuda:
-        from ops.jit._compile import _gpu_archs
-
-        architectures = _gpu_archs.gencode_flags(_gpu_archs.architectures_of(spec))
+    architectures = _gpu_archs.gencode_flags(_gpu_archs.architectures_of(spec))
     options: dict[str, Any] = {
         "name": spec.name,
         "extra_cflags": [*spec.extra_cflags, *_in_memory(spec)],
@@ -194,35 +222,41 @@ def _numbered(spec: Spec, suffix: str, texts: tuple[str, ...]) -> list[str]:
 # ---- the ninja file ------------------------------------------------------------------------------
 
 
-def _amend(script: Path, spec: Spec) -> None:
-    """Have the tools report all that they read, and mend torch's quoting of its own folders."""
+def _amend(script: Path, spec: Spec, compiler: _compilers.Tool) -> None:
+    """Have the tools report all that they read, and mend torch's quoting."""
     text = script.read_text(encoding="utf-8", errors="surrogateescape")
     torchs = Path(torch.__file__).parent
     for folder in (str(torchs), sysconfig.get_path("include")):
-        if "$" in folder:
-            text = text.replace(folder, folder.replace("$", "$$"))
+        text = text.replace(folder, folder.replace("$", "$$"))
     home = _compilers.cuda_home() if spec.uses_cuda else None
     for library in (torchs / "lib", *([home / "lib64", home / "lib"] if home else [])):
         escaped = str(library).replace("$", "$$")
         for option in ("-L", "-Wl,-rpath,"):
             text = text.replace(f" {option}{escaped}", f" {option}{shlex.quote(escaped)}")
+    # torch takes $CXX for a single word.
+    command = f"cxx = {shlex.join(compiler.command)}".replace("$", "$$")
+    text = re.sub("^cxx = .*$", lambda _: command, text, count=1, flags=re.MULTILINE)
     # torch has g++ leave out the headers that -isystem finds. g++ would also name a header that it
     # finds through a link by the present target of the link.
     as_found = " -fno-canonical-system-headers" if is_gcc() else ""
     text = text.replace(" -MMD -MF ", f"{as_found} -MD -MF ")
     # ninja would take the lists of headers away.
     text = re.sub(r"^  (depfile = \$out\.d|deps = gcc)\n", "", text, flags=re.MULTILINE)
-    if sys.platform != "darwin":
-        report = f" -Wl,--dependency-file={LINK_REPORT}"
-        text = text.replace("$cxx $in $ldflags -o $out", f"$cxx $in $ldflags{report} -o $out")
-    machine = [word for word in _flags.words(spec.extra_cflags) if re.match(r"-m|--target=", word)]
-    text += _RULES.replace("{machine}", shlex.join(machine).replace("$", "$$"))
+    link = "$cxx $in $ldflags -o $out"
+    if spec.is_header:
+        text = text.replace(link, f": > {LINK_REPORT}; ln $in $out || cp $in $out")
+        # g++ takes the header only where all macros are those that it was made with.
+        text = re.sub(r"-DTORCH_EXTENSION_NAME=\S+", "", text)
+    elif sys.platform != "darwin":
+        text = text.replace(link, link.replace("-o", f"-Wl,--dependency-file={LINK_REPORT} -o"))
+    text += _SEARCH.format(name="search", command="$cxx $cflags -E -v -x c++")
     if re.search(r"^build \S+\.cuda\.o: cuda_compile", text, re.MULTILINE):
-        text += _SEARCH_CUDA
+        command = "$nvcc $cuda_cflags -E -Xcompiler -v -x cu"
+        text += _SEARCH.format(name="search_cuda", command=command)
     if not spec.is_python_module and not spec.is_standalone:
         (script.parent / f"{RETIRE}.cpp").write_text(_RETIRE_SOURCE)
-        text += f"build {RETIRE}.o: jitops_retire {RETIRE}.cpp\n"
         text = re.sub(r"^(build \S+: link .*)$", rf"\1 {RETIRE}.o", text, flags=re.MULTILINE)
+        text += _RETIRE
     script.write_text(text, encoding="utf-8", errors="surrogateescape")
 
 

@@ -7,19 +7,9 @@ from dataclasses import dataclass
 
 import torch
 
-_SHELL = r"^\S+: (?:line )?\d+: (?:exec: )?"
 _CUDA = r"(?:cuda|cublas|cufft|cusparse|curand|cusolver|cudnn|nvrtc|nvJitLink|thrust|cub)"
 _SYMBOL = (
     r"undefined (?:symbol: |reference to )[`'‘]?(?:(?:vtable|VTT|typeinfo|typeinfo name) for )?"
-)
-_TORCHS = (
-    _SYMBOL + r"(?:(?:[\w:<>*&]+ ){0,2}(?:c10|at|torch)::|_Z(?:T[ISTV])?N[VK]*(?:3c10|2at|5torch))"
-)
-# A string as C++ compilers name it, in the ABI that torch is not built with.
-_OTHER_STRING = (
-    r"(?:.*\bstd::(?:string|basic_string<)|\w*RKSs)"
-    if torch.compiled_with_cxx11_abi()
-    else r".*(?:__cxx11|\[abi:cxx11\]|B5cxx11)"
 )
 
 
@@ -31,8 +21,7 @@ class Cause:
     pattern: str
     cause: str
     fix: str
-    decisive: bool = False  # it counts wherever it shows, also behind errors that follow from it
-    of_machine: bool = False  # the machine failed, at no line in particular
+    of_machine: bool = False  # at no line in particular; other errors may follow from it
 
     def matches(self, line: str) -> bool:
         """Whether a line of the output tells of it."""
@@ -48,20 +37,22 @@ CAUSES = (
         r"|(?:died due to|terminated with) signal 9\b|^FAILED: \[code=137\]"
         r"|error while loading shared libraries: .*failed to map segment",
         "the compiler ran out of memory and was killed",
-        "free memory, or run fewer compilers at once: MAX_JOBS=1", decisive=True, of_machine=True),
+        "free memory, or run fewer compilers at once: MAX_JOBS=1", of_machine=True),
     Cause("disk_full", r"No space left on device|Disk quota exceeded",
         "the disk is full, or the disk quota is used up",
-        "free space, or point JITOPS_CACHE_DIR (and TMPDIR) at another disk",
-        decisive=True, of_machine=True),
+        "free space, or point JITOPS_CACHE_DIR (and TMPDIR) at another disk", of_machine=True),
     Cause("killed_by_signal",
         r"(?:Terminated|limit exceeded) signal terminated program|fork: Resource temporarily",
         "something outside stopped the compiler, or allows no more processes",
         "try again; look for limits of this shell (ulimit -a) and of the job scheduler",
-        decisive=True, of_machine=True),
+        of_machine=True),
     Cause("internal_compiler_error", r"internal compiler error|died due to signal",
         "the compiler itself crashed",
-        "simplify the code there, lower the -O level, or use another version of the compiler",
-        decisive=True),
+        "simplify the code there, lower the -O level, or use another version of the compiler"),
+    Cause("undeclared_function",
+        r"\.functions:\d+:.* (?:not (?:been )?declared|undeclared|not a member|no member)",
+        "functions names something that is not declared in cpp_sources",
+        "mend the name, or declare it there: a prototype will do for one of cuda_sources"),
     Cause("linker_too_old", r"(?:unrecognized option|unknown (?:option|argument)).*dependency-file",
         "the linker cannot report which files it reads, so that nobody could tell when one changes",
         "install binutils 2.35 or newer, or lld with the flag -fuse-ld=lld in extra_ldflags"),
@@ -73,19 +64,14 @@ CAUSES = (
     Cause("compiler_too_new", r"unsupported (?:GNU|clang) version",
         "this C++ compiler is too new for this nvcc",
         "set CC to an older g++ (the message says up to which), or install a newer CUDA toolkit"),
-    Cause("nvcc_missing",
-        _SHELL + r"\S*nvcc: .*not found|CUDA_HOME environment variable is not set",
-        "nvcc is not there",
-        "install the CUDA toolkit, or point CUDA_HOME at it"),
     Cause("compiler_missing",
-        _SHELL + r"\S+: (?:command )?not found|^[^\s/:]+: No such file or directory$",
-        "the compiler is not installed",
-        "install it (Debian, Ubuntu: apt install g++), or name one that is there in CXX"),
-    Cause("compiler_incomplete",
-        r"cannot execute .+: (?:execvp|posix_spawnp?): No such file|fatal error: cannot find .ld."
+        r"^\S+: (?:line )?\d+: (?:exec: )?\S+: (?:command )?not found"
+        r"|^[^\s/:]+: No such file or directory$|CUDA_HOME environment variable is not set"
+        r"|cannot execute .+: (?:execvp|posix_spawnp?): No such file|fatal error: cannot find .ld."
         r"|error while loading shared libraries",
-        "a part of the compiler is not installed",
-        "install all of it (Debian, Ubuntu: apt install g++ binutils)"),
+        "the compiler, or a part of it, is not installed",
+        "install all of it (Debian, Ubuntu: apt install g++ binutils; nvcc: the CUDA toolkit), or "
+        "name one that is there in CXX, CC or CUDA_HOME"),
     Cause("python_headers_missing", r"Python\.h\b.*(?:: No such file|file not found)",
         "Python's headers are not installed",
         "install them (Debian, Ubuntu: apt install python3-dev)"),
@@ -114,17 +100,11 @@ CAUSES = (
     Cause("permission_denied", r"Permission denied|Read-only file system",
         "a file or folder may not be read, written or run by this user",
         "look at its owner and mode, or point JITOPS_CACHE_DIR (and TMPDIR) at another folder"),
-    Cause("encoding", r"stray .\\37[67]. in program|\ufeff|<U\+FEFF>|byte order mark detected",
-        "the file is in UTF-16 or UTF-32, or has a byte-order mark (U+FEFF) where text is",
-        "save it as UTF-8 without the mark; read text with encoding='utf-8-sig', which drops it"),
     Cause("missing_library", r"cannot find -l|unable to find library -l"
         r"|^\S*: (?:error: |cannot find )\S+\.(?:a|o|so[.\d]*): No such file",
         "a library to link against is missing",
         "install it, or add its folder as extra_ldflags=['-L...']; one that is named as skipped "
         "is for another architecture"),
-    Cause("not_position_independent", r"recompile with -fPIC",
-        "an object is not compiled for use in a shared library",
-        "compile it with -fPIC, and remove -fno-PIC from the flags"),
     Cause("wrong_architecture",
         r"file in wrong format|^\S*\bld\S*: .* is incompatible with|unsupported ELF machine"
         r"|wrong ELF class|file format not recognized",
@@ -134,28 +114,22 @@ CAUSES = (
     Cause("multiple_definition", r"multiple definition of|duplicate symbol",
         "something is defined in more than one place",
         "keep one definition; in a header, make it inline; do not compile the same file twice"),
-    Cause("wrong_abi", _TORCHS + _OTHER_STRING,
-        "it is compiled for another C++ ABI (of std::string) than torch",
-        "remove -D_GLIBCXX_USE_CXX11_ABI from the flags: torch sets it; build the libraries that "
-        "it links with torch's"),
-    Cause("other_torch", _TORCHS,
-        "it needs a part of torch that this torch does not have: it is made for another one",
-        "let no extra_include_paths lead to another torch, and build the libraries that it links "
-        "for this one"),
+    Cause("other_torch", _SYMBOL
+        + r"(?:(?:[\w:<>*&]+ ){0,2}(?:c10|at|torch)::|_Z(?:T[ISTV])?N[VK]*(?:3c10|2at|5torch))",
+        "it needs a part of torch that this torch does not have: it is made for another one, or "
+        "for another C++ ABI (of std::string)",
+        "let no extra_include_paths lead to another torch; remove -D_GLIBCXX_USE_CXX11_ABI from "
+        "the flags; build the libraries that it links for this torch"),
     Cause("cuda_newer_than_torchs", r"undefined symbol: \w+, version libcud\w+\.so",
         "nvcc is newer than the CUDA runtime that torch has loaded",
         "build with the nvcc of torch's CUDA release (torch.version.cuda), by CUDA_HOME, or "
         "install a torch for the newer CUDA"),
-    Cause("cuda_library_not_linked",
-        _SYMBOL + r"_*(?:cuda|cublas|cufft|cusparse|curand|cusolver|cudnn|nvrtc)[A-Z]\w*'?$",
+    Cause("cuda_library_not_linked", rf"{_SYMBOL}_*{_CUDA}[A-Z]\w*'?$",
         "a library of CUDA is used and not linked",
         "link it, as in extra_ldflags=['-lcublas']; for cuda... functions, pass with_cuda=True"),
     Cause("undefined_reference", r"undefined reference to|undefined symbol",
         "something declared is defined nowhere",
         "add the source or library that defines it; check that declaration and definition agree"),
-    Cause("noexec", r"failed to map segment from shared object",
-        "the cache is on a file system mounted noexec",
-        "point JITOPS_CACHE_DIR at one that allows execution"),
     Cause("system_too_old", r"(?:GLIBCXX|CXXABI|GLIBC)_[\d.]+' not found",
         "this process has an older libstdc++, or glibc, than the one that it was built with",
         "use the compiler of the same environment (conda: conda install cxx-compiler), and build "
@@ -170,13 +144,7 @@ CAUSES = (
         "is_python_module=False"),
 )
 # fmt: on
-ENCODING = next(cause for cause in CAUSES if cause.name == "encoding")
 
-# Where nothing above fits, and a compiler points at a line of a source.
+# Where nothing above fits: a compiler points at a line of a source, or it does not.
 SOURCE_ERROR = Cause("source_error", "(?!)", "the source has an error", "mend the line shown")
-MISUSED_HEADER = Cause(
-    "source_error",
-    "(?!)",
-    "the source has an error, which shows only in a header that it uses",
-    "mend the line shown, which is the source's; the header needs no change",
-)
+UNKNOWN = Cause("unknown", "(?!)", "not one of those that jitops knows", "")

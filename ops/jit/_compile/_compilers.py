@@ -6,6 +6,7 @@ script, which may run a different compiler each time.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import os
@@ -21,6 +22,7 @@ from pathlib import Path
 import torch
 
 from ops._errors import ToolchainError
+from ops.jit import _flags
 
 NO_COMPILER = (
     "no C++ compiler found: neither $CXX nor c++, g++ or clang++ on PATH. "
@@ -66,17 +68,25 @@ def words_in(variable: str) -> list[str]:
     """Split the command, or the flags, in an environment variable, as a shell would."""
     text = os.environ.get(variable, "")
     try:
-        return shlex.split(text)
+        words = shlex.split(text)
     except ValueError as error:
         raise ToolchainError(
             f"${variable} must be words with balanced quotes, got {text!r}, which is no command: "
             f"{error}"
         ) from None
+    if file := next(filter(_flags.FILE_OF_FLAGS.match, words), None):
+        raise ToolchainError(
+            f"${variable} must name no file of flags, which may change unseen, got {file!r}: write "
+            f"the flags themselves"
+        )
+    return words
 
 
 def _tool(words: list[str]) -> Tool | None:
     found = shutil.which(words[0]) if words else None
-    return Tool(tuple(words), Path(found).resolve()) if found else None
+    if found is None:
+        return None
+    return Tool((os.path.abspath(found), *words[1:]), Path(found).resolve())
 
 
 def cxx() -> Tool | None:
@@ -94,13 +104,11 @@ def missing_cxx() -> str | None:
 
 def cuda_home() -> Path | None:
     """Find the CUDA toolkit where torch looks for it, behind an nvcc that is only a wrapper."""
-    named = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
-    if named:
+    if named := os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH"):
         return Path(named)
     on_path = shutil.which("nvcc")
-    homes = [Path("/usr/local/cuda")]
-    if on_path:
-        homes[:0] = [Path(on_path).parent.parent, Path(on_path).resolve().parent.parent]
+    found = [Path(on_path), Path(on_path).resolve()] if on_path else []
+    homes = [*(path.parent.parent for path in found), Path("/usr/local/cuda")]
     with_headers = (home for home in homes if (home / "include" / "cuda_runtime.h").is_file())
     return next(with_headers, homes[0] if on_path else None)
 
@@ -126,19 +134,11 @@ def ninja() -> Path | None:
     folders = [sysconfig.get_path("scripts"), os.path.dirname(sys.executable or "")]
     folders.append(os.path.join(sysconfig.get_path("purelib"), "ninja", "data", "bin"))
     folders += os.environ.get("PATH", "").split(os.pathsep)
-    found = (Path(folder, "ninja") for folder in folders if os.path.isabs(folder))
-    return next(filter(_runs, found), None)
-
-
-@functools.cache
-def _runs(path: Path) -> bool:
-    if not os.access(path, os.X_OK) or path.is_dir():
-        return False
-    try:
-        _output([str(path), "--version"])
-    except ToolchainError:
-        return False
-    return True
+    for path in (Path(folder, "ninja") for folder in folders if os.path.isabs(folder)):
+        with contextlib.suppress(ToolchainError):
+            if os.access(path, os.X_OK) and _output((str(path), "--version")):
+                return path
+    return None
 
 
 def python() -> str | None:
@@ -155,10 +155,8 @@ def python() -> str | None:
 def environ() -> dict[str, str]:
     """Copy this environment for tools, without a sanitizer's runtime, which reports their leaks."""
     found = dict(os.environ)
-    loaded = found.pop("LD_PRELOAD", "").replace(":", " ").split()
-    left = [one for one in loaded if not re.match(r"lib[alt]san\.", os.path.basename(one))]
-    if left:
-        found["LD_PRELOAD"] = ":".join(left)
+    if re.search(r"lib[alt]san\.", found.get("LD_PRELOAD", "")):
+        del found["LD_PRELOAD"]
     if not os.access(os.path.expanduser("~"), os.W_OK):  # ccache fails without a home folder
         found.update(HOME="/", CCACHE_DISABLE="1")
     return found
@@ -173,7 +171,7 @@ def identity(tool: Tool) -> str:
         return _stamp(tool.path)
     more = ["--dryrun", "-x", "cu", "-c"] if tool.is_nvcc else ["-###", "-shared", "-x", "c++"]
     # The commands that it would run, with all that a wrapper adds.
-    text = _output([*tool.command, *more, os.devnull, "-o", "out"])
+    text = _output((*tool.command, *more, os.devnull, "-o", "out"))
     text = _TEMPORARY.sub("temporary", f"{version(tool)}\n{text}")
     names = dict.fromkeys(re.findall(r"^(?:#\$)? \"?(/[^\s\"]+)", text, re.MULTILINE))
     stamps = [_stamp(Path(name)) for name in names if os.path.isfile(name)]
@@ -189,30 +187,25 @@ def _is_plain(path: Path) -> bool:
     """Whether a file is a compiler itself, rather than a launcher (ccache) or a script."""
     if not _COMPILER_NAME.fullmatch(path.name):
         return False
-    try:
-        with path.open("rb") as file:
-            return file.read(4) == b"\x7fELF"
-    except OSError:
-        return False  # may be run but not read
+    with contextlib.suppress(OSError), path.open("rb") as file:
+        return file.read(4) == b"\x7fELF"
+    return False  # may be run but not read
 
 
 def version(tool: Tool) -> str:
     """Return the line in which a compiler says its version."""
-    command = (*tool.command, "--version" if tool.is_nvcc else "-v")
-    if _is_plain(tool.path):
-        text = _remembered(command, _stamp(tool.path))
-    else:
-        text = _output(command)
+    ask = _version if _is_plain(tool.path) else _version.__wrapped__
+    return ask(tool, _stamp(tool.path))
+
+
+@functools.cache
+def _version(tool: Tool, stamp: str) -> str:
+    text = _output((*tool.command, "--version" if tool.is_nvcc else "-v"))
     versions = [line for line in text.splitlines() if re.search(r"version|release", line)]
     return (versions or [text])[-1].strip()
 
 
-@functools.cache
-def _remembered(command: tuple[str, ...], stamp: str) -> str:
-    return _output(command)
-
-
-def _output(command: tuple[str, ...] | list[str]) -> str:
+def _output(command: tuple[str, ...]) -> str:
     try:
         answer = subprocess.run(
             command,
@@ -233,34 +226,30 @@ def _output(command: tuple[str, ...] | list[str]) -> str:
 # ---- checking ------------------------------------------------------------------------------------
 
 
-def check(with_cuda: bool) -> None:
-    """Check that all tools of a build are here and fit torch."""
+def check(with_cuda: bool) -> tuple[Tool, Path]:
+    """Check that all tools of a build are here and fit torch; return the compiler and ninja."""
     if with_cuda:
         check_cuda()  # first, because another compiler does not help a torch without CUDA
     compiler = cxx()
     if compiler is None:
         raise ToolchainError(missing_cxx() or NO_COMPILER)
     version(compiler)
-    if ninja() is None:
+    runner = ninja()
+    if runner is None:
         raise ToolchainError(NO_NINJA)
     check_torch()
+    return compiler, runner
 
 
 def check_torch() -> None:
     """Check that torch's files are those of the torch that this process has imported."""
-    folder = Path(torch.__file__).parent
-    try:
-        text = (folder / "version.py").read_text()
-    except OSError:
-        return  # a torch without one: nothing can be compared
-    imported = {"__version__": torch.__version__, "git_version": torch.version.git_version}
-    for name, ours in imported.items():
-        on_disk = re.search(rf"^{name}\b[^=\n]*= *'([^'\n]*)'", text, re.MULTILINE)
-        if on_disk and on_disk[1] != str(ours):
-            raise ToolchainError(
-                f"torch was replaced while this process runs: {folder} holds {on_disk[1]}, "
-                f"and this process has imported {ours}. Start a new process"
-            )
+    file = Path(torch.__file__).parent / "version.py"
+    text = file.read_text() if file.is_file() else ""
+    if torch.__version__ not in text or str(torch.version.git_version) not in text:
+        raise ToolchainError(
+            f"torch was replaced while this process runs: {file} is not that of torch "
+            f"{torch.__version__}, which this process has imported. Start a new process"
+        )
 
 
 def torch_cuda() -> str:
@@ -283,13 +272,11 @@ def check_cuda() -> None:
     compiler = nvcc()
     if compiler is None:
         raise ToolchainError(NO_NVCC)
-    release = re.search(r"release (\d+)\.(\d+)", version(compiler))
-    if release is None:
-        raise ToolchainError(f"{compiler.path} does not say which CUDA release it is")
-    ours, torchs = int(release[1]), int(torchs_version.split(".")[0])
-    if ours != torchs:
+    said = version(compiler)
+    major = torchs_version.partition(".")[0]
+    if not re.search(rf"release {major}\.", said):
         raise ToolchainError(
-            f"nvcc is {'newer' if ours > torchs else 'older'} than torch: {compiler.path} is CUDA "
-            f"{release[1]}.{release[2]}, torch {torch.__version__} is CUDA {torchs_version}. "
-            f"Point CUDA_HOME at a CUDA {torchs} toolkit, or install a torch for CUDA {ours}"
+            f"nvcc must be of CUDA {major}, because torch {torch.__version__} is, got "
+            f"{compiler.path}: {said}. Point CUDA_HOME at a CUDA {major} toolkit, or install a "
+            f"torch for the other CUDA"
         )

@@ -6,30 +6,26 @@ import contextlib
 import functools
 import os
 import platform
+from collections.abc import Iterator
 from pathlib import Path
 
 _LEVEL_V3 = {"avx2", "bmi1", "bmi2", "f16c", "fma", "movbe", "abm"}
 _LEVEL_V4 = {*_LEVEL_V3, "avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"}
+_CGROUPS = "/sys/fs/cgroup"
 # A cgroup's limit, and how much its processes use: of version 2, and of version 1.
-_CGROUPS = (
-    ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
-    (
-        "/sys/fs/cgroup/memory/memory.limit_in_bytes",
-        "/sys/fs/cgroup/memory/memory.usage_in_bytes",
-    ),
-)
+_FILES = {
+    "memory.max": "memory.current",
+    "memory/memory.limit_in_bytes": "memory/memory.usage_in_bytes",
+}
 
 
 @functools.cache
 def features() -> frozenset[str]:
     """List the instruction-set extensions of this CPU, as Linux names them; empty elsewhere."""
-    try:
-        with open("/proc/cpuinfo", encoding="ascii", errors="replace") as lines:
-            for line in lines:  # the first core's, because a large machine has many
-                if line.startswith(("flags", "Features")):
-                    return frozenset(line.partition(":")[2].split())
-    except FileNotFoundError:
-        pass
+    with contextlib.suppress(OSError), open("/proc/cpuinfo", errors="replace") as lines:
+        for line in lines:  # the first core's, because a large machine has many
+            if line.startswith(("flags", "Features")):
+                return frozenset(line.partition(":")[2].split())
     return frozenset()
 
 
@@ -43,32 +39,29 @@ def level() -> str | None:
 
 def memory_limit() -> int:
     """Return how many bytes this process may use: the machine's, or fewer in a cgroup."""
-    limit = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return min([limit, *filter(None, (_number(path) for path, _ in _CGROUPS))])
+    machines = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return min([machines, *(limit for limit, _ in _cgroups())])
 
 
 def free_memory() -> int:
     """Return how many bytes are left for another process, in this cgroup and on this machine."""
-    left = [memory_limit()]
-    for limit, used in _CGROUPS:
-        most, now = _number(limit), _number(used)
-        if most is not None and now is not None:
-            left.append(most - now)
+    left = [memory_limit(), *(limit - used for limit, used in _cgroups())]
     with contextlib.suppress(OSError, ValueError):  # elsewhere than on Linux only the limit counts
-        available = Path("/proc/meminfo").read_text().partition("MemAvailable:")[2].split()
-        left += [int(number) << 10 for number in available[:1]]
+        available = Path("/proc/meminfo").read_text().partition("MemAvailable:")[2]
+        left.append(int(available.split("kB")[0]) << 10)
     return min(left)
 
 
-def _number(path: str) -> int | None:
-    with contextlib.suppress(OSError, ValueError):  # there is no such file, or it says "max"
-        return int(Path(path).read_text())
-    return None
+def _cgroups() -> Iterator[tuple[int, int]]:
+    for limit, used in _FILES.items():
+        with contextlib.suppress(OSError, ValueError):  # there is no such file, or it says "max"
+            yield int(Path(_CGROUPS, limit).read_text()), int(Path(_CGROUPS, used).read_text())
 
 
 def jobs() -> int:
-    """Return how many compilers to run at once: one a core, each with 3 GB of memory."""
-    return max(1, min(cores(), memory_limit() // (3 << 30)))
+    """Return how many compilers to run at once: ``MAX_JOBS``, or one a core with 3 GB each."""
+    told = os.environ.get("MAX_JOBS", "")
+    return max(1, int(told) if told.isdecimal() else min(cores(), memory_limit() // (3 << 30)))
 
 
 def cores() -> int:

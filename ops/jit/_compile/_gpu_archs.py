@@ -15,10 +15,9 @@ from ops._errors import ToolchainError
 from ops.jit._compile import _compilers
 from ops.jit._spec import Spec
 
-# The names that torch takes. Longer ones come first because each is replaced in the whole text.
+# The names that torch takes, of GPUs that its CUDA still knows. Longer ones come first because each
+# is replaced in the whole text.
 _NAMED = {
-    "Kepler+Tesla": "3.7",
-    "Kepler": "3.5+PTX",
     "Maxwell+Tegra": "5.3",
     "Maxwell": "5.0;5.2+PTX",
     "Pascal": "6.0;6.1+PTX",
@@ -36,9 +35,8 @@ _NAMED = {
 
 def architectures_of(spec: Spec) -> tuple[str, ...]:
     """Choose the architectures for an extension: none where its flags name their own."""
-    if not spec.uses_cuda or any("arch" in flag for flag in spec.extra_cuda_cflags):
-        return ()
-    return architectures()
+    named = not spec.uses_cuda or any("arch" in flag for flag in spec.extra_cuda_cflags)
+    return () if named else architectures()
 
 
 def architectures() -> tuple[str, ...]:
@@ -63,13 +61,11 @@ def architectures() -> tuple[str, ...]:
             "no CUDA architecture to compile for: no GPU is visible here, "
             "and TORCH_CUDA_ARCH_LIST (like '8.0 9.0+PTX') is not set"
         )
-    return tuple(sorted(found, key=_arch_order))
+    return tuple(sorted(found, key=lambda one: (_version(one), one)))
 
 
-def _arch_order(architecture: str) -> tuple[int, int, str]:
-    number, _, _ = architecture.partition("+")
-    major, _, minor = number.rstrip("af").partition(".")
-    return int(major), int(minor), architecture
+def _version(architecture: str) -> tuple[int, ...]:
+    return tuple(map(int, re.findall(r"\d+", architecture)))
 
 
 def serves(built_for: Iterable[str], needed: str) -> bool:
@@ -78,29 +74,26 @@ def serves(built_for: Iterable[str], needed: str) -> bool:
     Code runs on a later minor version of its major one, PTX on anything later, and code of a
     specific architecture (``9.0a``) on that one alone.
     """
-    major, minor, _ = _arch_order(needed)
-    for architecture in built_for:
-        if needed in (architecture, architecture.removesuffix("+PTX")):
+    version = _version(needed)
+    for one in built_for:
+        number = one.removesuffix("+PTX")
+        if needed in (one, number):
             return True
-        if needed.endswith("+PTX") or architecture.rstrip("+PTX")[-1:] in "af":
+        if needed.endswith("+PTX") or number[-1] in "af" or _version(one) > version:
             continue
-        its_major, its_minor, _ = _arch_order(architecture)
-        if its_major == major and its_minor <= minor:
-            return True
-        if architecture.endswith("+PTX") and (its_major, its_minor) <= (major, minor):
+        if one.endswith("+PTX") or _version(one)[0] == version[0]:
             return True
     return False
 
 
-def gencode_flags(architectures: tuple[str, ...]) -> tuple[str, ...]:
+def gencode_flags(architectures: Iterable[str]) -> list[str]:
     """Return nvcc's flags for these architectures."""
     flags = []
-    for architecture in architectures:
-        number = architecture.removesuffix("+PTX").replace(".", "")
-        flags.append(f"-gencode=arch=compute_{number},code=sm_{number}")
-        if architecture.endswith("+PTX"):
-            flags.append(f"-gencode=arch=compute_{number},code=compute_{number}")
-    return tuple(flags)
+    for one in architectures:
+        number = one.removesuffix("+PTX").replace(".", "")
+        kinds = ("sm", "compute") if one.endswith("+PTX") else ("sm",)
+        flags += [f"-gencode=arch=compute_{number},code={kind}_{number}" for kind in kinds]
+    return flags
 
 
 @functools.cache
@@ -114,16 +107,14 @@ def of_this_machine() -> tuple[str, ...]:
         return ()
     if nvml.nvmlInit_v2() != 0:
         return ()
+    count, device = ctypes.c_uint(), ctypes.c_void_p()
+    major, minor = ctypes.c_int(), ctypes.c_int()
+    numbers = ctypes.byref(major), ctypes.byref(minor)
     found = []
-    try:
-        count, device = ctypes.c_uint(), ctypes.c_void_p()
-        major, minor = ctypes.c_int(), ctypes.c_int()
-        numbers = ctypes.byref(major), ctypes.byref(minor)
-        nvml.nvmlDeviceGetCount_v2(ctypes.byref(count))
-        for index in range(count.value):
-            failed = nvml.nvmlDeviceGetHandleByIndex_v2(index, ctypes.byref(device))
-            if not failed and not nvml.nvmlDeviceGetCudaComputeCapability(device, *numbers):
-                found.append(f"{major.value}.{minor.value}")
-    finally:
-        nvml.nvmlShutdown()
+    nvml.nvmlDeviceGetCount_v2(ctypes.byref(count))
+    for index in range(count.value):
+        failed = nvml.nvmlDeviceGetHandleByIndex_v2(index, ctypes.byref(device))
+        if not failed and not nvml.nvmlDeviceGetCudaComputeCapability(device, *numbers):
+            found.append(f"{major.value}.{minor.value}")
+    nvml.nvmlShutdown()
     return tuple(found)

@@ -7,12 +7,9 @@ import os
 import re
 import signal
 import sys
-import time
 from pathlib import Path
 
 from ops.jit import _progress
-
-_TO_END = 5.0  # seconds that ninja has to end its compilers
 
 # The shell's standard input is a pipe that nobody writes to, and which closes when this process
 # ends. The status is printed because a handler of SIGCHLD may take it from us.
@@ -72,7 +69,8 @@ def run(folder: Path, command: list[str], environ: dict[str, str], echo: bool) -
     except BaseException:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(child, signal.SIGTERM)
-        _drain(output, child)
+        while os.read(output, 1 << 16):  # until ninja has ended its compilers
+            pass
         raise
     finally:
         _close(output, closes)
@@ -87,17 +85,3 @@ def run(folder: Path, command: list[str], environ: dict[str, str], echo: bool) -
 def _close(*descriptors: int) -> None:
     for descriptor in descriptors:
         os.close(descriptor)
-
-
-def _drain(output: int, child: int) -> None:
-    """Wait for the end of processes that were told to end; after some seconds, kill them."""
-    os.set_blocking(output, False)
-    until = time.monotonic() + _TO_END
-    while time.monotonic() < until:
-        try:
-            if not os.read(output, 1 << 16):
-                return
-        except BlockingIOError:
-            time.sleep(0.01)
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(child, signal.SIGKILL)
