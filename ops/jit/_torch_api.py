@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any
+from types import ModuleType
+from typing import Any, Literal, overload
 
 from ops._errors import ArgumentError, boundary
 from ops.jit import _build_directory, _spec
@@ -74,6 +75,35 @@ def text(
     return Extension(_spec_of(locals()))
 
 
+# fmt: off
+@overload
+def load(
+    name: str, sources: Paths,
+    extra_cflags: Flags = ..., extra_cuda_cflags: Flags = ..., extra_sycl_cflags: Flags = ...,
+    extra_ldflags: Flags = ..., extra_include_paths: Sequence[Path] | None = ...,
+    build_directory: Path | None = ..., verbose: bool = ..., with_cuda: bool | None = ...,
+    with_sycl: bool | None = ..., is_python_module: Literal[True] = ...,
+    is_standalone: Literal[False] = ..., keep_intermediates: bool = ...,
+) -> ModuleType: ...
+@overload
+def load(
+    name: str, sources: Paths,
+    extra_cflags: Flags = ..., extra_cuda_cflags: Flags = ..., extra_sycl_cflags: Flags = ...,
+    extra_ldflags: Flags = ..., extra_include_paths: Sequence[Path] | None = ...,
+    build_directory: Path | None = ..., verbose: bool = ..., with_cuda: bool | None = ...,
+    with_sycl: bool | None = ..., *, is_python_module: Literal[False],
+    is_standalone: bool = ..., keep_intermediates: bool = ...,
+) -> str: ...
+@overload
+def load(
+    name: str, sources: Paths,
+    extra_cflags: Flags = ..., extra_cuda_cflags: Flags = ..., extra_sycl_cflags: Flags = ...,
+    extra_ldflags: Flags = ..., extra_include_paths: Sequence[Path] | None = ...,
+    build_directory: Path | None = ..., verbose: bool = ..., with_cuda: bool | None = ...,
+    with_sycl: bool | None = ..., *, is_python_module: bool = ...,
+    is_standalone: Literal[True], keep_intermediates: bool = ...,
+) -> str: ...
+# fmt: on
 @boundary
 def load(
     name: str,
@@ -90,7 +120,7 @@ def load(
     is_python_module: bool = True,
     is_standalone: bool = False,
     keep_intermediates: bool = True,
-) -> Any:
+) -> ModuleType | str:
     """Build an extension of source files, or take it from the cache, and load it.
 
     The arguments are those of :func:`torch.utils.cpp_extension.load`, in the same order and with
@@ -117,6 +147,30 @@ def load(
     return _load(_spec_of(locals()), build_directory, verbose)
 
 
+# fmt: off
+@overload
+def load_inline(
+    name: str, cpp_sources: Texts, cuda_sources: Texts | None = ...,
+    sycl_sources: Texts | None = ..., functions: Functions = ...,
+    extra_cflags: Flags = ..., extra_cuda_cflags: Flags = ..., extra_sycl_cflags: Flags = ...,
+    extra_ldflags: Flags = ..., extra_include_paths: Sequence[Path] | None = ...,
+    build_directory: Path | None = ..., verbose: bool = ..., with_cuda: bool | None = ...,
+    with_sycl: bool | None = ..., is_python_module: Literal[True] = ...,
+    with_pytorch_error_handling: bool = ..., keep_intermediates: bool = ..., use_pch: bool = ...,
+    no_implicit_headers: bool = ...,
+) -> ModuleType: ...
+@overload
+def load_inline(
+    name: str, cpp_sources: Texts, cuda_sources: Texts | None = ...,
+    sycl_sources: Texts | None = ..., functions: Functions = ...,
+    extra_cflags: Flags = ..., extra_cuda_cflags: Flags = ..., extra_sycl_cflags: Flags = ...,
+    extra_ldflags: Flags = ..., extra_include_paths: Sequence[Path] | None = ...,
+    build_directory: Path | None = ..., verbose: bool = ..., with_cuda: bool | None = ...,
+    with_sycl: bool | None = ..., *, is_python_module: Literal[False],
+    with_pytorch_error_handling: bool = ..., keep_intermediates: bool = ..., use_pch: bool = ...,
+    no_implicit_headers: bool = ...,
+) -> str: ...
+# fmt: on
 @boundary
 def load_inline(
     name: str,
@@ -138,7 +192,7 @@ def load_inline(
     keep_intermediates: bool = True,
     use_pch: bool = False,
     no_implicit_headers: bool = False,
-) -> Any:
+) -> ModuleType | str:
     """Build an extension of source text, or take it from the cache, and load it.
 
     The arguments are those of :func:`torch.utils.cpp_extension.load_inline`, in the same order and
@@ -160,7 +214,7 @@ def _spec_of(arguments: Mapping[str, Any]) -> Spec:
     return Spec(**{name: arguments[name] for name in fields if name in arguments})
 
 
-def _load(spec: Spec, build_directory: Path | None, verbose: bool) -> Any:
+def _load(spec: Spec, build_directory: Path | None, verbose: bool) -> ModuleType | str:
     folder = None
     if build_directory is not None:
         folder = _build_directory.prepare(_spec.path("build_directory", build_directory), spec)
@@ -170,7 +224,7 @@ def _load(spec: Spec, build_directory: Path | None, verbose: bool) -> Any:
         # A library's copy may be another file than the one that is loaded. To load it too would
         # register its operators twice, which ends the process.
         loaded = copy if spec.is_standalone else loaded
-    return str(loaded) if isinstance(loaded, os.PathLike) else loaded
+    return loaded if isinstance(loaded, ModuleType) else str(loaded)
 
 
 # torch's own functions, while ours are in their place.
