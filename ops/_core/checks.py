@@ -257,8 +257,8 @@ def check_reduction(reduction: Reduction) -> int:
     return REDUCTIONS[one_of("reduction", reduction, REDUCTIONS)]
 
 
-def one_of(name: str, value: _Word, allowed: Collection[str]) -> _Word:
-    """``value``, which is one of the words ``allowed``.
+def one_of(name: str, value: _Word, allowed: Collection[str], also: str = "") -> _Word:
+    """``value``, which is one of the words ``allowed``; an error names ``also``, too.
 
     Raises:
         ArgumentError: it is not.
@@ -266,7 +266,7 @@ def one_of(name: str, value: _Word, allowed: Collection[str]) -> _Word:
     if isinstance(value, str) and value in allowed:
         return value
     meant = did_you_mean(str(value), allowed)
-    raise ArgumentError(f"{name} must be one of {', '.join(allowed)}, got {value!r}{meant}")
+    raise ArgumentError(f"{name} must be one of {', '.join(allowed)}{also}, got {value!r}{meant}")
 
 
 def check_int(name: str, value: Any, must: str = "an int") -> int:

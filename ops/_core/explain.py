@@ -61,7 +61,7 @@ def explain(*names: str) -> Explanations:
     for name in names:
         if name not in known:
             raise ArgumentError(
-                "names must be among the ops that have compiled back ends, "
+                "names must be among the ops that have compiled back ends of their own, "
                 f"{', '.join(known)}, got {name!r}{did_you_mean(name, known)}"
             )
     return Explanations(_explain(known[name]) for name in names or known)

@@ -111,9 +111,9 @@ def chamfer_distance(
     normals = _normals(x, y, x_normals, y_normals)
     factors = _weights(weights, x)
     if batch_reduction is not None:
-        checks.one_of("batch_reduction", batch_reduction, ("mean", "sum"))
+        checks.one_of("batch_reduction", batch_reduction, ("mean", "sum"), " or None")
     if point_reduction is not None:
-        checks.one_of("point_reduction", point_reduction, ("mean", "sum", "max"))
+        checks.one_of("point_reduction", point_reduction, ("mean", "sum", "max"), " or None")
     elif batch_reduction is not None:
         raise ArgumentError(
             f"batch_reduction must be None without point_reduction, got {batch_reduction!r}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -166,7 +166,8 @@ class CRF(nn.Module):
         mask: Tensor | None = None,
         reduction: CRFReduction = "sum",
     ) -> Tensor:
-        """The log-likelihood of the tags."""
+        """The log-likelihood of the tags. The loss is its negative."""
+        self._check(emissions)
         return crf_log_likelihood(
             emissions,
             tags,
@@ -180,9 +181,18 @@ class CRF(nn.Module):
 
     def decode(self, emissions: Tensor, mask: Tensor | None = None) -> list[list[int]]:
         """The best tags of each sequence, as lists."""
+        self._check(emissions)
         parameters = (self.transitions, self.start_transitions, self.end_transitions)
         paths = crf_decode(emissions, *parameters, mask, batch_first=self.batch_first)
         return [[tag for tag in path if tag >= 0] for path in paths.tolist()]
+
+    def _check(self, emissions: Any) -> None:
+        if isinstance(emissions, Tensor) and emissions.dim() == 3:
+            found = emissions.shape[2]
+            if found != self.num_tags:
+                raise ArgumentError(
+                    f"emissions must have {self.num_tags} tags, as this module has, got {found}"
+                )
 
     def extra_repr(self) -> str:
         """The parameters, for ``print(module)``."""

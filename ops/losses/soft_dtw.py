@@ -40,7 +40,8 @@ def soft_dtw(
     Time-Series", ICML 2017, arXiv:1703.01541.
 
     Args:
-        x: ``(B, N, D)``, floating point, any strides; or ``(N, D)``, a single sequence.
+        x: ``(B, N, D)``, floating point, any strides; or ``(N, D)``, a single sequence. Sequences
+            of numbers need a last dimension of size 1: ``x[..., None]``.
         y: ``(B, M, D)``, or ``(M, D)``, like ``x``.
         gamma: γ, the smoothing; greater than 0.
         lengths_x: ``(B,)``, integers from 1 to N: how many steps of each sequence count. The rest

@@ -233,7 +233,11 @@ class TestChamferDistance(Battery):
         *BAD_INPUT,
         *bad_lengths("x_lengths"),
         *bad_lengths("y_lengths"),
-        ({"batch_reduction": "max"}, ops.ArgumentError, "batch_reduction must be one of mean, sum"),
+        (
+            {"batch_reduction": "max"},
+            ops.ArgumentError,
+            "batch_reduction must be one of mean, sum or None",
+        ),
         ({"point_reduction": "none"}, ops.ArgumentError, "point_reduction must be one of mean, s"),
         ({"point_reduction": None}, ops.ArgumentError, "batch_reduction must be None without poi"),
         ({"x_normals": torch.ones(2, 5, 3)}, ops.ArgumentError, "y_normals must be given with x_n"),

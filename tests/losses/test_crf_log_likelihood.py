@@ -334,6 +334,9 @@ class TestModule:
         assert all(-0.1 <= x <= 0.1 for one in model.parameters() for x in one.flatten().tolist())
         with pytest.raises(ops.ArgumentError, match="num_tags must be at least 1, got 0"):
             ops.CRF(0)
+        for call in (lambda x: model(x, tags), model.decode):
+            with pytest.raises(ops.ArgumentError, match="emissions must have 4 tags, .*, got 5"):
+                call(torch.cat((emissions, emissions[..., :1]), 2))
 
 
 GOOD = {
