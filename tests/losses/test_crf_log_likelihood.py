@@ -225,6 +225,20 @@ class TestCRFLogLikelihood(Battery):
         for one, other in zip(mine, theirs, strict=True):
             close(one.grad, other.grad, torch.float32)
 
+    @pytest.mark.parametrize("far", [-720.0, -1e4])
+    def test_a_start_as_unlikely_as_the_first_emission(self, backend, device, far):
+        """Each of the two would underflow for its tag. Their sums are equal."""
+        tensors = [torch.zeros(one, device=device) for one in ((2, 1, 2), (2, 2), (2,), (2,))]
+        tensors[0][0, 0, 0] = tensors[2][1] = far
+        mine, theirs = leaves(tensors), leaves([x.double() for x in tensors])
+        found = call(*mine)
+        expected = reference(*theirs)
+        found.backward()
+        expected.backward()
+        close(found, expected, torch.float32)
+        for one, other in zip(mine, theirs, strict=True):
+            close(one.grad, other.grad, torch.float32)
+
     @applies(lambda op, backend: backend != "cuda-emulated")
     def test_long_sequences(self, backend, device):
         tensors = inputs((1500, 1, 3), torch.float32, device)
