@@ -330,9 +330,32 @@ def _definition(
     wide = transitions.double()
     # Not by index: the gradient of each would be as large as the whole.
     for t, one in enumerate(emissions.unbind(1)[1:], 1):
-        after = (a[:, :, None] + wide).logsumexp(1) + one.double()
+        after = _log_sum(a[:, :, None] + wide) + one.double()
         a = after if lengths is None else torch.where((t < lengths)[:, None], after, a)
-    return score - (a + end.double()).logsumexp(1)
+    value = score - _log_sum(a + end.double())
+    return value + _poison(value.isfinite(), emissions, lengths, transitions, start, end)
+
+
+def _log_sum(scores: Tensor) -> Tensor:
+    """The logsumexp along dimension 1. If all are -inf, the gradient is 0 rather than NaN."""
+    none = (scores == -torch.inf).all(1)
+    return scores.masked_fill(none[:, None], 0.0).logsumexp(1).masked_fill(none, -torch.inf)
+
+
+def _poison(
+    finite: Tensor, emissions: Tensor, lengths: Tensor | None, *parameters: Tensor
+) -> Tensor:
+    """Zeros, whose gradients are NaN for the inputs of a sequence with a value that is not finite.
+
+    The derivative of hypot at the origin is NaN. Elsewhere the argument is 1, where it is finite.
+    """
+    its, *rest = (one.double().nan_to_num().sigmoid().sum(-1) for one in (emissions, *parameters))
+    if lengths is not None:
+        real = torch.arange(its.shape[1], device=its.device) < lengths[:, None]
+        its = torch.where(real, its, 0.0)
+    total = its.sum(1) + sum(one.sum() for one in rest)
+    origin = torch.where(finite, 1.0, total - total.detach())
+    return torch.where(finite, 0.0, origin.hypot(torch.zeros_like(origin)))
 
 
 def _forward(
