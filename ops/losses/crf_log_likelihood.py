@@ -76,9 +76,10 @@ def crf_log_likelihood(
 
     Numerics:
         All sums run in float64, so no length or score overflows, and results in float32 are those
-        of float64 rounded. A transition of −10000 or −∞ forbids its pair of tags. Tags that need a
-        transition of −∞ have the value −∞. Compiled kernels are bitwise deterministic for any
-        number of threads. Under autocast half precisions are cast to float32.
+        of float64 rounded. Beside sums above 1e8, differences of scores lose digits. A transition
+        of −10000 or −∞ forbids its pair of tags. Tags that need a transition of −∞ have the value
+        −∞. Compiled kernels are bitwise deterministic for any number of threads. Under autocast
+        half precisions are cast to float32.
 
     Memory:
         Kernels keep a float64 for each emission, and no matrices of K × K for the steps.
@@ -122,9 +123,9 @@ def crf_decode(
     Returns:
         ``(B, T)``, int64, whatever ``batch_first`` is: the tags, and −1 behind the end.
 
-    Scores are float64. Of two equal ones the lower tag wins, from the end. No score is greater than
-    NaN. The result has no gradient. Errors are those of :func:`crf_log_likelihood`. A sequence with
-    a wrong mask on a GPU has no tags.
+    Scores are float64. Of two equal ones the lower tag wins, from the end. NaN counts as −∞. The
+    result has no gradient. Errors are those of :func:`crf_log_likelihood`. A sequence with a wrong
+    mask on a GPU has no tags.
     """
     inputs = _Inputs(
         emissions, transitions, start_transitions, end_transitions, mask, batch_first=batch_first

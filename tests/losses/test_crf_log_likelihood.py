@@ -364,13 +364,15 @@ class TestDecode:
         assert torch.equal(decoded(*integers), expected)
 
     def test_not_a_number(self, backend, device):
-        """No score is greater than NaN, on every back end."""
+        """It counts as minus infinity, on every back end."""
         tensors = inputs((6, 3, 4), torch.float32, device)
         tensors[0][2, 0, 1], tensors[0][3, 1], tensors[1][2, 1] = torch.nan, torch.nan, torch.nan
         tensors[0][4, 2, 2] = torch.inf
         with ops.use_backend("torch"):
             expected = decoded(*tensors)
         assert torch.equal(decoded(*tensors), expected)
+        forbidden = [one.masked_fill(one.isnan(), -torch.inf) for one in tensors]
+        assert torch.equal(decoded(*forbidden), expected)
 
     def test_dtypes(self, backend, device):
         tensors = inputs((5, 2, 3), torch.float16, device)
