@@ -190,7 +190,8 @@ struct Model {
   }
 };
 
-// A sequence, step by step. In the linear mode the kept sums are exp(s), scaled.
+// A sequence, step by step. In the linear mode the kept sums are exp(s), scaled. Those of the first
+// step stay logarithms, because the range of the starts has no limit.
 template <typename T>
 class Chain {
  public:
@@ -203,13 +204,8 @@ class Chain {
     double* sums = sums_of(pair, 0);
     std::fill(sums + length * count_, sums + model_.params.steps * count_, 0.0);
     if (length == 0) return NAN;
+    std::copy(model_.start.begin(), model_.start.end(), sums);
     double scale = 0;
-    if (model_.linear) {
-      scale = most_of(model_.start.data(), count_);
-      relatives(model_.start.data(), scale, count_, sums);
-    } else {
-      std::copy(model_.start.begin(), model_.start.end(), sums);
-    }
     for (int64_t t = 0; t < length; ++t) {
       scale += take(pair, t);
       if (t + 1 == length) break;
@@ -272,8 +268,12 @@ class Chain {
       for (int64_t k = 0; k < count_; ++k) a_[k] = sums[k] + emissions_[k];
       return 0;
     }
+    if (step == 0) {
+      for (int64_t k = 0; k < count_; ++k) emissions_[k] += sums[k];
+    }
     const double most = most_of(emissions_.data(), count_);
     relatives(emissions_.data(), most, count_, a_.data());
+    if (step == 0) return most;
     for (int64_t k = 0; k < count_; ++k) a_[k] *= sums[k];
     const double largest = most_of(a_.data(), count_);
     const double inverse = largest > 0 ? 1 / largest : 1.0;

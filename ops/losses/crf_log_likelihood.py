@@ -76,9 +76,10 @@ def crf_log_likelihood(
 
     Numerics:
         All sums run in float64, so no length or score overflows, and results in float32 are those
-        of float64 rounded. A transition of −10000 or −∞ forbids its pair of tags. Tags that need a
-        transition of −∞ have the value −∞. Compiled kernels are bitwise deterministic for any
-        number of threads. Under autocast half precisions are cast to float32.
+        of float64 rounded. Beside sums above 1e8, differences of scores lose digits. A transition
+        of −10000 or −∞ forbids its pair of tags. Tags that need a transition of −∞ have the value
+        −∞. Compiled kernels are bitwise deterministic for any number of threads. Under autocast
+        half precisions are cast to float32.
 
     Memory:
         Kernels keep a float64 for each emission, and no matrices of K × K for the steps.
@@ -122,9 +123,9 @@ def crf_decode(
     Returns:
         ``(B, T)``, int64, whatever ``batch_first`` is: the tags, and −1 behind the end.
 
-    Scores are float64. Of two equal ones the lower tag wins, from the end. No score is greater than
-    NaN. The result has no gradient. Errors are those of :func:`crf_log_likelihood`. A sequence with
-    a wrong mask on a GPU has no tags.
+    Scores are float64. Of two equal ones the lower tag wins, from the end. NaN counts as −∞. The
+    result has no gradient. Errors are those of :func:`crf_log_likelihood`. A sequence with a wrong
+    mask on a GPU has no tags.
     """
     inputs = _Inputs(
         emissions, transitions, start_transitions, end_transitions, mask, batch_first=batch_first
@@ -340,9 +341,32 @@ def _definition(
     wide = transitions.double()
     # Not by index: the gradient of each would be as large as the whole.
     for t, one in enumerate(emissions.unbind(1)[1:], 1):
-        after = (a[:, :, None] + wide).logsumexp(1) + one.double()
+        after = _log_sum(a[:, :, None] + wide) + one.double()
         a = after if lengths is None else torch.where((t < lengths)[:, None], after, a)
-    return score - (a + end.double()).logsumexp(1)
+    value = score - _log_sum(a + end.double())
+    return value + _poison(value.isfinite(), emissions, lengths, transitions, start, end)
+
+
+def _log_sum(scores: Tensor) -> Tensor:
+    """The logsumexp along dimension 1. If all are -inf, the gradient is 0 rather than NaN."""
+    none = (scores == -torch.inf).all(1)
+    return scores.masked_fill(none[:, None], 0.0).logsumexp(1).masked_fill(none, -torch.inf)
+
+
+def _poison(
+    finite: Tensor, emissions: Tensor, lengths: Tensor | None, *parameters: Tensor
+) -> Tensor:
+    """Zeros, whose gradients are NaN for the inputs of a sequence with a value that is not finite.
+
+    The derivative of hypot at the origin is NaN. Elsewhere the argument is 1, where it is finite.
+    """
+    its, *rest = (one.double().nan_to_num().sigmoid().sum(-1) for one in (emissions, *parameters))
+    if lengths is not None:
+        real = torch.arange(its.shape[1], device=its.device) < lengths[:, None]
+        its = torch.where(real, its, 0.0)
+    total = its.sum(1) + sum(one.sum() for one in rest)
+    origin = torch.where(finite, 1.0, total - total.detach())
+    return torch.where(finite, 0.0, origin.hypot(torch.zeros_like(origin)))
 
 
 def _forward(

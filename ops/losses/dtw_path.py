@@ -71,9 +71,10 @@ def dtw_path(
 
     Numerics:
         Costs are sums of squared differences in float64. Of equal sums (i−1, j−1) comes before
-        (i−1, j), and that before (i, j−1). No sum is less than NaN, so a NaN does not draw the path
-        to it. Where sums are equal but for their rounding, back ends may return other paths of the
-        same cost. Under autocast the sequences are cast to float32.
+        (i−1, j), and that before (i, j−1). No sum is less than NaN, so the path goes to a NaN at
+        (i−1, j−1). A NaN at another place does not draw it. Where sums are equal but for their
+        rounding, back ends may return other paths of the same cost. Under autocast the sequences
+        are cast to float32.
 
     Memory:
         Compiled kernels take a byte for each of the N × M cells of the pairs that run at once, and

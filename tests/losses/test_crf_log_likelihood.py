@@ -209,6 +209,63 @@ class TestCRFLogLikelihood(Battery):
         assert values[0] < -9e3
         assert values[1] > -100
 
+    def test_a_tag_that_no_sequence_reaches(self, backend, device):
+        """Also the gradients of autograd's own formulas are finite, of both orders."""
+        tensors = inputs((4, 2, 3), torch.float64, device)
+        tensors[1][:, 0] = tensors[2][0] = -torch.inf
+        tags = tags_of(tensors[0]) % 2 + 1
+
+        def value(emissions, *parameters):
+            return ops.crf_log_likelihood(emissions, tags, *parameters)
+
+        mine, reached = leaves(tensors), leaves([x[..., 1:] for x in tensors])
+        without = reached[0], reached[1][1:], *reached[2:]
+        plain = torch.autograd.grad(value(*mine), mine)
+        first = torch.autograd.grad(value(*mine), mine, create_graph=True)
+        functional = torch.func.grad(value, argnums=(0, 1, 2, 3))(*tensors)
+        second = torch.autograd.grad(sum(x.square().sum() for x in first), mine)
+        tags = tags - 1  # those of a model without the tag
+        same = torch.autograd.grad(value(*without), without, create_graph=True)
+        expected = torch.autograd.grad(sum(x.square().sum() for x in same), reached)
+        for one, other, again in zip(plain, first, functional, strict=True):
+            close(other, one, torch.float64)
+            close(again, one, torch.float64)
+        for one, other in zip(second, expected, strict=True):
+            close(one[..., 1:], other, torch.float64)
+            assert not one[..., 0].any()
+
+    @pytest.mark.parametrize("place", range(4))
+    def test_gradients_of_a_value_that_is_not_finite(self, backend, device, place):
+        """They are NaN, also in autograd's own formulas. Other sequences keep theirs."""
+        tensors = inputs((3, 3, 3), torch.float64, device)
+        tags = torch.tensor([[0, 1, 2], [2, 1, 2], [2, 2, 0]], device=device)
+        mask = torch.tensor([[1, 1, 1], [1, 1, 1], [0, 1, 0]], dtype=torch.bool, device=device)
+        tensors[0][~mask] = torch.nan
+        if place == 0:  # the tags need it
+            tensors[1][0, 2] = -torch.inf
+        elif place == 1:  # no tags are possible
+            tensors[0][1, 0] = -torch.inf
+        else:
+            tensors[0][0, 0, 1] = torch.nan if place == 2 else torch.inf
+
+        def values(emissions, *parameters):
+            return ops.crf_log_likelihood(emissions, tags, *parameters, mask, "none")
+
+        def total(*those):
+            return values(*those).sum()
+
+        mine = leaves(tensors)
+        assert values(*mine).isfinite().tolist() == [False, True, True]
+        plain = torch.autograd.grad(total(*mine), mine)
+        graph = torch.autograd.grad(total(*mine), mine, create_graph=True)
+        functional = torch.func.grad(total, argnums=(0, 1, 2, 3))(*tensors)
+        for gradients in (plain, graph, functional):
+            assert gradients[0][:2, 0].isnan().all()
+            assert not gradients[0][~mask].any()
+            assert gradients[0][:, 1:].isfinite().all()
+            for one in gradients[1:]:
+                assert one.isnan().all()
+
     @pytest.mark.parametrize(("size", "scale"), [(300.0, 1.0), (1e4, 1.0), (300.0, 40.0)])
     def test_large_scores(self, backend, device, size, scale):
         """Those of float32 are those of float64, also where linear numbers would underflow."""
@@ -216,6 +273,20 @@ class TestCRFLogLikelihood(Battery):
         tensors = inputs((steps, 2, 5), torch.float32, device)
         tensors[0] *= size
         tensors[1] *= scale
+        mine, theirs = leaves(tensors), leaves([x.double() for x in tensors])
+        found = call(*mine)
+        expected = reference(*theirs)
+        found.backward()
+        expected.backward()
+        close(found, expected, torch.float32)
+        for one, other in zip(mine, theirs, strict=True):
+            close(one.grad, other.grad, torch.float32)
+
+    @pytest.mark.parametrize("far", [-720.0, -1e4])
+    def test_a_start_as_unlikely_as_the_first_emission(self, backend, device, far):
+        """Each of the two would underflow for its tag. Their sums are equal."""
+        tensors = [torch.zeros(one, device=device) for one in ((2, 1, 2), (2, 2), (2,), (2,))]
+        tensors[0][0, 0, 0] = tensors[2][1] = far
         mine, theirs = leaves(tensors), leaves([x.double() for x in tensors])
         found = call(*mine)
         expected = reference(*theirs)
@@ -293,13 +364,15 @@ class TestDecode:
         assert torch.equal(decoded(*integers), expected)
 
     def test_not_a_number(self, backend, device):
-        """No score is greater than NaN, on every back end."""
+        """It counts as minus infinity, on every back end."""
         tensors = inputs((6, 3, 4), torch.float32, device)
         tensors[0][2, 0, 1], tensors[0][3, 1], tensors[1][2, 1] = torch.nan, torch.nan, torch.nan
         tensors[0][4, 2, 2] = torch.inf
         with ops.use_backend("torch"):
             expected = decoded(*tensors)
         assert torch.equal(decoded(*tensors), expected)
+        forbidden = [one.masked_fill(one.isnan(), -torch.inf) for one in tensors]
+        assert torch.equal(decoded(*forbidden), expected)
 
     def test_dtypes(self, backend, device):
         tensors = inputs((5, 2, 3), torch.float16, device)

@@ -244,6 +244,13 @@ class TestDTWPathFromCost(Battery):
         ):
             torch.testing.assert_close(mine, other, equal_nan=True)
 
+    def test_a_path_keeps_to_a_nan_on_the_diagonal_alone(self, backend, device):
+        cost = torch.zeros(2, 3, 3, device=device)
+        cost[0, 1, 1] = cost[1, 1, 2] = cost[1, 2, 1] = torch.nan
+        found = ops.dtw_path_from_cost(cost)
+        assert found.path[:, :3].tolist() == [[[0, 0], [1, 1], [2, 2]]] * 2
+        assert found.cost.isnan().tolist() == [True, False]
+
     def test_infinite_costs_forbid(self, backend, device):
         cost = torch.rand(2, 40, 40, dtype=torch.float64, device=device)
         cost[0, 5, :39] = torch.inf
