@@ -536,7 +536,7 @@ Tensor decode(const Tensor& emissions, const std::optional<Tensor>& lengths,
   params.scores = static_cast<double*>(scores.mutable_data_ptr());
 #endif
   const OnDeviceOf device(emissions);
-  JITOPS_RUN("crf_decode", decode, emissions, params, device);
+  JITOPS_RUN("crf_log_likelihood_decode", decode, emissions, params, device);
   return path;
 }
 
@@ -548,5 +548,5 @@ Tensor decode(const Tensor& emissions, const std::optional<Tensor>& lengths,
 STABLE_TORCH_LIBRARY_IMPL(jitops, JITOPS_DISPATCH_KEY, m) {
   m.impl("crf_log_likelihood_forward", TORCH_BOX(&jitops::crf::forward));
   m.impl("crf_log_likelihood_backward", TORCH_BOX(&jitops::crf::backward));
-  m.impl("crf_decode_forward", TORCH_BOX(&jitops::crf::decode));
+  m.impl("crf_log_likelihood_decode_forward", TORCH_BOX(&jitops::crf::decode));
 }

@@ -72,7 +72,11 @@ def kernels(device: str, dtype: torch.dtype) -> Iterator[Kernel]:
             one.detach().to(dtype)
             for one in (model.transitions, model.start_transitions, model.end_transitions)
         ]
-        names = ("crf_log_likelihood_forward", "crf_log_likelihood_backward", "crf_decode_forward")
+        names = (
+            "crf_log_likelihood_forward",
+            "crf_log_likelihood_backward",
+            "crf_log_likelihood_decode_forward",
+        )
         forward, backward, decode = (getattr(torch.ops.jitops, name).default for name in names)
         arguments = (emissions, tags.T.contiguous(), None, *parameters)
         moves = emissions.nbytes + 8 * emissions.numel()

@@ -90,7 +90,7 @@ def crf_log_likelihood(
     checks.one_of("reduction", reduction, REDUCTIONS)
     tags = inputs.by_batch("tags", tags)
     checks.integers("tags", tags)
-    tags = torch.ops.jitops.crf_tags(
+    tags = torch.ops.jitops.crf_log_likelihood_tags(
         tags.to(inputs.emissions.device, torch.int64), inputs.lengths, inputs.emissions.shape[2]
     )
     value = _fused(inputs.emissions, tags, inputs.lengths, *inputs.parameters)
@@ -252,7 +252,7 @@ class _Inputs:
             if mask.dtype not in (torch.bool, torch.uint8):
                 dtype = str(mask.dtype).removeprefix("torch.")
                 raise ArgumentTypeError(f"mask must have dtype bool or uint8, got {dtype}")
-            self.lengths = torch.ops.jitops.crf_lengths(mask.to(emissions.device))
+            self.lengths = torch.ops.jitops.crf_log_likelihood_lengths(mask.to(emissions.device))
 
     def by_batch(self, name: str, value: Tensor) -> Tensor:
         """Tags or a mask as ``(B, T)``."""
@@ -298,12 +298,12 @@ def _checked_tags(tags: Tensor, lengths: Tensor | None, labels: int) -> Tensor:
 
 
 autograd.define_in_torch(
-    "crf_lengths(Tensor mask) -> Tensor",
+    "crf_log_likelihood_lengths(Tensor mask) -> Tensor",
     _lengths_of_mask,
     lambda mask: mask.new_empty(mask.shape[:1], dtype=torch.int64),
 )
 autograd.define_in_torch(
-    "crf_tags(Tensor tags, Tensor? lengths, SymInt labels) -> Tensor",
+    "crf_log_likelihood_tags(Tensor tags, Tensor? lengths, SymInt labels) -> Tensor",
     _checked_tags,
     lambda tags, lengths, labels: torch.empty_like(tags, memory_format=torch.contiguous_format),
 )
@@ -460,7 +460,9 @@ _fused = FusedOp(
 def _decode_definition(
     emissions: Tensor, lengths: Tensor | None, transitions: Tensor, start: Tensor, end: Tensor
 ) -> Tensor:
-    path: Tensor = torch.ops.jitops.crf_viterbi(emissions, lengths, transitions, start, end)
+    path: Tensor = torch.ops.jitops.crf_log_likelihood_viterbi(
+        emissions, lengths, transitions, start, end
+    )
     return path
 
 
@@ -497,13 +499,13 @@ def _path_shapes(
 
 
 autograd.define_in_torch(
-    "crf_viterbi(Tensor emissions, Tensor? lengths, Tensor transitions, Tensor start, Tensor end)"
-    " -> Tensor",
+    "crf_log_likelihood_viterbi(Tensor emissions, Tensor? lengths, Tensor transitions, "
+    "Tensor start, Tensor end) -> Tensor",
     _viterbi,
     _path_shapes,
 )
 _decode = FusedOp(
-    "crf_decode",
+    "crf_log_likelihood_decode",
     _decode_definition,
     results=["path"],
     constants=["emissions", "lengths", "transitions", "start", "end", "path"],

@@ -191,12 +191,13 @@ def _shapes(first: Tensor, rows: int, cols: int) -> tuple[Tensor, Tensor]:
 
 
 autograd.define_in_torch(
-    "warping_path(Tensor x, Tensor y, Tensor? lengths, int bandwidth) -> (Tensor, Tensor)",
+    "dtw_path_definition(Tensor x, Tensor y, Tensor? lengths, int bandwidth) -> (Tensor, Tensor)",
     lambda x, y, lengths, bandwidth: _search(warping.Sequences(x, y, lengths), lengths, bandwidth),
     lambda x, y, lengths, bandwidth: _shapes(x, x.shape[1], y.shape[1]),
 )
 autograd.define_in_torch(
-    "warping_path_from_cost(Tensor cost, Tensor? lengths, int bandwidth) -> (Tensor, Tensor)",
+    "dtw_path_definition_from_cost(Tensor cost, Tensor? lengths, int bandwidth)"
+    " -> (Tensor, Tensor)",
     lambda cost, lengths, bandwidth: _search(warping.Costs(cost, lengths), lengths, bandwidth),
     lambda cost, lengths, bandwidth: _shapes(cost, cost.shape[1], cost.shape[2]),
 )
@@ -205,14 +206,14 @@ autograd.define_in_torch(
 def _definition(
     x: Tensor, y: Tensor, lengths: Tensor | None, bandwidth: int
 ) -> tuple[Tensor, Tensor]:
-    path, path_lengths = torch.ops.jitops.warping_path(x, y, lengths, bandwidth)
+    path, path_lengths = torch.ops.jitops.dtw_path_definition(x, y, lengths, bandwidth)
     return path, path_lengths
 
 
 def _definition_from_cost(
     cost: Tensor, lengths: Tensor | None, bandwidth: int
 ) -> tuple[Tensor, Tensor]:
-    path, path_lengths = torch.ops.jitops.warping_path_from_cost(cost, lengths, bandwidth)
+    path, path_lengths = torch.ops.jitops.dtw_path_definition_from_cost(cost, lengths, bandwidth)
     return path, path_lengths
 
 

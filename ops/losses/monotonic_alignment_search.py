@@ -96,7 +96,7 @@ def _lengths(
         return None
     text = sequence_pairs.one_length("text_lengths", text_lengths, scores, tokens, single)
     audio = sequence_pairs.one_length("audio_lengths", audio_lengths, scores, frames, single)
-    found: Tensor = torch.ops.jitops.alignment_lengths(text, audio, tokens, frames)
+    found: Tensor = torch.ops.jitops.monotonic_alignment_search_lengths(text, audio, tokens, frames)
     return found
 
 
@@ -120,7 +120,8 @@ def _checked_lengths(text: Tensor, audio: Tensor, tokens: int, frames: int) -> T
 
 
 autograd.define_in_torch(
-    "alignment_lengths(Tensor text, Tensor audio, SymInt tokens, SymInt frames) -> Tensor",
+    "monotonic_alignment_search_lengths(Tensor text, Tensor audio, SymInt tokens, SymInt frames)"
+    " -> Tensor",
     _checked_lengths,
     lambda text, audio, tokens, frames: text.new_empty(2, *text.shape),
 )
@@ -130,7 +131,7 @@ autograd.define_in_torch(
 
 
 def _definition(scores: Tensor, lengths: Tensor | None) -> Tensor:
-    path: Tensor = torch.ops.jitops.alignment_path(scores, lengths)
+    path: Tensor = torch.ops.jitops.monotonic_alignment_search_path(scores, lengths)
     return path
 
 
@@ -165,7 +166,7 @@ def _search(scores: Tensor, lengths: Tensor | None) -> Tensor:
 
 
 autograd.define_in_torch(
-    "alignment_path(Tensor scores, Tensor? lengths) -> Tensor",
+    "monotonic_alignment_search_path(Tensor scores, Tensor? lengths) -> Tensor",
     _search,
     lambda scores, lengths: torch.empty_like(scores, memory_format=torch.contiguous_format),
 )

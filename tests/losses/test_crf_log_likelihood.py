@@ -79,7 +79,11 @@ def inputs(shape, dtype, device):
 
 
 def operator_samples(device):
-    names = ("crf_log_likelihood_forward", "crf_log_likelihood_backward", "crf_decode_forward")
+    names = (
+        "crf_log_likelihood_forward",
+        "crf_log_likelihood_backward",
+        "crf_log_likelihood_decode_forward",
+    )
     forward, backward, decode = (getattr(torch.ops.jitops, name).default for name in names)
     for dtype, lengths in ((torch.float32, None), (torch.float64, torch.tensor([3, 4]).to(device))):
         emissions, *parameters = inputs((4, 2, 5), dtype, device)
@@ -318,11 +322,13 @@ class TestCRFLogLikelihood(Battery):
         tags[2, 1] = -1
         if backend == "torch":
             value = ops.losses.crf_log_likelihood._forward(emissions, tags, lengths, *parameters)[0]
-            path = torch.ops.jitops.crf_viterbi(emissions, lengths, *parameters)
+            path = torch.ops.jitops.crf_log_likelihood_viterbi(emissions, lengths, *parameters)
         else:
             kernel = torch.ops.jitops.crf_log_likelihood_forward
             value = kernel(emissions, tags, lengths, *parameters)[0]
-            path = torch.ops.jitops.crf_decode_forward(emissions, lengths, *parameters)
+            path = torch.ops.jitops.crf_log_likelihood_decode_forward(
+                emissions, lengths, *parameters
+            )
         assert value.isnan().tolist() == [False, True, True]
         assert (path >= 0).all(1).tolist() == [True, False, True]
         assert (path[1] == -1).all()

@@ -191,7 +191,7 @@ class TestMonotonicAlignmentSearch(Battery):
         (scores,) = inputs((3, 4, 6), torch.float32, device)
         lengths = torch.tensor([[4, -1, 2], [6, -1, 3]], device=device)
         if backend == "torch":
-            path = torch.ops.jitops.alignment_path(scores, lengths)
+            path = torch.ops.jitops.monotonic_alignment_search_path(scores, lengths)
         else:
             path_of(scores)  # loads the library
             path = torch.ops.jitops.monotonic_alignment_search_forward(scores, lengths)
