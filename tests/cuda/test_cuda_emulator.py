@@ -280,7 +280,7 @@ def emulated():
 OPS = compiled_ops()
 
 
-FAR = [name for name, op in OPS.items() if op.far and op.far_by_block]
+FAR = [name for name, op in OPS.items() if op.far]
 
 
 def check_far(op):

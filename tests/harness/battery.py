@@ -18,7 +18,6 @@ from tests.harness.op_under_test import (
     DTYPES,
     applies,
     backward,
-    check_far_rows,
     close,
     leaves,
     misaligned,
@@ -347,11 +346,6 @@ class Battery(CompileBattery):
                 assert torch.equal(kept, before)
 
     # ---- what surrounds an op in a training script -----------------------------------------------
-
-    @pytest.mark.thorough
-    @applies(lambda op, backend: op.far is not None and backend == "cpp")
-    def test_indices_beyond_32_bits(self, backend, device):
-        check_far_rows(self.op, device)
 
     @applies(lambda op, backend: op.module is not None)
     def test_module(self, backend, device):

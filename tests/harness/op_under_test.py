@@ -112,8 +112,6 @@ class OpUnderTest:
         busy: makes inputs that give a GPU some work, from (dtype, device).
         elements: compares each element with float64 where functions are flat, on back end cpp.
         far: makes inputs that 32-bit indices cannot reach, for a device.
-        far_by_block: whether the last blocks of all its grids compute the same rows, so that the
-            emulator can check them alone.
         mutations: bugs that the emulator must catch when they are planted into its files.
         variation: whether another description of the op comes first. Then fewer checks of the
             battery are quick.
@@ -149,7 +147,6 @@ class OpUnderTest:
     busy: Callable[..., list[Tensor]] | None = None
     elements: Callable[[], None] | None = None
     far: Callable[[str], Far] | None = None
-    far_by_block: bool = True
     mutations: tuple[Mutation, ...] = ()
     variation: bool = False
 
@@ -223,14 +220,13 @@ def check_far_rows(op: OpUnderTest, device: str, only_last_block=lambda only: No
     try:
         only_last_block(True)
         with torch.no_grad():
-            first = op.differentiable(far.inputs, far.keywords)[0]
-            rows = first.reshape(rows_of_all, -1)[:, 0].nonzero()[-3:, 0]
+            first = op.results(far.inputs, far.keywords)[0].reshape(rows_of_all, -1)[:, 0]
+            rows = first.nonzero()[-3:, 0]
         assert len(rows) == 3
-        # The last block may end before the grid.
-        assert rows[-1] * varied[0].numel() > 2**31 - 2**21
-        varied[rows] = torch.randn(len(rows), *varied.shape[1:], device=device).bfloat16()
+        assert rows[-1] * varied.shape[1] > 2**31 - 2**21  # the last block may end before the grid
+        varied[rows] = torch.randn(3, *varied.shape[1:], device=device).bfloat16()
         varied.requires_grad_()
-        results = op.differentiable(far.inputs, far.keywords)
+        results = op.results(far.inputs, far.keywords)
         grads = [blank(*x.shape, device=device) for x in results]
         for grad in grads:
             grad[rows] = torch.randn_like(grad[rows])
@@ -239,7 +235,7 @@ def check_far_rows(op: OpUnderTest, device: str, only_last_block=lambda only: No
         only_last_block(False)
     alone = [t.detach()[rows] if len(t) == rows_of_all else t for t in far.inputs]
     alone[far.varied].requires_grad_()
-    expected = op.differentiable(alone, far.keywords)
+    expected = op.results(alone, far.keywords)
     (its,) = torch.autograd.grad(expected, alone[far.varied], [grad[rows] for grad in grads])
     for one, other in zip((*results, gradient), (*expected, its), strict=True):
         close(one[rows], other, torch.bfloat16)

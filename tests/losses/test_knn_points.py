@@ -9,7 +9,7 @@ import torch
 
 import ops
 from tests.harness.battery import Battery
-from tests.harness.op_under_test import Far, Mutation, OpUnderTest, applies, blank, close
+from tests.harness.op_under_test import Mutation, OpUnderTest, applies, close
 from tests.losses.clouds import (
     BAD_INPUT,
     bad_lengths,
@@ -31,12 +31,6 @@ def call(x, y, ragged=False, **keywords):
 def reference(x, y, ragged=False, norm=2, K=1):
     of_x, of_y = (lengths_of(x), lengths_of(y, 2)) if ragged else (whole(x), whole(y))
     return nearest(x, y, of_x, of_y, norm, K)
-
-
-def far(device):
-    ones = torch.ones(1, 1, 1024, device=device).bfloat16()
-    p1 = blank(2**20 + 16, 2, 1024, device=device)
-    return Far([p1, ones.expand(len(p1), 2, 1024)], 0)
 
 
 def operator_samples(device):
@@ -62,8 +56,6 @@ KNN = OpUnderTest(
     reference=reference,
     names=("p1", "p2"),
     inputs=inputs,
-    far=far,
-    far_by_block=False,
     shapes=((1, 1, 1, 1), (2, 20, 37, 3), (1, 9, 15, 20), (2, 3, 4, 1)),
     variants=({"K": 3}, {"norm": 1}, {"ragged": True, "K": 4}),
     edges=((0, 3, 4, 2), (2, 0, 4, 3), (2, 4, 0, 3), (2, 3, 4, 0), (1, 1, 1, 1)),

@@ -10,7 +10,7 @@ import torch
 
 import ops
 from tests.harness.battery import Battery
-from tests.harness.op_under_test import Far, Mutation, OpUnderTest, blank, close, leaves
+from tests.harness.op_under_test import Mutation, OpUnderTest, close, leaves
 
 
 def recursion(cost, gamma=1.0, bandwidth=None, lengths=None):
@@ -82,10 +82,6 @@ def inputs(shape, dtype, device):
     batch, rows, cols, features = shape
     tensors = [torch.randn(batch, steps, features).double() for steps in (rows, cols)]
     return [t.to(device, dtype) for t in tensors]
-
-
-def far(device):
-    return Far([blank(2**20 + 16, 2, 1024, device=device) for _ in range(2)], 0)
 
 
 def costs(shape, dtype, device):
@@ -161,8 +157,6 @@ SEQUENCES = description(
     reference=reference,
     names=("x", "y"),
     inputs=inputs,
-    far=far,
-    far_by_block=False,
     variants=(
         {},
         {"gamma": 2.0, "ragged": True, "normalize": True},
