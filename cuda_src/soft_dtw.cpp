@@ -363,7 +363,7 @@ int32_t wide(const Tensor& tensor) {
   return tensor.element_size() == 2 ? to<int32_t>(from(ScalarType::Float)) : dtype_number(tensor);
 }
 
-// The inputs and the sizes of what is kept.
+// The inputs, and the sizes of the tensors that the forward pass keeps.
 struct Inputs : WarpingInputs {
   Params params{};
 

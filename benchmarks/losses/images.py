@@ -1,4 +1,4 @@
-"""What the benches of losses of two images share."""
+"""Contenders and timing for losses of two images, for three benches."""
 
 from __future__ import annotations
 

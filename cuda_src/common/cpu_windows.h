@@ -169,7 +169,7 @@ class WindowBand {
     }
   }
 
-  // The windows of slices [d, d + slices_), and what the pixels of rows have from them.
+  // Computes the windows of slices [d, d + slices_), and their share of the gradients of pixels.
   void take_slices(int64_t d) {
     slice_ = d;
     const int64_t reach = derives_ ? height_.taps - 1 - height_.pad : 0;

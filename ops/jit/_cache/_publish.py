@@ -50,7 +50,7 @@ class Lock:
 
     descriptor: int
     is_exclusive: bool  # False where the file system has no locks
-    before: dict[str, Any]  # what the holder before has told: its failure, if it failed
+    before: dict[str, Any]  # the note of the last holder: its failure, if it failed
 
     def fail(self, message: str, log: str | None) -> None:
         """Tell those that wait for this lock that the build failed."""
