@@ -241,3 +241,21 @@ def table(title: str, header: list[str], rows: list[list[object]]) -> None:
             lines.append("|" + "|".join("-" * (width + 2) for width in widths) + "|")
     printed.extend(lines)
     print("\n".join(lines), flush=True)
+
+
+def ratios(title: str, sizes: str, figures: list[dict], ours: str) -> None:
+    """Print the milliseconds of contenders by shape, and those of the others divided by ours.
+
+    A contender whose name begins with ``ours`` is one of ours, too.
+    """
+    names = list(figures[0]["ms"])
+    others = [name for name in names if not name.startswith(ours)]
+    rows = [
+        [
+            row["shape"],
+            *(f"{ms:.2f}" for ms in row["ms"].values()),
+            *(f"**{row['ms'][name] / row['ms'][ours]:.1f}x**" for name in others),
+        ]
+        for row in figures
+    ]
+    table(title, [sizes, *names, *(f"{name} / ours" for name in others)], rows)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 import ops
-from benchmarks.common import COMPILED, Kernel, devices, in_turns, table
+from benchmarks.common import COMPILED, Kernel, devices, in_turns, ratios
 from benchmarks.losses import peers
 
 SIZES = ((256, 32, 32), (64, 32, 9))  # steps, sequences, tags
@@ -111,16 +111,12 @@ def _speed(device: str, kind: str) -> list[dict]:
         }
         seconds = in_turns(calls, {"torch": "torch", backend: backend}, device)
         figures.append({"shape": shape, "ms": {name: 1e3 * s for name, s in seconds.items()}})
-    names = list(figures[0]["ms"])
-    table(
+    ratios(
         f"Conditional random field, {kind}, {backend}: milliseconds",
-        ["steps, sequences, tags", *names, *(f"{n} / ours" for n in names if n != backend)],
-        [
-            [row["shape"], *(f"{ms:.2f}" for ms in row["ms"].values()),
-             *(f"**{row['ms'][n] / row['ms'][backend]:.1f}x**" for n in names if n != backend)]
-            for row in figures
-        ],
-    )  # fmt: skip
+        "steps, sequences, tags",
+        figures,
+        backend,
+    )
     return figures
 
 

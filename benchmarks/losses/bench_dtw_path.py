@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 import ops
-from benchmarks.common import COMPILED, Kernel, devices, in_turns, table
+from benchmarks.common import COMPILED, Kernel, devices, in_turns, ratios
 from benchmarks.losses import peers
 
 SIZES = ((32, 512, 8), (1, 1024, 8), (1, 1024, 64))  # pairs, steps, features
@@ -44,16 +44,12 @@ def _speed(device: str) -> list[dict]:
         calls[backend] = lambda x=x: ops.dtw_path(*x)
         seconds = in_turns(calls, {"torch": "torch", backend: backend}, device)
         figures.append({"shape": shape, "ms": {name: 1e3 * s for name, s in seconds.items()}})
-    names = list(figures[0]["ms"])
-    table(
+    ratios(
         f"The path of dynamic time warping, {backend}: milliseconds",
-        ["pairs, steps, features", *names, *(f"{n} / ours" for n in names if n != backend)],
-        [
-            [row["shape"], *(f"{ms:.1f}" for ms in row["ms"].values()),
-             *(f"**{row['ms'][n] / row['ms'][backend]:.1f}x**" for n in names if n != backend)]
-            for row in figures
-        ],
-    )  # fmt: skip
+        "pairs, steps, features",
+        figures,
+        backend,
+    )
     return figures
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 import ops
-from benchmarks.common import COMPILED, Kernel, devices, in_turns, table
+from benchmarks.common import COMPILED, Kernel, devices, in_turns, ratios
 from ops.jit import load_inline
 
 SIZES = ((32, 200, 800), (8, 100, 400), (1, 400, 2000))  # pairs, tokens, frames
@@ -93,17 +93,12 @@ def _speed(device: str) -> list[dict]:
         backends = {name: name.partition(",")[0] for name in calls if name != "loop"}
         seconds = in_turns(calls, backends, device)
         figures.append({"shape": shape, "ms": {name: 1e3 * s for name, s in seconds.items()}})
-    names = list(figures[0]["ms"])
-    others = [name for name in names if backend not in name]
-    table(
+    ratios(
         f"Monotonic alignment search, {backend}: milliseconds",
-        ["pairs, tokens, frames", *names, *(f"{name} / ours" for name in others)],
-        [
-            [row["shape"], *(f"{ms:.2f}" for ms in row["ms"].values()),
-             *(f"**{row['ms'][name] / row['ms'][backend]:.1f}x**" for name in others)]
-            for row in figures
-        ],
-    )  # fmt: skip
+        "pairs, tokens, frames",
+        figures,
+        backend,
+    )
     return figures
 
 
