@@ -10,7 +10,17 @@ import torch
 import ops
 from tests.harness.battery import Battery
 from tests.harness.op_under_test import Mutation, OpUnderTest, close
-from tests.losses.test_soft_dtw import band, costs, inputs, keywords_of, ragged_lengths
+from tests.losses.sequence_pairs import (
+    BAD_COSTS,
+    BAD_INPUT,
+    LAUNCHES,
+    band,
+    costs,
+    inputs,
+    keywords_of,
+    ragged_lengths,
+    refused,
+)
 
 
 def best_path(cost, bandwidth):
@@ -78,10 +88,6 @@ def operator_samples(name):
             yield forward, (*tensors, lengths, bandwidth)
 
     return samples
-
-
-# Parts of a strip, several strips, several tiles of 256 rows.
-LAUNCHES = ((1, 1, 3, 1), (2, 33, 3, 2), (1, 260, 2, 1), (1, 2, 40, 1))
 
 
 def description(name, **more):
@@ -268,31 +274,15 @@ class TestDTWPathFromCost(Battery):
             assert gradient[b].sum() == count
 
 
-GOOD = {"x": torch.randn(2, 4, 3), "y": torch.randn(2, 6, 3)}
-
-
-@pytest.mark.parametrize(
-    ("change", "error", "text"),
-    [
-        ({"x": [1.0]}, ops.ArgumentTypeError, "x must be a torch.Tensor, got list"),
-        ({"y": torch.ones(3, 6, 3)}, ops.ArgumentError, r"y must have shape \(2, M, 3\), like x"),
-        ({"bandwidth": 1}, ops.ArgumentError, "bandwidth must be at least 2 for lengths 4 and 6"),
-        (
-            {"lengths_x": torch.tensor([0, 4])},
-            ops.ArgumentError,
-            "lengths_x must hold numbers from 1 to 4, got 0",
-        ),
-    ],
-)
+@pytest.mark.parametrize(("change", "error", "text"), BAD_INPUT)
 def test_bad_input(backend, device, change, error, text):
-    arguments = {
-        name: value.to(device) if isinstance(value, torch.Tensor) else value
-        for name, value in (GOOD | change).items()
-    }
+    refused(ops.dtw_path, change, error, text, device)
+
+
+@pytest.mark.parametrize(("cost", "error", "text"), BAD_COSTS)
+def test_bad_costs(backend, device, cost, error, text):
     with pytest.raises(error, match=text):
-        ops.dtw_path(**arguments)
-    with pytest.raises(ops.ArgumentError, match=r"cost must have shape \(B, N, M\) or \(N, M\)"):
-        ops.dtw_path_from_cost(torch.ones(3, device=device))
+        ops.dtw_path_from_cost(cost.to(device) if isinstance(cost, torch.Tensor) else cost)
 
 
 @pytest.mark.cpp
