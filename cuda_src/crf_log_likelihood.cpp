@@ -109,7 +109,8 @@ JITOPS_KERNEL double log_shares(double a, const double* __restrict transitions,
   return sum;
 }
 
-// The best predecessor of each label. Of equal ones the first counts. No score is above NaN.
+// The best predecessor of each label. Of equal ones the first counts. NaN counts as
+// minus infinity.
 JITOPS_KERNEL void best_before(const double* __restrict scores,
                                const double* __restrict transitions, int64_t count,
                                double* __restrict best, int64_t* __restrict at) {
