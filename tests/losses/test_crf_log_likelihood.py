@@ -301,6 +301,20 @@ class TestCRFLogLikelihood(Battery):
         for one, other in zip(mine, theirs, strict=True):
             close(one.grad, other.grad, torch.float32)
 
+    def test_a_change_of_tags_that_all_sequences_need(self, backend, device):
+        """Its transition has a factor of exp(-800), which would underflow beside the others."""
+        tensors = [torch.zeros(one, device=device) for one in ((3, 1, 2), (2, 2), (2,), (2,))]
+        tensors[1][0, 1] = tensors[1][1, 0] = -800.0
+        tensors[2][1] = tensors[3][0] = -1e4  # from tag 0 to tag 1
+        mine, theirs = leaves(tensors), leaves([x.double() for x in tensors])
+        found, expected = call(*mine), reference(*theirs)
+        found.backward()
+        expected.backward()
+        assert found.isfinite()
+        close(found, expected, torch.float32)
+        for one, other in zip(mine, theirs, strict=True):
+            close(one.grad, other.grad, torch.float32)
+
     @applies(lambda op, backend: backend != "cuda-emulated")
     def test_long_sequences(self, backend, device):
         tensors = inputs((1500, 1, 3), torch.float32, device)
