@@ -40,10 +40,8 @@ module = load("a", "b.cpp", None, None, None, None, None, "folder", True)
 library: str = load_inline("a", "", is_python_module=False, no_implicit_headers=True)
 library = load("a", "b.cpp", is_python_module=False)
 program: str = load("a", "b.cpp", is_standalone=True)
-module = load_inline("a", "", is_python_module=False)  # expression has type "str"
-library = load("a", "b.cpp")  # expression has type Module
-load_inline("a", "", is_python_module=False, functoins="f")  # No overload variant
-load("a", "b.cpp", extra_cflags=3)  # No overload variant
+load_inline("a", "", is_python_module=False, functoins="f")  # Unexpected keyword argument
+load("a", "b.cpp", extra_cflags=3)  # incompatible type "int"
 extension: Extension = text("a", "")
 
 criterion = ops.ImprovedTripletLoss(-1.0, 0.01, 0.002, reduction="sum")

@@ -6,13 +6,13 @@ Among them: why an extension is not in the cache, as the difference from the nea
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Iterator
 from typing import Any
 
 from ops import _config
 from ops._errors import JitopsError
 from ops.jit import _inputs, _key
-from ops.jit._build_directory import commands_of
 from ops.jit._cache import _bundle, _entries, _publish
 from ops.jit._cache._bundle import export, import_into, root as bundle_root, verify
 from ops.jit._cache._entries import Entry, problem
@@ -26,7 +26,7 @@ from ops.jit._cache._location import (
 )
 from ops.jit._cache._publish import exclusive
 from ops.jit._compile import _compilers as compilers, _cpu as cpu, _gpu_archs as gpu_archs
-from ops.jit._spec import Spec
+from ops.jit._spec import COMMANDS, HERE, Spec
 
 __all__ = [
     "Entry", "Item", "against", "bundle_root", "clean", "commands_of", "compilers",
@@ -34,6 +34,16 @@ __all__ = [
     "import_into", "items", "last_failure", "problem", "readable_roots", "sentence", "unusable",
     "verify", "writable_root",
 ]  # fmt: skip
+
+
+def commands_of(entry: Entry) -> list[dict[str, Any]]:
+    """Return the commands that compiled an entry, for editors."""
+    path = str(entry.folder)
+    places = {"command": shlex.quote(path)}  # the shell's, where the others are paths
+    return [
+        {key: value.replace(HERE, places.get(key, path)) for key, value in one.items()}
+        for one in json.loads(entry.content(COMMANDS) or b"[]")
+    ]
 
 
 def last_failure(spec: Spec) -> str | None:

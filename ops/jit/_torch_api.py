@@ -6,7 +6,7 @@ import dataclasses
 import os
 from collections.abc import Mapping, Sequence
 from types import ModuleType
-from typing import Any, Literal, overload
+from typing import Any
 
 from ops._errors import ArgumentError, boundary
 from ops.jit import _build_directory, _spec
@@ -75,35 +75,6 @@ def text(
     return Extension(_spec_of(locals()))
 
 
-# fmt: off
-@overload
-def load(
-    name: str, sources: Paths,
-    extra_cflags: Flags = ..., extra_cuda_cflags: Flags = ..., extra_sycl_cflags: Flags = ...,
-    extra_ldflags: Flags = ..., extra_include_paths: Sequence[Path] | None = ...,
-    build_directory: Path | None = ..., verbose: bool = ..., with_cuda: bool | None = ...,
-    with_sycl: bool | None = ..., is_python_module: Literal[True] = ...,
-    is_standalone: Literal[False] = ..., keep_intermediates: bool = ...,
-) -> ModuleType: ...
-@overload
-def load(
-    name: str, sources: Paths,
-    extra_cflags: Flags = ..., extra_cuda_cflags: Flags = ..., extra_sycl_cflags: Flags = ...,
-    extra_ldflags: Flags = ..., extra_include_paths: Sequence[Path] | None = ...,
-    build_directory: Path | None = ..., verbose: bool = ..., with_cuda: bool | None = ...,
-    with_sycl: bool | None = ..., *, is_python_module: Literal[False],
-    is_standalone: bool = ..., keep_intermediates: bool = ...,
-) -> str: ...
-@overload
-def load(
-    name: str, sources: Paths,
-    extra_cflags: Flags = ..., extra_cuda_cflags: Flags = ..., extra_sycl_cflags: Flags = ...,
-    extra_ldflags: Flags = ..., extra_include_paths: Sequence[Path] | None = ...,
-    build_directory: Path | None = ..., verbose: bool = ..., with_cuda: bool | None = ...,
-    with_sycl: bool | None = ..., *, is_python_module: bool = ...,
-    is_standalone: Literal[True], keep_intermediates: bool = ...,
-) -> str: ...
-# fmt: on
 @boundary
 def load(
     name: str,
@@ -120,7 +91,7 @@ def load(
     is_python_module: bool = True,
     is_standalone: bool = False,
     keep_intermediates: bool = True,
-) -> ModuleType | str:
+) -> Any:
     """Build an extension of source files, or take it from the cache, and load it.
 
     The arguments are those of :func:`torch.utils.cpp_extension.load`, in the same order and with
@@ -129,9 +100,8 @@ def load(
 
     Args:
         extra_sycl_cflags, with_sycl: must be empty, because SYCL cannot be built.
-        build_directory: gets copies of the library, ``compile_commands.json``, and the sources of
-            text (``main.cpp``, ``cuda.cu``). Files of those names are written over only if this
-            loader, or torch's, wrote them. The library that is loaded is the cache's.
+        build_directory: gets a copy of the library. A file of its name is written over only if
+            this loader, or torch's, wrote it. The library that is loaded is the cache's.
         with_cuda: whether to compile and link with CUDA; ``None``: if there are CUDA sources.
         is_standalone: build a program, and load nothing.
         keep_intermediates: of no effect, as in torch without ROCm.
@@ -147,30 +117,6 @@ def load(
     return _load(_spec_of(locals()), build_directory, verbose)
 
 
-# fmt: off
-@overload
-def load_inline(
-    name: str, cpp_sources: Texts, cuda_sources: Texts | None = ...,
-    sycl_sources: Texts | None = ..., functions: Functions = ...,
-    extra_cflags: Flags = ..., extra_cuda_cflags: Flags = ..., extra_sycl_cflags: Flags = ...,
-    extra_ldflags: Flags = ..., extra_include_paths: Sequence[Path] | None = ...,
-    build_directory: Path | None = ..., verbose: bool = ..., with_cuda: bool | None = ...,
-    with_sycl: bool | None = ..., is_python_module: Literal[True] = ...,
-    with_pytorch_error_handling: bool = ..., keep_intermediates: bool = ..., use_pch: bool = ...,
-    no_implicit_headers: bool = ...,
-) -> ModuleType: ...
-@overload
-def load_inline(
-    name: str, cpp_sources: Texts, cuda_sources: Texts | None = ...,
-    sycl_sources: Texts | None = ..., functions: Functions = ...,
-    extra_cflags: Flags = ..., extra_cuda_cflags: Flags = ..., extra_sycl_cflags: Flags = ...,
-    extra_ldflags: Flags = ..., extra_include_paths: Sequence[Path] | None = ...,
-    build_directory: Path | None = ..., verbose: bool = ..., with_cuda: bool | None = ...,
-    with_sycl: bool | None = ..., *, is_python_module: Literal[False],
-    with_pytorch_error_handling: bool = ..., keep_intermediates: bool = ..., use_pch: bool = ...,
-    no_implicit_headers: bool = ...,
-) -> str: ...
-# fmt: on
 @boundary
 def load_inline(
     name: str,
@@ -192,7 +138,7 @@ def load_inline(
     keep_intermediates: bool = True,
     use_pch: bool = False,
     no_implicit_headers: bool = False,
-) -> ModuleType | str:
+) -> Any:
     """Build an extension of source text, or take it from the cache, and load it.
 
     The arguments are those of :func:`torch.utils.cpp_extension.load_inline`, in the same order and
@@ -215,12 +161,12 @@ def _spec_of(arguments: Mapping[str, Any]) -> Spec:
 
 
 def _load(spec: Spec, build_directory: Path | None, verbose: bool) -> ModuleType | str:
-    folder = None
+    copy = None
     if build_directory is not None:
-        folder = _build_directory.prepare(_spec.path("build_directory", build_directory), spec)
+        copy = _build_directory.prepare(_spec.path("build_directory", build_directory), spec)
     loaded, entry = Extension(spec).load_entry(verbose=verbose)
-    if folder:
-        copy = _build_directory.fill(spec, entry, folder)
+    if copy:
+        _build_directory.fill(entry.library, copy, is_standalone=spec.is_standalone)
         # A library's copy may be another file than the one that is loaded. To load it too would
         # register its operators twice, which ends the process.
         loaded = copy if spec.is_standalone else loaded

@@ -80,9 +80,6 @@ def test_what_is_used_in_place_is_named(bundle, cache, settings, tmp_path, capsy
     path = load_inline("answer", ANSWER, verbose=True, build_directory=folder, **PLAIN)
     assert f"is in the cache: {text.place()}" in capsys.readouterr().err
     assert answer(path) == answer(folder / "answer.so") == 42
-    assert "int answer()" in (folder / "main.cpp").read_text()
-    (command,) = json.loads((folder / "compile_commands.json").read_text())
-    assert command["file"] == str(folder / "main.cpp")
 
 
 def test_exported_from_what_is_used_in_place(bundle, cache, settings, tmp_path):
@@ -90,7 +87,7 @@ def test_exported_from_what_is_used_in_place(bundle, cache, settings, tmp_path):
     entry = ops.jit.text("answer", ANSWER, **PLAIN).build_entry()
     again = tmp_path / "again.zip"
     _bundle.export(again, [entry])
-    assert _bundle.read(again)[1] == _bundle.read(bundle)[1]
+    assert zipfile.ZipFile(again).namelist() == zipfile.ZipFile(bundle).namelist()
 
 
 def test_imported(bundle, cache, tmp_path):
@@ -221,25 +218,17 @@ def test_an_archive_whose_bytes_have_changed(bundle):
         info = next(one for one in archive.infolist() if one.filename.endswith("main.cpp"))
     content[info.header_offset + 30 + len(info.filename) + info.compress_size // 2] ^= 1
     bundle.write_bytes(content)
-    _, (wrong,) = _bundle.verify(bundle)
-    assert "is damaged" in wrong
+    with pytest.raises(ops.BundleError, match=r"is damaged, or not a bundle: .*main\.cpp"):
+        _bundle.verify(bundle)
 
 
 @pytest.mark.parametrize(
     ("content", "text"),
     [
-        (b"not a zip", "is not a bundle"),
-        ({}, "is not a bundle"),
-        ({"bundle.json": "{}"}, "is not a bundle"),
+        (b"not a zip", "is damaged, or not a bundle"),
+        ({}, "is damaged, or not a bundle"),
+        ({"bundle.json": "{}"}, "is damaged, or not a bundle"),
         ({"bundle.json": json.dumps({"format": 9, "files": {}})}, "of format 9, not 2"),
-        (
-            {"bundle.json": json.dumps({"format": 2}), "../../x": ""},
-            "a file in an impossible place",
-        ),
-        (
-            {"bundle.json": json.dumps({"format": 2}), "a/b/c/d": ""},
-            "a file in an impossible place",
-        ),
     ],
 )
 def test_what_is_no_bundle(cache, tmp_path, content, text):
@@ -251,7 +240,23 @@ def test_what_is_no_bundle(cache, tmp_path, content, text):
             for name, said in content.items():
                 archive.writestr(name, said)
     with pytest.raises(ops.BundleError, match=text):
-        _bundle.read(path)
+        _bundle.verify(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "status"), [("../../outside", 0), ("/tmp/jitops-outside", 1), ("a/b/c/d", 1), ("a", 0)]
+)
+def test_a_file_in_an_impossible_place(cache, tmp_path, name, status):
+    """It neither gets out of the folder, nor is it an entry."""
+    path = tmp_path / "bundle.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("bundle.json", json.dumps({"format": 2}))
+        archive.writestr(name, "text")
+    cache.mkdir(exist_ok=True)
+    assert cli.main(["bundle", "import", str(path)]) == status
+    assert entries(cache) == []
+    assert not (tmp_path / "outside").exists()
+    assert not Path("/tmp/jitops-outside").exists()
 
 
 def test_a_bundle_that_others_can_write_is_refused(bundle, cache, settings):

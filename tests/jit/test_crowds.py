@@ -104,7 +104,7 @@ HOST = f"""
     import errno, fcntl, sys
     import ops.jit
     from ops.jit._cache import _location
-    _location.this_host = lambda: HOST
+    _location.is_shared = lambda path: SHARED
     def refuse(*_, **__):
         raise OSError(errno.ENOLCK, "No locks available")
     if LOCKS == "none":
@@ -119,9 +119,10 @@ def test_two_hosts_without_a_common_lock(cache):
     """As on NFS without locks: builds may be done twice, and everybody gets a whole library."""
     crowd = [
         start(
-            HOST.replace("HOST", repr(host)).replace("LOCKS", repr(locks)), JITOPS_CACHE_DIR=cache
+            HOST.replace("LOCKS", repr(locks)).replace("SHARED", repr(shared)),
+            JITOPS_CACHE_DIR=cache,
         )
-        for host, locks in (("one", "own"), ("one", "own"), ("two", "none"), ("two", "none"))
+        for locks, shared in (("own", True), ("own", False), ("none", True), ("none", False))
     ]
     results = [process.communicate(timeout=300) for process in crowd]
     assert [process.returncode for process in crowd] == [0] * 4, results

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import colorsys
 import inspect
-import json
 import os
 import subprocess
 import sys
@@ -315,16 +314,13 @@ def test_an_error_of_the_compiler_is_a_runtime_error(cache):
 
 
 def test_build_directory(cache, tmp_path):
-    """What torch leaves there is there, whether it was just built or not."""
+    """The library is there, whether it was just built or not."""
     for number in range(2):
         folder = tmp_path / f"build{number}" / "deep"
         path = load_inline("answer", ANSWER, build_directory=folder, **PLAIN)
         (library,) = cache.glob("*/*/answer.so")
         assert path == str(library)
         assert answer(path) == answer(folder / "answer.so") == 42
-        assert "int answer()" in (folder / "main.cpp").read_text()
-        (command,) = json.loads((folder / "compile_commands.json").read_text())
-        assert command["file"] == str(folder / "main.cpp")
     assert len(entries(cache)) == 1
 
 
@@ -348,7 +344,6 @@ def test_what_is_returned_can_be_loaded_again(cache, tmp_path):
 
 def test_a_build_directory_that_cannot_take_it(cache, tmp_path):
     (tmp_path / "answer.so").mkdir()
-    (tmp_path / "main.cpp").mkdir()
     with pytest.raises(ops.ArgumentError, match="answer.so, which is no plain file"):
         load_inline("answer", ANSWER, build_directory=tmp_path, **PLAIN)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import shlex
 import subprocess
 from pathlib import Path
@@ -85,9 +84,6 @@ def test_a_build_directory_anywhere(cache, tmp_path):
     for name in ODD.values():
         folder = tmp_path / "built" / name
         assert answer(load_inline("answer", ANSWER, build_directory=folder, **PLAIN)) == 42
-        (command,) = json.loads((folder / "compile_commands.json").read_text())
-        assert command["file"] == str(folder / "main.cpp")
-        assert str(folder / "main.cpp") in shlex.split(command["command"])
     assert len(entries(cache)) == 1
 
 

@@ -15,8 +15,8 @@ import shutil
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator
-from pathlib import Path, PurePosixPath
+from collections.abc import Iterable
+from pathlib import Path
 
 from ops._errors import BundleError
 from ops.jit._cache import _entries, _location, _publish
@@ -27,7 +27,6 @@ _FORMAT = 2
 # The errors of zipfile, zlib and json for bytes that are damaged.
 _DAMAGE = (OSError, EOFError, LookupError, TypeError, ValueError, AttributeError, RuntimeError,
            zlib.error, zipfile.BadZipFile)  # fmt: skip
-_NOT_EXPORTED = (_entries.USED, _publish.ALIVE)  # the cache's own notes
 
 
 def export(path: Path, entries: Iterable[Entry]) -> None:
@@ -42,7 +41,7 @@ def export(path: Path, entries: Iterable[Entry]) -> None:
                     if file.name == "manifest.json":
                         # The other machine's compilers and headers have no part in it.
                         content = json.dumps({**entry.manifest, "imported": True}).encode()
-                    if file.name not in _NOT_EXPORTED:
+                    if file.name != _entries.USED:
                         archive.writestr(f"{entry.name}/{file.name}", content)
         draft.replace(path)
     except OSError as error:
@@ -52,63 +51,44 @@ def export(path: Path, entries: Iterable[Entry]) -> None:
             draft.unlink(missing_ok=True)
 
 
-def read(path: Path) -> tuple[zipfile.ZipFile, dict[str, list[str]]]:
-    """Open a bundle; return the archive, and the names of the files of each entry."""
-    entries: dict[str, list[str]] = {}
+def _unpack(path: Path, folder: Path) -> dict[Path, str | None]:
+    """Unpack a bundle; return the folder of each entry, and how it is damaged, if it is."""
     try:
-        archive = zipfile.ZipFile(path)
-        found = json.loads(archive.read(_INDEX))["format"]
+        with zipfile.ZipFile(path) as archive:
+            found = json.loads(archive.read(_INDEX))["format"]
+            archive.extractall(folder)  # it never writes outside of it
     except _DAMAGE as error:
-        raise BundleError(f"{path} is not a bundle: {error}") from error
+        raise BundleError(f"{path} is damaged, or not a bundle: {error}") from error
     if found != _FORMAT:
         raise BundleError(f"{path} is a bundle of format {found}, not {_FORMAT}")
-    for name in archive.namelist():
-        parts = PurePosixPath(name).parts
-        if name != _INDEX and (len(parts) != 3 or ".." in parts or name.startswith("/")):
-            raise BundleError(f"{path} has a file in an impossible place: {name!r}")
-        if name != _INDEX:
-            entries.setdefault("/".join(parts[:2]), []).append(parts[2])
-    return archive, entries
-
-
-def _unpack(path: Path, folder: Path) -> Iterator[tuple[Path, str | None]]:
-    """Unpack a bundle; yield the folder of each entry, and how it is damaged, if it is."""
-    archive, entries = read(path)
-    for name, files in entries.items():
-        target = folder / name
-        for one in (folder, target.parent, target):
+    (folder / _INDEX).unlink()
+    for one in folder.rglob("*"):
+        one.chmod(0o755 if one.is_dir() else 0o555)  # whatever umask says
+        if one.is_dir():
             _location.make_folder(one)
-        try:
-            for file in files:
-                (target / file).write_bytes(archive.read(f"{name}/{file}"))
-                (target / file).chmod(0o444)
-            entry = _entries.open_entry(target)
-            if entry is None or not isinstance(entry.manifest.get("digest"), str):
-                raise ValueError("it has no manifest")
-            if problem := _entries.problem(entry):
-                raise ValueError(problem)
-            entry.library.chmod(0o555)
-        except _DAMAGE as error:
-            yield target, f"{path}: {name} is damaged: {error}"
-        else:
-            yield target, None
+    return {one: _damage(path, one) for one in sorted(folder.glob("*/*"))}
+
+
+def _damage(path: Path, folder: Path) -> str | None:
+    entry = _entries.open_entry(folder)
+    problem: str | None = "it has no manifest"
+    if entry and isinstance(entry.manifest.get("digest"), str):
+        problem = _entries.problem(entry)
+    return f"{path}: {'/'.join(folder.parts[-2:])} is damaged: {problem}" if problem else None
 
 
 def verify(path: Path) -> tuple[int, list[str]]:
     """Return how many entries a bundle has, and a line for each that is damaged."""
     with tempfile.TemporaryDirectory(prefix="jitops-") as folder:
-        found = [problem for _, problem in _unpack(path, Path(folder, "bundle"))]
-    return len(found), [problem for problem in found if problem]
+        found = _unpack(path, Path(folder))
+    return len(found), list(filter(None, found.values()))
 
 
 def import_into(path: Path, root: Path) -> list[Path]:
-    """Put a bundle's entries into a cache; return the folders of those that were not there.
-
-    If one is damaged, those that came before it stay.
-    """
+    """Put a bundle's entries into a cache; return the folders of those that were not there."""
     new = []
     with _publish.staging(root, "bundle") as staging:
-        for folder, problem in _unpack(path, staging):
+        for folder, problem in _unpack(path, staging).items():
             if problem:
                 raise BundleError(problem)
             target = root / folder.relative_to(staging)
@@ -141,7 +121,7 @@ def root(path: Path) -> Path:
     bundles = cache / "bundles"
     _location.make_folder(bundles)
     with _publish.staging(cache, "bundle") as staging:
-        if problem := next(filter(None, (found for _, found in _unpack(path, staging))), None):
+        if problem := next(filter(None, _unpack(path, staging).values()), None):
             raise BundleError(problem)
         try:
             os.rename(staging, bundles / name)

@@ -9,7 +9,6 @@ import contextlib
 import functools
 import hashlib
 import os
-import platform
 import re
 import stat
 import sys
@@ -175,15 +174,10 @@ def _noexec(root: Path) -> str | None:
 
 # ---- hosts ---------------------------------------------------------------------------------------
 
-_SHARED = ("nfs", "cifs", "smb3", "lustre", "gpfs", "ceph", "fuse", "9p", "glusterfs", "afs")
-
-
-def this_host() -> str:
-    """Tell the kernels apart that may share a file system: locks are sure within one only."""
-    try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    except OSError:
-        return platform.node()
+_SHARED = (
+    *("nfs", "cifs", "smb3", "lustre", "gpfs", "ceph", "fuse", "9p", "virtiofs"),
+    *("glusterfs", "afs"),
+)
 
 
 def file_system(path: Path) -> str:

@@ -24,10 +24,10 @@ from ops._errors import BuildTimeoutError, CacheError
 from ops.jit._cache import _entries, _location
 from ops.jit._cache._entries import Entry, Manifest
 
-ALIVE = ".alive"  # in a staging folder, locked by its builder for as long as that lives
 _PATIENCE = 2.0  # seconds of waiting before a word is said about it
 _PAUSE = 0.05  # seconds between two attempts
 _NO_FLUSHING = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)
+_YOUNG = 10.0  # seconds after which a living builder has surely locked its folder
 _ABANDONED_AFTER = 24 * 3600.0  # seconds, where no lock tells whether the builder lives
 
 
@@ -153,11 +153,10 @@ def staging(root: Path, name: str) -> Iterator[Path]:
     sweep(root)
     folder = root / "staging" / f"{name}.{secrets.token_hex(4)}"
     _location.make_folder(folder)  # readable to all: the cache of an image serves any user
-    descriptor = os.open(folder / ALIVE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        try_lock(descriptor)  # without locks, the age of the folder tells
-        # Only now, because until it is there nobody takes the folder for an abandoned one.
-        os.write(descriptor, _location.this_host().encode())
+        with contextlib.suppress(OSError):  # no locks on this file system
+            fcntl.flock(descriptor, fcntl.LOCK_SH)
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)  # published: it is no longer there
@@ -165,9 +164,9 @@ def staging(root: Path, name: str) -> Iterator[Path]:
 
 
 def clear(folder: Path, keep: Sequence[str] = ()) -> None:
-    """Empty a staging folder, but for its lock and the files to keep."""
+    """Empty a staging folder, but for the files to keep."""
     for path in folder.iterdir():
-        if path.name not in (ALIVE, *keep):
+        if path.name not in keep:
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
 
@@ -208,7 +207,6 @@ def place(root: Path, folder: Path, target: Path) -> Entry | None:
                 return theirs
             discard(root, target)  # there, but damaged, or not to be trusted
         else:
-            (target / ALIVE).unlink(missing_ok=True)  # not before: a builder may be killed between
             _flush(target.parent)
             return None
     raise CacheError(f"{target} cannot be replaced")
@@ -238,18 +236,15 @@ def sweep(root: Path) -> None:
 def _is_abandoned(folder: Path) -> bool:
     """Whether its builder is dead; where no lock tells, whether it is a day old."""
     with contextlib.suppress(OSError):
-        descriptor = os.open(folder / ALIVE, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
+            age = time.time() - os.fstat(descriptor).st_mtime
             # The lock of another host may not be seen from here.
-            is_ours = os.read(descriptor, 200) == _location.this_host().encode()
-            if is_ours and (locked := try_lock(descriptor)) is not None:
-                return locked
+            free = None if _location.is_shared(folder) else try_lock(descriptor)
         finally:
             os.close(descriptor)
-    try:
-        return time.time() - folder.stat().st_mtime > _ABANDONED_AFTER
-    except OSError:
-        return False
+        return age > _ABANDONED_AFTER if free is None else free and age > _YOUNG
+    return False
 
 
 def discard(root: Path, folder: Path) -> None:

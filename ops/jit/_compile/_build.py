@@ -79,18 +79,18 @@ def build(
     files = f"{spec.name} ({count} file{'s' if count > 1 else ''})"
     environ = _environ()
     cpp_extension = _copy_of_torchs(environ)
-    line, started = _progress.Line(), time.perf_counter()
+    started = time.perf_counter()
     try:
         _call(cpp_extension, spec, folder, include_first)
         _amend(folder / "build.ninja", spec, compiler)
-        line.say(f"compiling {files}")
+        _progress.say(f"compiling {files}")
         _run(spec, folder, ninja, environ, echo)
     except (_runner.NinjaError, RuntimeError, OSError) as error:
         from ops.jit._compile import _diagnostics
 
         # Not "from error", because the log has all that a page of torch's frames could say.
         raise _diagnostics.failed(spec, folder, log, str(error)) from None
-    line.say(f"compiled {files} in {time.perf_counter() - started:.1f} s")
+    _progress.say(f"compiled {files} in {time.perf_counter() - started:.1f} s")
     _keep_commands(folder)
     library = folder / (spec.name if spec.is_standalone else f"{spec.name}.so")
     if not library.is_file():
