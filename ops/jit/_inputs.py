@@ -11,7 +11,7 @@ import hashlib
 import os
 import re
 import time
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from ops._errors import ToolchainError
@@ -53,9 +53,10 @@ def _of_files(spec: Spec, manifest: Manifest) -> Iterator[str]:
             continue
         if digest_of(path) != content:
             yield f"{path} has changed"
-    parts, exact = frozenset(manifest["names"]), manifest["exact"]
     for folder, is_own, is_shadow, found in _located(spec, manifest["searched"]):
-        if (is_own or not foreign) and listing(folder, is_shadow, parts, exact) != found:
+        if (is_own or not foreign) and (
+            listing(folder, is_shadow, manifest["names"], manifest["exact"]) != found
+        ):
             yield "a file has come or gone that may hide another"
             break
     if not imported and manifest["place"] not in (None, [str(one) for one in spec.header_roots]):
@@ -149,31 +150,22 @@ def digest_of(path: str) -> str:
         return MISSING
 
 
-def listing(
-    folder: str, is_shadow: bool, parts: Collection[str], exact: Collection[str]
-) -> list[str]:
-    """List which of these names a folder has: ``parts`` of paths, at any depth, or ``exact`` paths.
+def listing(folder: str, is_shadow: bool, names: Iterable[str], exact: Iterable[str]) -> list[str]:
+    """List which of these paths a folder has, the many ``names`` only if it is a shadow.
 
-    Only a folder that is a shadow, in which a new file may hide another, is searched for parts.
+    A shadow is a folder in which a new file may hide another.
     """
-    found = _below(folder, parts, ()) if is_shadow else []
-    return [*found, *(name for name in exact if os.path.exists(os.path.join(folder, name)))]
+    present = names_in(folder) if is_shadow else set()
+    sought = [*exact, *(name for name in names if name.partition("/")[0] in present)]
+    return [name for name in sought if os.path.exists(os.path.join(folder, name))]
 
 
-def _below(folder: str, parts: Collection[str], above: tuple[os.stat_result, ...]) -> list[str]:
+def names_in(folder: str) -> set[str]:
+    """Return the names of all that is in a folder; none if it is not there."""
     try:
-        status = os.stat(folder)
-        if any(os.path.samestat(status, one) for one in above):
-            return []  # a link back: its names are in the list already
-        with os.scandir(folder) as entries:
-            here = sorted((e.name, e.is_dir()) for e in entries if e.name in parts)
+        return set(os.listdir(folder))
     except OSError:
-        return []
-    found = []
-    for name, is_folder in here:
-        inner = _below(f"{folder}/{name}", parts, (*above, status)) if is_folder else []
-        found += [name, *(f"{name}/{one}" for one in inner)]
-    return found
+        return set()
 
 
 def libc() -> str:

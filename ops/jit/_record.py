@@ -60,31 +60,32 @@ def record(spec: Spec, folder: Path) -> _inputs.Manifest:
     fixed = _fixed(spec, search, words)
     own = [path for path in headers if not _is_below(path, fixed)]
     text = _text(spec, own, words)
-    asked = _asked(spec, text, set(headers) - set(own))
     precompiled = _precompiled(_text(spec, [], words), words)
-    # Where a new file may hide one that was read.
     roots = [str(root) for root in spec.header_roots]
+    beside = [os.path.dirname(path) for path in own if not path.startswith(_inputs.SYSTEM)]
+    tracked = [*own, *archives, *_read_by_assembly(spec, text)]
+    tracked += _files_in([*search, *roots, *beside], precompiled)
+    # Where a new file may hide one that was read.
     folders, libraries = _flags.library_names(spec.extra_ldflags)
     folders += [one for one in os.environ.get("LIBRARY_PATH", "").split(":") if os.path.isabs(one)]
-    beside = [os.path.dirname(path) for path in own if not path.startswith(_inputs.SYSTEM)]
     places = dict.fromkeys([*roots, *search, *beside, *folders, *map(os.path.dirname, archives)])
     places = {one: None for one in places if not _is_below(one, fixed)}
     shadows = [one for one in places if not f"{one}/".startswith(_inputs.SYSTEM)]
-    names = {*asked, *libraries, *precompiled, *_names(headers, [*search, *roots])}
-    parts = _parts(names, shadows)
-    # In the system's own folders, which have too many files, and beyond "..", which no listing has.
-    elsewhere = (name for name in names if ".." in name or name.startswith("/"))
-    exact = sorted({*asked, *libraries, *elsewhere})
-    tracked = dict.fromkeys([*own, *archives, *_read_by_assembly(spec, text, [*search, *roots])])
-    tracked.update(dict.fromkeys(_files_in([*search, *roots, *beside], precompiled)))
+    # Beneath a name that no shadow has, nothing is hidden before that name comes.
+    present = {name for one in shadows for name in _inputs.names_in(one)}
+    names = {*precompiled, *_names(headers, [*search, *roots])}
+    exact = {*_asked(spec, text, set(headers) - set(own)), *libraries}
+    exact |= {name for name in names if ".." in name or name.startswith("/")}
+    firsts = {name: name.partition("/")[0] for name in names}
+    names = {name if first in present else first for name, first in firsts.items()}
     return {
         **_machine(spec),
-        "inputs": sorted(_state(spec, path) for path in tracked),
-        "names": parts,
-        "exact": exact,
+        "inputs": sorted(_state(spec, path) for path in dict.fromkeys(tracked)),
+        "names": sorted(names),
+        "exact": sorted(exact),
         "searched": [
             [*_inputs.locate(spec, one), one in shadows,
-             _inputs.listing(one, one in shadows, parts, exact)]
+             _inputs.listing(one, one in shadows, sorted(names), sorted(exact))]
             for one in places
         ],
         "place": roots if _is_bound(spec, text) else None,
@@ -278,17 +279,16 @@ def _is_bound(spec: Spec, text: bytes) -> bool:
     return bool(_PLACE.search(text)) or any(os.fsencode(one) in text for one in spec.header_roots)
 
 
-def _read_by_assembly(spec: Spec, text: bytes, folders: list[str]) -> list[str]:
-    found: list[str] = []
-    for name in map(os.fsdecode, _ASSEMBLY_READS.findall(text) if _ASSEMBLY.search(text) else ()):
-        there = _files_in(folders, [name])
-        if not there:
+def _read_by_assembly(spec: Spec, text: bytes) -> list[str]:
+    reads = _ASSEMBLY_READS.findall(text) if _ASSEMBLY.search(text) else []
+    found = [os.fsdecode(name) for name in reads]
+    for name in found:
+        if not os.path.isabs(name) or not os.path.isfile(name):
             raise BuildError(
                 f"{spec.name}: .incbin and .include of the assembler must name their file by a "
                 f'literal, absolute path, as in .incbin "/data/table.bin", because nobody '
                 f"could tell when another one changes, got {name or 'a computed name'!r}"
             )
-        found += there
     return found
 
 
@@ -310,24 +310,8 @@ def _asked_in(text: bytes) -> list[str]:
     return _named(_HAS_INCLUDE, _GUARD.sub(b"", text)) if b"__has_" in text else []
 
 
-# ---- names of files that could hide another ------------------------------------------------------
-
-
 def _names(headers: list[str], search: list[str]) -> set[str]:
-    """Return the names by which headers may be included: their paths below a folder searched."""
-    tops = sorted((f"{one}/" for one in search), key=len)
-    its = ((path, next(filter(path.startswith, tops), None)) for path in headers)
-    return {path.removeprefix(top or f"{os.path.dirname(path)}/") for path, top in its}
-
-
-def _parts(names: Iterable[str], shadows: list[str]) -> list[str]:
-    """Return the parts of names that can tell whether a new file hides another.
-
-    Below a folder that none of the shadows has, nothing can be hidden before the folder comes.
-    """
-    parts: set[str] = set()
-    for first, _, more in (name.lstrip("/").partition("/") for name in names):
-        parts.add(first)
-        if any(os.path.isdir(os.path.join(one, first)) for one in shadows):
-            parts.update(filter(None, more.split("/")))
-    return sorted(parts)
+    """Return the names by which headers may be included: their paths below folders searched."""
+    tops = [f"{one}/" for one in search]
+    its = {path.removeprefix(top) for path in headers for top in tops if path.startswith(top)}
+    return its | {os.path.basename(path) for path in headers if not path.startswith(tuple(tops))}

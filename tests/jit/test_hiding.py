@@ -285,7 +285,7 @@ def test_an_old_file_that_is_moved_here_during_the_build(cache, tmp_path, monkey
 READS = {
     "absolute": ("", r'".incbin \"{0}/blob\""', []),
     "raw": ("", 'R"(.incbin "{0}/blob")"', []),
-    "in a folder of headers": ("", r'".incbin \"blob\", 0, 1"', ["-I{0}"]),
+    "of a part": ("", r'".incbin \"{0}/blob\", 0, 1"', []),
     "assembly": ("", r'".include \"{0}/included\""', []),
     "in a header": ('#include "{0}/reads.h"\n', "READS", []),
 }
@@ -310,11 +310,14 @@ def test_files_that_assembly_reads(cache, tmp_path, before, reads, flags):
     changes(inline(before, extra_cflags=flags), 1, 2, lambda: write(2))
 
 
-def test_a_file_that_assembly_reads_by_a_computed_name_is_refused(cache, tmp_path):
+@pytest.mark.parametrize("read", [r'".incbin \"" BLOB "\""', r'".incbin \"blob\""'])
+def test_a_file_that_assembly_reads_by_a_computed_or_relative_name_is_refused(
+    cache, tmp_path, read
+):
     (tmp_path / "blob").write_bytes(b"1")
-    text = f'#define BLOB "{tmp_path}/blob"\nasm(".incbin \\"" BLOB "\\"");\n#define VALUE 1\n'
+    text = f'#define BLOB "{tmp_path}/blob"\nasm({read});\n#define VALUE 1\n'
     with pytest.raises(ops.BuildError, match="must name their file by a literal, absolute path"):
-        inline(text).load()
+        inline(text, extra_cflags=[f"-I{tmp_path}"]).load()
     assert entries(cache) == []
 
 
