@@ -171,8 +171,8 @@ def _say_why(options: argparse.Namespace) -> None:
 
 
 def _why_not(extension: Extension) -> str:
-    place = extension.place()
-    return f"is in the cache: {place}" if place else _admin.sentence(extension.effective_spec)
+    library = extension.find()
+    return f"is in the cache: {library}" if library else _admin.sentence(extension.effective_spec)
 
 
 def _why_not_here(item: Item) -> str:

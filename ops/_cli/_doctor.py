@@ -61,10 +61,10 @@ def _state(op: dispatch.Op, backend: str, broken: list[Finding]) -> Finding:
     try:
         problem = op.problem_with(backend)
         extension = op.extension(backend)
-        place = extension.place() if extension else None
-        if place:
+        library = extension.find() if extension else None
+        if library:
             blocks = (backend,) if problem else ()
-            return Finding(topic, f"cached: {place}", NOTE if problem else GOOD, problem, blocks)
+            return Finding(topic, f"cached: {library}", NOTE if problem else GOOD, problem, blocks)
         if problem or extension is None:
             return Finding(topic, "cannot run", NOTE, problem, (backend,))
         if broken:
@@ -88,7 +88,7 @@ def _verdict(states: list[Finding]) -> tuple[bool, str]:
     compiled = {wanted} & set(DEVICE_OF)
     if wanted == "compiled":
         compiled.add("cpp")
-    if wanted in MAY_FALL_BACK and _admin.compilers.has_gpu():
+    if wanted in MAY_FALL_BACK and selection.has_gpu():
         compiled.add("cuda")
     blocked = ", ".join(state.topic for state in states if compiled & set(state.blocks))
     if not blocked:

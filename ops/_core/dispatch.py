@@ -107,7 +107,7 @@ class Op:
             return
         if settings.backend in DEVICE_OF:
             _settle(self.name, None, DEVICE_OF[settings.backend])
-        elif settings.backend in MAY_FALL_BACK and _compilers.has_gpu():
+        elif settings.backend in MAY_FALL_BACK and selection.has_gpu():
             _settle(self.name, None, "cuda")
         elif settings.backend == "compiled":
             _settle(self.name, None, "cpu")
@@ -220,7 +220,7 @@ class Op:
                 _debug.check_runtime()
         except JitopsError as error:
             return str(error)
-        if backend == "cuda" and not _compilers.has_gpu():
+        if backend == "cuda" and not selection.has_gpu():
             return "torch sees no GPU"
         return None
 

@@ -90,9 +90,9 @@ def _state(op: dispatch.Op, backend: str) -> str:
     if problem:
         return f"cannot run: {problem}"
     extension = op.extension(backend)
-    place = extension.place() if extension else None
-    if place:
-        return f"built: {place}"
+    library = extension.find() if extension else None
+    if library:
+        return f"built: {library}"
     if _config.settings().force_cpu:
         return "not built yet, and with JITOPS_FORCE_CPU=1 no call needs it"
     return "not built yet: the first call that needs it compiles it"

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import functools
+import platform
 from collections.abc import Callable
 from pathlib import Path
 
 from ops._errors import JitopsError
 from ops.jit import Extension, Spec
-from ops.jit._compile._cpu import level as cpu_level
+from ops.jit._compile import _cpu
 
 # The oldest torch whose stable ABI the sources use, as torch/headeronly/version.h encodes it.
 _TARGET = "-DTORCH_TARGET_VERSION=0x020a000000000000"
@@ -35,10 +36,15 @@ def stems() -> list[str]:
 
 
 LEVELS = ("baseline", "x86-64-v3", "x86-64-v4")
+_OF_V3 = {"avx2", "bmi1", "bmi2", "f16c", "fma", "movbe", "abm"}
+_OF_V4 = {*_OF_V3, "avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"}
 
 
-def _level() -> str:
-    return cpu_level() or "baseline"
+@functools.cache
+def cpu_level() -> str:
+    """Return this CPU's x86-64 level, for ``-march``: portable, unlike ``native``."""
+    features = _cpu.features() if platform.machine() in ("x86_64", "AMD64") else frozenset()
+    return LEVELS[(features >= _OF_V3) + (features >= _OF_V4)]
 
 
 def cflags(level: str | None = None) -> tuple[str, ...]:
@@ -48,7 +54,7 @@ def cflags(level: str | None = None) -> tuple[str, ...]:
     ``-U__F16C__`` torch's Half.h includes immintrin.h: 0.3 s and 80 MB for nothing we use. The
     architecture is one of the portable x86-64 levels, so that machines of one level share a cache.
     """
-    level = level or _level()
+    level = level or cpu_level()
     return (
         "-O1",
         "-pipe",
@@ -75,9 +81,9 @@ def extension(stem: str, backend: str, level: str | None = None) -> Extension:
     """
     if level is not None:
         return Extension(_spec(stem, backend, level))
-    lower = reversed(LEVELS[: LEVELS.index(_level())])
+    best, *lower = LEVELS[LEVELS.index(cpu_level()) :: -1]
     return Extension(
-        _spec(stem, backend, _level()), fallbacks=tuple(_spec(stem, backend, one) for one in lower)
+        _spec(stem, backend, best), fallbacks=tuple(_spec(stem, backend, one) for one in lower)
     )
 
 

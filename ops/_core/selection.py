@@ -20,12 +20,19 @@ import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import torch
+
 from ops import _config
 from ops._errors import ConfigError, did_you_mean
 
 DEVICE_OF = {"cpp": "cpu", "cuda": "cuda"}  # a compiled back end serves one kind of device
 BACKEND_OF = {device: backend for backend, device in DEVICE_OF.items()}
 MAY_FALL_BACK = ("auto", "compiled")  # requests that name no back end
+
+
+def has_gpu() -> bool:
+    """Whether torch could use a CUDA device. Asks NVML, which leaves CUDA uninitialised."""
+    return torch.version.cuda is not None and torch.cuda.device_count() > 0
 
 
 class _Request:

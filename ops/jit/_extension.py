@@ -50,11 +50,6 @@ class Extension:
         entry = self._find()[0]
         return entry.library if entry else None
 
-    def place(self) -> str | None:
-        """Return where :meth:`find` finds it, as text."""
-        library = self.find()
-        return str(library) if library else None
-
     @boundary
     def load(self, *, verbose: bool = False) -> ModuleType | Path:
         """Build if need be, and load.

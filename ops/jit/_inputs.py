@@ -109,9 +109,6 @@ def changed_since(spec: Spec, manifest: Manifest, since: float) -> str | None:
     return None
 
 
-# ---- files and folders ---------------------------------------------------------------------------
-
-
 def _located(spec: Spec, rows: Iterable[list[Any]]) -> Iterator[list[Any]]:
     """Turn each row's first two items, see :func:`locate`, into the path and whose it is."""
     roots = [str(root) for root in spec.header_roots]

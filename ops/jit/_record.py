@@ -145,9 +145,6 @@ def _state(spec: Spec, path: str) -> list[Any]:
     return [number, name, _inputs.digest_of(path), *([] if own or recent else times)]
 
 
-# ---- the tools' reports --------------------------------------------------------------------------
-
-
 def _search_list(spec: Spec, folder: Path) -> list[str]:
     """List the folders in which the compilers of a build search for headers."""
     found: list[str] = []
@@ -231,9 +228,6 @@ def _tracked(spec: Spec, paths: Iterable[str], folder: Path) -> list[str]:
         if not f"{parent}/".startswith(inner) and os.path.realpath(whole) not in sources:
             found[whole] = None
     return list(found)
-
-
-# ---- texts ---------------------------------------------------------------------------------------
 
 
 def _text(spec: Spec, headers: list[str], words: Iterable[str]) -> bytes:

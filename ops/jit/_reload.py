@@ -95,9 +95,6 @@ def copied(library: Path, content: bytes) -> Iterator[str]:
         yield str(folder / library.name)
 
 
-# ---- registrations -------------------------------------------------------------------------------
-
-
 def _words(content: bytes) -> set[bytes]:
     """Return the texts in a library: names of namespaces and of operators, among others."""
     return set(content.replace(b"(", b"\0").split(b"\0"))
@@ -119,9 +116,6 @@ def _of_others(
                     schema = torch._C._get_schema(*name.partition(".")[::2])
                     found.append((namespace, "FRAGMENT", str(schema).partition("::")[2]))
     return found
-
-
-# ---- the trial -----------------------------------------------------------------------------------
 
 
 def _try(spec: Spec, path: str, beside: list[str], others: Sequence[tuple[str, str, str]]) -> None:
@@ -170,9 +164,6 @@ def _try(spec: Spec, path: str, beside: list[str], others: Sequence[tuple[str, s
         f"{spec.name} was built but does not load:\n  loading it {how} its initialisers: "
         f"{told or 'nothing said'}\n  cause: {cause}\n  fix:   {fix}"
     )
-
-
-# ---- withdrawal ----------------------------------------------------------------------------------
 
 
 # Operators that somebody may still hold must not go. An implementation on a key that nobody uses

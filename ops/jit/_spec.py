@@ -49,18 +49,10 @@ class Spec:
             object.__setattr__(self, field, take(field, getattr(self, field)))
         _check_name(self.name, self.is_python_module, self.is_standalone)
         if bool(self.sources) == bool(self.cpp_sources or self.cuda_sources):
-            raise ArgumentError(
-                f"extension {self.name!r} must have either source files or source text"
-            )
+            raise ArgumentError(f"extension {self.name!r} must have either source files or text")
         _check_sources(self.sources)
-        for field in _SWITCHES:
-            value = getattr(self, field)
-            if not isinstance(value, bool) and not (field == "with_cuda" and value is None):
-                raise ArgumentTypeError(f"{field} must be True or False, got {value!r}")
         if self.is_standalone and (self.is_python_module or self.inline):
-            raise ArgumentError(
-                "is_standalone must come with is_python_module=False and source files"
-            )
+            raise ArgumentError("is_standalone must come with is_python_module=False and files")
 
     @property
     def inline(self) -> bool:
@@ -84,44 +76,26 @@ class Spec:
         return f"{self.name}[{index}].{suffix}"
 
     @property
-    def functions_label(self) -> str:
-        """The file name of the lines that bind ``functions``, one each from the second on."""
-        return f"{self.name}.functions"
-
-    @property
     def header_roots(self) -> tuple[Path, ...]:
         """The extension's own folders, which may move: headers in them are recorded relatively."""
         sources = (path.parent for path in self.sources)
         return tuple(dict.fromkeys((*self.extra_include_paths, *sources)))
 
 
-_SWITCHES = (
-    *("is_python_module", "is_standalone", "with_cuda"),
-    *("with_pytorch_error_handling", "no_implicit_headers"),
-)
-# The names of the files that an entry and its build hold beside a program.
-_TAKEN = (
-    *("used", "main.cpp", "cuda.cu", "build.ninja", "manifest.json", COMMANDS, "compdb.json"),
-    *("link.d", "precompiled", "search.txt", "search_cuda.txt"),
-)
-
-
 def _check_name(name: str, is_python_module: object, is_standalone: object) -> None:
-    """Check a name, which is part of file names, and by which Python finds a module's function."""
+    """Check a name: it is part of file names, and Python finds a module's function by it."""
     if not isinstance(name, str):
         raise ArgumentTypeError(f"name must be a string, got {type(name).__name__}")
     part = r"[A-Za-z_][A-Za-z0-9_]*"
     if is_python_module and not re.fullmatch(rf"{part}(\.{part})*", name):
-        raise ArgumentError(
-            f"name must be a C identifier, or several with dots between, got {name!r}"
-        )
+        raise ArgumentError(f"name must be C identifiers with dots between, got {name!r}")
     if not re.fullmatch(r"\w[\w.+-]*", name) or len(os.fsencode(name)) > 200:
         raise ArgumentError(
-            f"name must be of letters, digits and _ . + -, the first a letter, digit or _, and of "
-            f"at most 200 bytes, got {name!r}"
+            f"name must be at most 200 bytes of letters, digits, _ . + - (no . + - first), got "
+            f"{name!r}"
         )
-    if is_standalone and name in _TAKEN:
-        raise ArgumentError(f"name must not be that of a file of the build, got {name!r}")
+    if is_standalone and re.search(r"^(used|precompiled)$|\.(cpp|cu|d|json|ninja|o|txt)$", name):
+        raise ArgumentError(f"name must not be as of a file of the build, got {name!r}")
 
 
 def _check_sources(sources: tuple[Path, ...]) -> None:
@@ -142,21 +116,15 @@ def _check_sources(sources: tuple[Path, ...]) -> None:
             raise ArgumentError(f"sources must not be called {RETIRE}, got {str(path)!r}")
 
 
-# ---- arguments -----------------------------------------------------------------------------------
-
-
 def _strings(argument: str, value: Any) -> tuple[str, ...]:
     """Take one text, several, or none."""
     if isinstance(value, str):
         if value and argument.endswith("flags"):  # torch would take it letter by letter
-            raise ArgumentTypeError(
-                f"{argument} must be a list of strings, got the string {value!r}"
-            )
+            raise ArgumentTypeError(f"{argument} must be a list of strings, got {value!r}")
         value = (value,) if value or argument == "cpp_sources" else ()
     for item in _sequence(argument, value):
         if not isinstance(item, str):
-            found = type(item).__name__
-            raise ArgumentTypeError(f"{argument} must hold strings only, got {found} in it")
+            raise ArgumentTypeError(f"{argument} must hold strings only, got {item!r} in it")
         if "\0" in item or item.encode(errors="replace").decode() != item:
             raise ArgumentError(
                 f"{argument} must hold text without NUL that UTF-8 can encode, got {item!r}"
@@ -214,6 +182,12 @@ def _bindings(argument: str, value: Any) -> tuple[tuple[str, str], ...] | None:
     return found
 
 
+def _switch(argument: str, value: Any) -> bool | None:
+    if not isinstance(value, bool) and not (argument == "with_cuda" and value is None):
+        raise ArgumentTypeError(f"{argument} must be True or False, got {value!r}")
+    return value
+
+
 def _sequence(argument: str, value: Any) -> Sequence[Any]:
     if value is not None and not isinstance(value, Sequence):
         raise ArgumentTypeError(f"{argument} must be a list, got {type(value).__name__}")
@@ -225,4 +199,6 @@ _TAKES: dict[str, Callable[[str, Any], object]] = {
     **dict.fromkeys(("cpp_sources", "cuda_sources"), _strings),
     **dict.fromkeys(("extra_cflags", "extra_cuda_cflags", "extra_ldflags"), _strings),
     "functions": _bindings,
+    **dict.fromkeys(("with_cuda", "is_python_module", "is_standalone"), _switch),
+    **dict.fromkeys(("with_pytorch_error_handling", "no_implicit_headers"), _switch),
 }

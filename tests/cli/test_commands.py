@@ -264,7 +264,7 @@ def test_bundle(full, tmp_path, settings, capsys):
     archive = tmp_path / "bundle.zip"
     options = [OP, "--extension=answer", "--backend=cpp"]
     out = said(capsys, "bundle", "export", str(archive), *options)
-    level = extensions._level()
+    level = extensions.cpu_level()
     of_op = "any x86_64 CPU" if level == "baseline" else level
     assert out.splitlines() == [
         f"{archive}: 2 entries",

@@ -73,12 +73,12 @@ def test_what_is_used_in_place_is_named(bundle, cache, settings, tmp_path, capsy
     """By a path that leads there; and what lies beside it is found."""
     settings(BUNDLE=str(bundle), CACHE_DIR=str(cache), PROGRESS="1")
     text = ops.jit.text("answer", ANSWER, **PLAIN)
-    assert Path(text.place()).is_relative_to(cache / "bundles")
+    assert text.find().is_relative_to(cache / "bundles")
     ops.Op("of_bundle", cpp=text)
-    assert f"built: {text.place()}" in str(ops.explain("of_bundle"))
+    assert f"built: {text.find()}" in str(ops.explain("of_bundle"))
     folder = tmp_path / "folder"
     path = load_inline("answer", ANSWER, verbose=True, build_directory=folder, **PLAIN)
-    assert f"is in the cache: {text.place()}" in capsys.readouterr().err
+    assert f"is in the cache: {text.find()}" in capsys.readouterr().err
     assert answer(path) == answer(folder / "answer.so") == 42
 
 

@@ -61,14 +61,14 @@ def test_the_signature_is_torchs(name):
             ops.ArgumentError,
             "functions must be a name, a list of",
         ),
-        ({"functions": {3: 4}}, ops.ArgumentTypeError, "functions must hold strings only, got int"),
-        ({"name": "my-ops"}, ops.ArgumentError, "name must be a C identifier, or several"),
-        ({"name": "é"}, ops.ArgumentError, "name must be a C identifier, or several"),
-        ({"name": "-x", **PLAIN}, ops.ArgumentError, "name must be of letters, digits and _ ."),
-        ({"name": ".x", **PLAIN}, ops.ArgumentError, "name must be of letters, digits and _ ."),
-        ({"name": "a/b", **PLAIN}, ops.ArgumentError, "name must be of letters, digits and _ ."),
-        ({"name": "a b", **PLAIN}, ops.ArgumentError, "name must be of letters, digits and _ ."),
-        ({"name": 101 * "é", **PLAIN}, ops.ArgumentError, "of at most 200 bytes, got"),
+        ({"functions": {3: 4}}, ops.ArgumentTypeError, "functions must hold strings only, got 3"),
+        ({"name": "my-ops"}, ops.ArgumentError, "name must be C identifiers with"),
+        ({"name": "é"}, ops.ArgumentError, "name must be C identifiers with"),
+        ({"name": "-x", **PLAIN}, ops.ArgumentError, "name must be at most 200 bytes of"),
+        ({"name": ".x", **PLAIN}, ops.ArgumentError, "name must be at most 200 bytes of"),
+        ({"name": "a/b", **PLAIN}, ops.ArgumentError, "name must be at most 200 bytes of"),
+        ({"name": "a b", **PLAIN}, ops.ArgumentError, "name must be at most 200 bytes of"),
+        ({"name": 101 * "é", **PLAIN}, ops.ArgumentError, "name must be at most 200 bytes of"),
         ({"functions": ["a b"]}, ops.ArgumentError, "functions must be names of C.. functions"),
         ({"functions": ['f", evil, "']}, ops.ArgumentError, "functions must be names of C"),
         ({"cpp_sources": "a\0b"}, ops.ArgumentError, "cpp_sources must hold text without NUL"),
@@ -120,7 +120,7 @@ def test_names_that_are_no_identifiers(cache, tmp_path, name):
 
 def test_a_program_is_not_called_as_a_file_of_the_build(cache, source):
     for name in ("used", "manifest.json", "build.ninja"):
-        with pytest.raises(ops.ArgumentError, match="name must not be that of a file of the build"):
+        with pytest.raises(ops.ArgumentError, match="name must not be as of a file of the build"):
             load(name, source, is_python_module=False, is_standalone=True)
 
 

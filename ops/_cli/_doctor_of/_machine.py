@@ -12,6 +12,7 @@ import torch
 import ops
 from ops import _config, _namesake
 from ops._cli._doctor_of._finding import GOOD, NOTE, Finding
+from ops._core import extensions, selection
 from ops.jit import _admin
 
 
@@ -23,7 +24,7 @@ def machine() -> Iterator[Finding]:
     yield Finding("python", f"{platform.python_version()}, {platform.platform(terse=True)}")
     cuda = torch.version.cuda
     yield Finding("torch", f"{torch.__version__}, {f'CUDA {cuda}' if cuda else 'without CUDA'}")
-    count = torch.cuda.device_count() if _admin.compilers.has_gpu() else 0
+    count = torch.cuda.device_count() if selection.has_gpu() else 0
     yield Finding("GPUs", ", ".join(map(_gpu, range(count))) or "none that torch sees")
     memory, cores = _admin.cpu.memory_limit(), len(os.sched_getaffinity(0))
     yield Finding(
@@ -34,8 +35,7 @@ def machine() -> Iterator[Finding]:
         if memory < 2 << 30
         else None,
     )
-    level = _admin.cpu.level() or "baseline"
-    yield Finding("instruction set", f"{platform.machine()}, {level}")
+    yield Finding("instruction set", f"{platform.machine()}, {extensions.cpu_level()}")
 
 
 def _gpu(number: int) -> str:

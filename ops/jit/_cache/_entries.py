@@ -57,9 +57,6 @@ class Entry:
             return None
 
 
-# ---- find ----------------------------------------------------------------------------------------
-
-
 def entry_name(name: str, digest: str) -> str:
     """Return the name that all files of one digest begin with."""
     return f"{name}-{digest[:16]}"
@@ -123,8 +120,6 @@ def digest_of(path: Path) -> str:
             digest.update(block)
     return digest.hexdigest()
 
-
-# ---- use -----------------------------------------------------------------------------------------
 
 # By the entry's folder, open for as long as this process uses it: the kernel ends the locks.
 _in_use: dict[Path, int] = {}

@@ -60,9 +60,6 @@ def _item(folder: Path) -> Item | None:
     return Item(entry, size, built, max(used, built), hits)
 
 
-# ---- removal -------------------------------------------------------------------------------------
-
-
 def evict(root: Path, limit: int, newest: Path | None = None) -> list[Item]:
     """Delete the entries not used for longest until the cache is at most ``limit`` bytes.
 

@@ -56,9 +56,6 @@ def _temporary() -> Path:
     return Path(os.environ.get("TMPDIR") or "/tmp").absolute() / f"jitops-{os.getuid()}"
 
 
-# ---- trust ---------------------------------------------------------------------------------------
-
-
 def distrust(path: Path) -> str | None:
     """Return why nothing at ``path`` may be loaded: somebody else could have put it there."""
     try:
@@ -115,9 +112,6 @@ def refusals() -> list[str]:
     return [reason for _, reason in _present() if reason]
 
 
-# ---- writing -------------------------------------------------------------------------------------
-
-
 def writable_root() -> Path:
     """Return the folder to build in, created if need be."""
     reasons: list[str] = []
@@ -171,8 +165,6 @@ def _noexec(root: Path) -> str | None:
         return f"{root} is on a file system mounted noexec, from which no library can be loaded"
     return None
 
-
-# ---- hosts ---------------------------------------------------------------------------------------
 
 _SHARED = (
     *("nfs", "cifs", "smb3", "lustre", "gpfs", "ceph", "fuse", "9p", "virtiofs"),

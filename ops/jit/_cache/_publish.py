@@ -41,9 +41,6 @@ def log_path(root: Path, name: str) -> Path:
     return root / "logs" / f"{name}.log"
 
 
-# ---- the lock ------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class Lock:
     """A lock that is held; its file tells those that wait who holds it, and why a build failed."""
@@ -144,9 +141,6 @@ def _read(descriptor: int) -> dict[str, Any]:
     return told if isinstance(told, dict) else {}
 
 
-# ---- the private folder --------------------------------------------------------------------------
-
-
 @contextlib.contextmanager
 def staging(root: Path, name: str) -> Iterator[Path]:
     """Make a private folder to build in, and sweep away those that dead builders left."""
@@ -221,9 +215,6 @@ def _flush(path: Path) -> None:
             raise
     finally:
         os.close(descriptor)
-
-
-# ---- delete --------------------------------------------------------------------------------------
 
 
 def sweep(root: Path) -> None:

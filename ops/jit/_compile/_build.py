@@ -125,9 +125,6 @@ def _run(spec: Spec, folder: Path, ninja: Path, environ: dict[str, str], echo: b
         _runner.run(folder, [*command, "1"], environ, echo)
 
 
-# ---- torch ---------------------------------------------------------------------------------------
-
-
 def _copy_of_torchs(environ: dict[str, str]) -> Any:
     """Make a copy of ``torch.utils.cpp_extension``, which runs and loads nothing."""
     path = Path(torch.__file__).parent / "utils" / "cpp_extension.py"
@@ -190,7 +187,7 @@ def _call(cpp_extension: Any, spec: Spec, folder: Path, include_first: Sequence[
     # torch writes docstrings between quotes as they are.
     escapes = str.maketrans({"\\": "\\\\", '"': '\\"', "\n": "\\n", "\r": "\\r", "?": "\\?"})
     functions = {name: doc.translate(escapes) for name, doc in spec.functions or ()}
-    label = [f'#line 1 "{spec.functions_label}"'] if functions else []
+    label = [f'#line 1 "{spec.name}.functions"'] if functions else []  # a line for each
     cpp_extension.load_inline(
         cpp_sources=[*_numbered(spec, "cpp", spec.cpp_sources), *label],
         cuda_sources=_numbered(spec, "cu", spec.cuda_sources),
@@ -217,9 +214,6 @@ def is_gcc() -> bool:
 def _numbered(spec: Spec, suffix: str, texts: tuple[str, ...]) -> list[str]:
     """Have compilers count the lines of each text, not those of the file made of all of them."""
     return [f'#line 1 "{spec.label(suffix, i)}"\n{text}' for i, text in enumerate(texts)]
-
-
-# ---- the ninja file ------------------------------------------------------------------------------
 
 
 def _amend(script: Path, spec: Spec, compiler: _compilers.Tool) -> None:

@@ -61,9 +61,6 @@ class Tool:
         return any("nvcc" in os.path.basename(word) for word in self.command)
 
 
-# ---- finding -------------------------------------------------------------------------------------
-
-
 def words_in(variable: str) -> list[str]:
     """Split the command, or the flags, in an environment variable, as a shell would."""
     text = os.environ.get(variable, "")
@@ -162,9 +159,6 @@ def environ() -> dict[str, str]:
     return found
 
 
-# ---- identifying ---------------------------------------------------------------------------------
-
-
 def identity(tool: Tool) -> str:
     """Identify a compiler: by its file, or by its own words where the file only leads to it."""
     if _is_plain(tool.path):
@@ -223,9 +217,6 @@ def _output(command: tuple[str, ...]) -> str:
     return answer.stdout
 
 
-# ---- checking ------------------------------------------------------------------------------------
-
-
 def check(with_cuda: bool) -> tuple[Tool, Path]:
     """Check that all tools of a build are here and fit torch; return the compiler and ninja."""
     if with_cuda:
@@ -257,11 +248,6 @@ def torch_cuda() -> str:
     if torch.version.cuda is None:
         raise ToolchainError(f"this torch ({torch.__version__}) is built without CUDA")
     return torch.version.cuda
-
-
-def has_gpu() -> bool:
-    """Whether torch could use a CUDA device. Asks NVML, which leaves CUDA uninitialised."""
-    return torch.version.cuda is not None and torch.cuda.device_count() > 0
 
 
 def check_cuda() -> None:

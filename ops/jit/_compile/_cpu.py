@@ -5,12 +5,9 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
-import platform
 from collections.abc import Iterator
 from pathlib import Path
 
-_LEVEL_V3 = {"avx2", "bmi1", "bmi2", "f16c", "fma", "movbe", "abm"}
-_LEVEL_V4 = {*_LEVEL_V3, "avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"}
 _CGROUPS = "/sys/fs/cgroup"
 # A cgroup's limit, and how much its processes use: of version 2, and of version 1.
 _FILES = {
@@ -27,14 +24,6 @@ def features() -> frozenset[str]:
             if line.startswith(("flags", "Features")):
                 return frozenset(line.partition(":")[2].split())
     return frozenset()
-
-
-@functools.cache
-def level() -> str | None:
-    """Return the x86-64 micro-architecture level, for ``-march``: portable, unlike ``native``."""
-    if platform.machine() not in ("x86_64", "AMD64") or not features() >= _LEVEL_V3:
-        return None
-    return "x86-64-v4" if features() >= _LEVEL_V4 else "x86-64-v3"
 
 
 def memory_limit() -> int:

@@ -152,9 +152,6 @@ def _users_place(step: list[str], index: int) -> tuple[str, int] | None:
     return None
 
 
-# ---- the error -----------------------------------------------------------------------------------
-
-
 def failed(spec: Spec, folder: Path, log: Path, output: str) -> BuildError:
     """Make the error for a build in ``folder`` that failed after printing ``output``."""
     found = diagnose(output, lambda file, line: _source_line(spec, file, line))
