@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -14,6 +15,7 @@ from typing import Any
 from ops._core import dispatch, extensions
 from ops._errors import ArgumentError, JitopsError, ToolchainError, did_you_mean
 from ops.jit import Extension, _admin
+from ops.jit._admin import Entry
 
 
 def add_to(commands: Any) -> None:
@@ -132,10 +134,16 @@ def main(options: argparse.Namespace) -> int:
         found = [
             command
             for entry in sorted(entries, key=lambda entry: entry.folder)
-            for command in _admin.commands_of(entry)
+            for command in _commands_of(entry)
         ]
         editors.write_text(json.dumps(found, indent=1) + "\n")
     return int(len(entries) < len(extensions))
+
+
+def _commands_of(entry: Entry) -> list[dict[str, str]]:
+    ask = [str(_admin.compilers.ninja()), "-C", str(entry.folder), "-t", "compdb"]
+    told = subprocess.run(ask, stdout=subprocess.PIPE, check=True).stdout
+    return [one for one in json.loads(told) if os.path.isabs(one["file"])]
 
 
 def _can_be_written(folder: Path) -> bool:

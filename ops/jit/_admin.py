@@ -6,7 +6,6 @@ Among them: why an extension is not in the cache, as the difference from the nea
 from __future__ import annotations
 
 import json
-import shlex
 from collections.abc import Iterator
 from typing import Any
 
@@ -26,31 +25,21 @@ from ops.jit._cache._location import (
 )
 from ops.jit._cache._publish import exclusive
 from ops.jit._compile import _compilers as compilers, _cpu as cpu, _gpu_archs as gpu_archs
-from ops.jit._spec import COMMANDS, HERE, Spec
+from ops.jit._spec import Spec
 
 __all__ = [
-    "Entry", "Item", "against", "bundle_root", "clean", "commands_of", "compilers",
+    "Entry", "Item", "against", "bundle_root", "clean", "compilers",
     "configured_root", "cpu", "evict", "exclusive", "export", "file_system", "gpu_archs",
     "import_into", "items", "last_failure", "problem", "readable_roots", "sentence", "unusable",
     "verify", "writable_root",
 ]  # fmt: skip
 
 
-def commands_of(entry: Entry) -> list[dict[str, Any]]:
-    """Return the commands that compiled an entry, for editors."""
-    path = str(entry.folder)
-    places = {"command": shlex.quote(path)}  # the shell's, where the others are paths
-    return [
-        {key: value.replace(HERE, places.get(key, path)) for key, value in one.items()}
-        for one in json.loads(entry.content(COMMANDS) or b"[]")
-    ]
-
-
 def last_failure(spec: Spec) -> str | None:
     """Return the error of the last build of this very extension, if that failed."""
     name = _entries.entry_name(spec.name, _key.digest(_key.request(spec)))
-    paths = (_publish.lock_path(root, name) for root in readable_roots())
-    return next(filter(None, map(_publish.last_failure, paths)), None)
+    notes = (_publish.note(_publish.lock_path(root, name)) for root in readable_roots())
+    return next((str(note["failed"]) for note in notes if "failed" in note), None)
 
 
 def sentence(spec: Spec) -> str:

@@ -13,10 +13,10 @@ from ops._errors import BuildError, CacheError, JitopsError, NotBuiltError
 from ops.jit import _inputs, _key, _pch, _progress, _record
 from ops.jit._cache import _entries, _eviction, _location, _publish
 from ops.jit._compile import _build, _compilers
-from ops.jit._spec import COMMANDS, Spec
+from ops.jit._spec import Spec
 
 # Kept beside the library: the sources of text, and how it was built.
-_KEPT = ("main.cpp", "cuda.cu", "build.ninja", COMMANDS)
+_KEPT = ("main.cpp", "cuda.cu", "build.ninja")
 _ATTEMPTS = 3  # where inputs are edited while the compilers run
 
 

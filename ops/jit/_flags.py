@@ -26,8 +26,6 @@ _PASSED_ON = re.compile(
     r"-W[lpa],|(?:-X(?:linker|preprocessor|assembler|clang|compiler)"
     r"|--(?:compiler|linker)-options)(?:=|$)"
 )
-# The word after one of these is no file to read: it is a macro, a name, or a file to write.
-_NOT_READ = ("-D", "-U", "-o", "-MF", "-MT", "-MQ", "-Map", "--Map", "-soname", "-rpath")
 
 
 def _ninja(flags: Sequence[str]) -> str:
@@ -73,16 +71,10 @@ def files(flags: Sequence[str], linked: bool = False) -> list[Path]:
     is for all else, such as plugins and ``-specs=``, by any option. ``linked`` says that a linker
     gets the flags.
     """
-    found: dict[Path, None] = {}
-    before = ""
-    for word in words(flags) if "/" in "".join(flags) else ():
-        path = word[word.find("/") :] if "/" in word else ""
-        read = before not in _NOT_READ and not word.startswith(("-D", "-U", "-Map="))
-        reported = linked and sys.platform != "darwin" and path.endswith((".a", ".o", ".so"))
-        if read and not reported and os.path.isfile(path):
-            found[Path(path)] = None
-        before = word
-    return list(found)
+    paths = (word[word.find("/") :] for word in words(flags) if "/" in word and word[1:2] != "D")
+    reported = (".a", ".o", ".so") if linked and sys.platform != "darwin" else ()
+    found = (path for path in paths if not path.endswith(reported) and os.path.isfile(path))
+    return [Path(path) for path in dict.fromkeys(found)]
 
 
 def is_native(flags: Sequence[str]) -> bool:

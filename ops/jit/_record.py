@@ -30,12 +30,8 @@ _SEARCHED = re.compile(r"^ (\S.*)$", re.MULTILINE)
 _MISSING = re.compile(r'^ignoring nonexistent directory "(.+)"$', re.MULTILINE)
 _LITERAL = rb"(?:\"([^\"\n]+)\"|<([^>\n]+)>)"
 _HAS_INCLUDE = re.compile(
-    rb"\b__has_(?:include(?:_next)?|embed)\s*(?:\((?:\s|/\*.*?\*/)*(?:"
-    + _LITERAL
-    + rb")?|$|[^(\s])",
-    re.MULTILINE,
+    rb"\b__has_(?:include(?:_next)?|embed)\s*\((?:\s|/\*.*?\*/)*(?:%b)?" % _LITERAL
 )
-_GUARD = re.compile(rb"#\s*if(?:n?def\s+|[^\n]*?\bdefined\s*\(?\s*)__has_\w+\s*\)?")
 _DEFINED = re.compile(rb"#\s*define\b[^\n]*?" + _LITERAL)
 # Assembly reads files that no tool reports.
 _ASSEMBLY = re.compile(rb"\basm\b|__asm|\.section|\.globl")
@@ -301,7 +297,7 @@ def _asked(spec: Spec, text: bytes, others: Iterable[str]) -> set[str]:
 
 
 def _asked_in(text: bytes) -> list[str]:
-    return _named(_HAS_INCLUDE, _GUARD.sub(b"", text)) if b"__has_" in text else []
+    return _named(_HAS_INCLUDE, text) if b"__has_" in text else []
 
 
 def _names(headers: list[str], search: list[str]) -> set[str]:

@@ -13,8 +13,6 @@ from ops._errors import ArgumentError, ArgumentTypeError
 from ops.jit import _flags
 
 CUDA_SUFFIXES = (".cu", ".cuh")
-COMMANDS = "compile_commands.json"  # for editors, kept beside the library
-HERE = "@ENTRY@"  # stands in it for the entry's folder, so that a cache can move
 # torch passes all else to the C++ compiler, which knows sources by these endings.
 SUFFIXES = (".cpp", ".cc", ".cxx", ".c", ".C", ".CPP", ".c++", ".cp", ".S", ".s", *CUDA_SUFFIXES)
 RETIRE = "jitops_retire"  # the stem of a source that the loader adds, and its function's name

@@ -18,7 +18,7 @@ import pytest
 import ops
 from ops.jit import load, load_inline, text
 from ops.jit._cache import _location
-from ops.jit._compile import _compilers, _cpu
+from ops.jit._compile import _cpu
 from tests.harness import helpers
 from tests.harness.forks import run, start
 from tests.jit.support import ANSWER, COMPILER, answer, entries, extension, leftovers
@@ -290,7 +290,7 @@ def test_children_whose_end_somebody_else_takes(cache, how):
 
 
 def test_a_locale_that_cannot_write_the_path(tmp_path):
-    """The log is written and the build can be repeated all the same."""
+    """The log is written all the same."""
     code = """
         import ops, ops.jit
         try:
@@ -301,12 +301,8 @@ def test_a_locale_that_cannot_write_the_path(tmp_path):
     """
     cache = tmp_path / "caf\u00e9"
     variables = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
-    out, _ = helpers.run(code, JITOPS_CACHE_DIR=cache, **variables)
-    assert "again: " in out
+    helpers.run(code, JITOPS_CACHE_DIR=cache, **variables)
     assert "oops" in next(cache.glob("logs/*.log")).read_text(errors="replace")
-    (script,) = cache.glob("logs/*/build.ninja")
-    command = [_compilers.ninja(), "-C", script.parent]
-    assert "oops" in subprocess.run(command, capture_output=True, text=True, check=False).stdout
 
 
 def test_ranks_that_each_write_the_same_header(cache, tmp_path, monkeypatch):

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import shlex
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -75,9 +73,7 @@ def test_errors_in_a_cache_anywhere(cache, tmp_path, monkeypatch, name):
         load_inline("broken", "int x = oops;\n", **PLAIN)
     assert "broken[0].cpp:1: " in str(raised.value)
     assert "cause: the source has an error" in str(raised.value)
-    again = str(raised.value).partition("  again: ")[2]
-    done = subprocess.run(shlex.split(again), capture_output=True, text=True, check=False)
-    assert "oops" in done.stdout
+    assert "oops" in Path(raised.value.log).read_text()
 
 
 def test_a_build_directory_anywhere(cache, tmp_path):

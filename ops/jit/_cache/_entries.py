@@ -49,13 +49,6 @@ class Entry:
         """The entry's own two folders, as commands show them."""
         return "/".join(self.folder.parts[-2:])
 
-    def content(self, name: str) -> bytes | None:
-        """Return the content of one of its files; ``None`` if it has none of that name."""
-        try:
-            return (self.folder / name).read_bytes()
-        except FileNotFoundError:
-            return None
-
 
 def entry_name(name: str, digest: str) -> str:
     """Return the name that all files of one digest begin with."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -108,9 +107,6 @@ def sweep_traces(root: Path, older_than: float = _TRACES_LAST) -> None:
             for path in (root / part).iterdir():
                 name = path.name.removesuffix(".log").removesuffix(".lock")
                 if (root / name).is_dir() or now - path.stat().st_mtime <= older_than:
-                    continue
-                if path.is_dir():  # with the script that repeats a failed command
-                    shutil.rmtree(path)
                     continue
                 with _locked(path) as mine:
                     if mine is not False:

@@ -70,7 +70,7 @@ def exclusive(
                 os.close(descriptor)
                 descriptor = _open(path)
                 continue
-            holder, waited = _read(descriptor), time.monotonic() - started
+            holder, waited = note(path), time.monotonic() - started
             # It holds the lock but has not signed yet, or has just left.
             owner = f"process {holder.get('pid', 'unknown')} on {holder.get('host', 'some host')}"
             if waited >= timeout:
@@ -83,21 +83,13 @@ def exclusive(
                 told = True
                 on_wait(f"waiting for {owner}, which is building {name}")
             time.sleep(min(_PAUSE, timeout))
-        lock = Lock(descriptor, bool(held), _read(descriptor))
+        lock = Lock(descriptor, bool(held), note(path))
         _write(descriptor, pid=os.getpid(), host=platform.node())
         yield lock
         with contextlib.suppress(OSError):
             os.ftruncate(descriptor, 0)
     finally:
         os.close(descriptor)
-
-
-def last_failure(path: Path) -> str | None:
-    """Return the failure that the last holder of a lock has told."""
-    try:
-        return str(json.loads(path.read_bytes())["failed"]) if path.is_file() else None
-    except (OSError, ValueError, LookupError, TypeError):
-        return None
 
 
 def try_lock(descriptor: int) -> bool | None:
@@ -133,9 +125,10 @@ def _write(descriptor: int, **told: Any) -> None:
         os.pwrite(descriptor, content, 0)
 
 
-def _read(descriptor: int) -> dict[str, Any]:
+def note(path: Path) -> dict[str, Any]:
+    """Return what the holder of a lock, or the last one, has written into it."""
     try:
-        told = json.loads(os.pread(descriptor, 1 << 20, 0))
+        told = json.loads(path.read_bytes()) if path.is_file() else {}
     except (OSError, ValueError):
         return {}
     return told if isinstance(told, dict) else {}

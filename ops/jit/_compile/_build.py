@@ -11,7 +11,6 @@ from __future__ import annotations
 import builtins
 import functools
 import importlib.util
-import json
 import logging
 import os
 import re
@@ -29,7 +28,7 @@ import torch
 from ops._errors import BuildError, ToolchainError
 from ops.jit import _progress
 from ops.jit._compile import _compilers, _cpu, _gpu_archs, _runner, importing
-from ops.jit._spec import COMMANDS, HERE, RETIRE, Spec
+from ops.jit._spec import RETIRE, Spec
 
 # Withdraws a library's registrations with torch, while its code stays in memory. Without the
 # compiler's start files there is no handle, and nothing that could be withdrawn.
@@ -58,11 +57,6 @@ _NOT_CALLED = (
     *("_run_ninja_build", "_import_module_from_library", "verify_ninja_availability"),
     "get_compiler_abi_compatibility_and_version",
 )
-# These change output that is read here, or keep nvcc from reporting its headers.
-_UNWANTED = (
-    *("NINJA_STATUS", "CLICOLOR_FORCE", "LANGUAGE"),
-    "TORCH_EXTENSION_SKIP_NVCC_GEN_DEPENDENCIES",
-)
 
 
 def build(
@@ -77,7 +71,7 @@ def build(
     compiler, ninja = _compilers.check(spec.uses_cuda)
     count = len(spec.sources) or 1 + bool(spec.cuda_sources)  # load_inline writes a main.cpp
     files = f"{spec.name} ({count} file{'s' if count > 1 else ''})"
-    environ = _environ()
+    environ = _compilers.environ()
     cpp_extension = _copy_of_torchs(environ)
     started = time.perf_counter()
     try:
@@ -89,25 +83,12 @@ def build(
         from ops.jit._compile import _diagnostics
 
         # Not "from error", because the log has all that a page of torch's frames could say.
-        raise _diagnostics.failed(spec, folder, log, str(error)) from None
+        raise _diagnostics.failed(spec, log, str(error)) from None
     _progress.say(f"compiled {files} in {time.perf_counter() - started:.1f} s")
-    _keep_commands(folder)
     library = folder / (spec.name if spec.is_standalone else f"{spec.name}.so")
     if not library.is_file():
         raise BuildError(f"{spec.name}: the build left no {library.name} in {folder}")
     return library
-
-
-def _environ() -> dict[str, str]:
-    """Return the environment variables that torch, ninja and the compilers see."""
-    return {
-        **{name: one for name, one in _compilers.environ().items() if name not in _UNWANTED},
-        "LC_ALL": "C.UTF-8",  # errors in the language that the diagnosis reads
-        # torch puts a ccache that is on PATH before the compiler, unasked. ccache's direct mode
-        # returns the old object when a new header hides another, and $CXX may name ccache.
-        "TORCH_NO_COMPILER_WRAPPER": "1",
-        "CCACHE_NODIRECT": "1",
-    }
 
 
 def _run(spec: Spec, folder: Path, ninja: Path, environ: dict[str, str], echo: bool) -> None:
@@ -252,14 +233,3 @@ def _amend(script: Path, spec: Spec, compiler: _compilers.Tool) -> None:
         text = re.sub(r"^(build \S+: link .*)$", rf"\1 {RETIRE}.o", text, flags=re.MULTILINE)
         text += _RETIRE
     script.write_text(text, encoding="utf-8", errors="surrogateescape")
-
-
-def _keep_commands(folder: Path) -> None:
-    """Write ``compile_commands.json``, by which editors understand the sources."""
-    try:
-        found = json.loads((folder / "compdb.json").read_text(errors="surrogateescape"))
-    except (OSError, ValueError):
-        found = []  # only editors want it
-    kept = [one for one in found if one.get("output", "").endswith(".o")]
-    kept = [one for one in kept if Path(one["file"]).stem != RETIRE]
-    (folder / COMMANDS).write_text(json.dumps(kept, indent=1).replace(str(folder), HERE))

@@ -41,6 +41,11 @@ NO_NVCC = (
 NVCC_VARIABLES = ("CC", "NVCC_PREPEND_FLAGS", "NVCC_APPEND_FLAGS")
 # Lists of folders of headers.
 HEADER_VARIABLES = ("CPATH", "C_INCLUDE_PATH", "CPLUS_INCLUDE_PATH")
+# These change output that is read here, or keep nvcc from reporting its headers.
+_UNWANTED = (
+    *("NINJA_STATUS", "CLICOLOR_FORCE", "LANGUAGE"),
+    "TORCH_EXTENSION_SKIP_NVCC_GEN_DEPENDENCIES",
+)
 
 _COMPILER_NAME = re.compile(r"(.*-)?(cc|c\+\+|gcc|g\+\+|clang|clang\+\+|nvcc)(-[\d.]+)?")
 # Names of temporary files, which differ each time.
@@ -150,12 +155,16 @@ def python() -> str | None:
 
 
 def environ() -> dict[str, str]:
-    """Copy this environment for tools, without a sanitizer's runtime, which reports their leaks."""
-    found = dict(os.environ)
-    if re.search(r"lib[alt]san\.", found.get("LD_PRELOAD", "")):
-        del found["LD_PRELOAD"]
+    """Return the environment variables that torch, ninja and the compilers see."""
+    found = {name: value for name, value in os.environ.items() if name not in _UNWANTED}
+    found["LC_ALL"] = "C.UTF-8"  # errors in the language that the diagnosis reads
+    # torch puts a ccache that is on PATH before the compiler, unasked. ccache's direct mode returns
+    # the old object when a new header hides another, and $CXX may name ccache.
+    found |= {"TORCH_NO_COMPILER_WRAPPER": "1", "CCACHE_NODIRECT": "1"}
     if not os.access(os.path.expanduser("~"), os.W_OK):  # ccache fails without a home folder
-        found.update(HOME="/", CCACHE_DISABLE="1")
+        found |= {"HOME": "/", "CCACHE_DISABLE": "1"}
+    if re.search(r"lib[alt]san\.", found.get("LD_PRELOAD", "")):  # it would report their leaks
+        del found["LD_PRELOAD"]
     return found
 
 
@@ -204,7 +213,7 @@ def _output(command: tuple[str, ...]) -> str:
         answer = subprocess.run(
             command,
             stdin=subprocess.DEVNULL,
-            env={**environ(), "LC_ALL": "C"},
+            env=environ(),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             encoding="utf-8",

@@ -1,19 +1,15 @@
-"""A failed build explained: the first real error, its cause where known, the fix, a script."""
+"""A failed build explained: the first real error, its cause where known, and the fix."""
 
 from __future__ import annotations
 
 import itertools
-import os
 import re
-import shlex
-import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ops._errors import BuildError, LibraryLoadError, ModuleLoadError
-from ops.jit._compile import _compilers
 from ops.jit._compile._causes import CAUSES, SOURCE_ERROR, UNKNOWN, Cause
 from ops.jit._spec import Spec
 
@@ -152,18 +148,15 @@ def _users_place(step: list[str], index: int) -> tuple[str, int] | None:
     return None
 
 
-def failed(spec: Spec, folder: Path, log: Path, output: str) -> BuildError:
-    """Make the error for a build in ``folder`` that failed after printing ``output``."""
+def failed(spec: Spec, log: Path, output: str) -> BuildError:
+    """Make the error for a build that failed after printing ``output``."""
     found = diagnose(output, lambda file, line: _source_line(spec, file, line))
-    message = f"{spec.name} does not build:\n{found}"
-    kept = None
+    message = f"{spec.name} does not build:\n{found}\n  log:   "
     try:
         log.write_text(f"{output}\n", encoding="utf-8", errors="replace")
-        kept = str(log)
-        message += f"\n  log:   {kept}\n  again: {_keep(folder, log)}"
-    except (OSError, shutil.Error) as error:
-        message += f"\n  log:   {kept or f'cannot be written: {error}'}"
-    return BuildError(message, log=kept)
+    except OSError as error:
+        return BuildError(f"{message}cannot be written: {error}")
+    return BuildError(f"{message}{log}", log=str(log))
 
 
 def refused(spec: Spec, place: str, error: Exception) -> BuildError:
@@ -173,20 +166,6 @@ def refused(spec: Spec, place: str, error: Exception) -> BuildError:
     place += "".join(f"\n  {note}" for note in getattr(error, "__notes__", []))
     kind = ModuleLoadError if spec.is_python_module else LibraryLoadError
     return kind(f"{spec.name} was built but does not load:\n{diagnose(text)}\n  library: {place}")
-
-
-def _keep(folder: Path, log: Path) -> str:
-    """Keep the files of a failed build; return the command that repeats it."""
-    kept = log.with_suffix("")
-    shutil.rmtree(kept, ignore_errors=True)
-    shutil.copytree(folder, kept, symlinks=True, ignore=shutil.ignore_patterns("*.o", ".*"))
-    script = kept / "build.ninja"
-    text = script.read_bytes()
-    for blank in (b" ", b"$ "):  # as ninja escapes it
-        before, after = (os.fsencode(path).replace(b" ", blank) for path in (folder, kept))
-        text = text.replace(before, after)
-    script.write_bytes(text)
-    return shlex.join([str(_compilers.ninja()), "-C", str(kept)])
 
 
 def _source_line(spec: Spec, file: str, number: int) -> str | None:

@@ -18,19 +18,11 @@ from ops.jit._spec import Spec
 # The names that torch takes, of GPUs that its CUDA still knows. Longer ones come first because each
 # is replaced in the whole text.
 _NAMED = {
-    "Maxwell+Tegra": "5.3",
-    "Maxwell": "5.0;5.2+PTX",
-    "Pascal": "6.0;6.1+PTX",
-    "Volta+Tegra": "7.2",
-    "Volta": "7.0+PTX",
-    "Turing": "7.5+PTX",
-    "Ampere+Tegra": "8.7",
-    "Ampere": "8.0;8.6+PTX",
-    "Ada": "8.9+PTX",
-    "Hopper": "9.0+PTX",
-    "Blackwell+Tegra": "11.0",
-    "Blackwell": "10.0;10.3;12.0;12.1+PTX",
-}
+    "Maxwell+Tegra": "5.3", "Maxwell": "5.0;5.2+PTX", "Pascal": "6.0;6.1+PTX",
+    "Volta+Tegra": "7.2", "Volta": "7.0+PTX", "Turing": "7.5+PTX",
+    "Ampere+Tegra": "8.7", "Ampere": "8.0;8.6+PTX", "Ada": "8.9+PTX", "Hopper": "9.0+PTX",
+    "Blackwell+Tegra": "11.0", "Blackwell": "10.0;10.3;12.0;12.1+PTX",
+}  # fmt: skip
 
 
 def architectures_of(spec: Spec) -> tuple[str, ...]:

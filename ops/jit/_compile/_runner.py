@@ -16,7 +16,6 @@ from ops.jit import _progress
 _SCRIPT = r"""
 exec 3<&0 </dev/null
 cd "$1" || exit
-"$2" -t compdb >compdb.json 2>/dev/null
 shift
 "$@" &
 ninja=$!
@@ -35,7 +34,7 @@ class NinjaError(Exception):
 
 
 def run(folder: Path, command: list[str], environ: dict[str, str], echo: bool) -> None:
-    """Run ninja in ``folder``, where build.ninja lies, and write ``compdb.json`` there.
+    """Run ninja in ``folder``, where build.ninja lies.
 
     ``echo`` passes the output on to stdout. Raises NinjaError if the build fails.
     """
