@@ -43,11 +43,10 @@ def fill(library: Path, target: Path, *, is_standalone: bool) -> None:
         content = library.read_bytes()
         if is_same and target.read_bytes() == content:
             return
-        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
         if (line := _line(target, content)) not in _recorded(target.parent):
-            with open(os.open(target.parent / _RECORD, flags | os.O_CLOEXEC, 0o644), "ab") as file:
-                file.write(line)
-        # A folder whose name nobody can foresee, and in which nobody else can write.
+            with (target.parent / _RECORD).open("ab") as record:
+                record.write(line)
+        # In a folder whose name nobody can foresee, and in which nobody else can write.
         with tempfile.TemporaryDirectory(prefix=".jitops-", dir=target.parent) as folder:
             draft = Path(folder, target.name)
             if not is_standalone:  # the same file as the cache's, so that to load it does nothing

@@ -69,16 +69,11 @@ class Extension:
             BuildTimeoutError: another process has been building it for too long.
             CacheError: there is nowhere to keep it.
         """
-        return self.load_entry(verbose=verbose)[0]
-
-    def load_entry(self, *, verbose: bool = False) -> tuple[ModuleType | Path, Entry]:
-        """Load as :meth:`load` does; return the entry too."""
         for _ in range(3):
             entry = self.build_entry(verbose=verbose)
             try:
-                return _load.load(self.effective_spec, entry), entry
-            except _load.EvictedMeanwhile:
-                continue
+                if loaded := _load.load(self.effective_spec, entry):
+                    return loaded
             except BuildError:
                 raise
             except (OSError, ImportError) as error:

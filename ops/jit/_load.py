@@ -28,10 +28,6 @@ _REGISTERS = (b"N5torch7LibraryC", b"torch_library_init_")
 _DEFINES = re.compile(rb"TORCH_LIBRARY_(?:init_(\w+?)|FRAGMENT_init_(\w+?)_\d+)RN5torch")
 
 
-class EvictedMeanwhile(Exception):  # noqa: N818 - no error: the entry is looked for again
-    """The entry is just being deleted."""
-
-
 @dataclass
 class Loaded:
     """A library that this process has loaded."""
@@ -52,39 +48,31 @@ _loading = threading.RLock()
 os.register_at_fork(after_in_child=lambda: globals().update(_loading=threading.RLock()))
 
 
-def load(spec: Spec, entry: Entry) -> ModuleType | Path:
-    """Load an entry, once; it replaces older versions of the extension."""
+def load(spec: Spec, entry: Entry) -> ModuleType | Path | None:
+    """Load an entry, once; it replaces older versions. ``None``: it is just being evicted."""
     with _loading:
-        present = _loaded.get(entry.folder)
-        if present and not present.retired:
-            if _current.get(spec.name) != entry.folder:  # it was replaced, and is asked for again
-                _entries.mark_in_use(entry.folder)
-            _take_over(spec.name, entry.folder)
-            return present.result
-        if _config.settings().sanitize and not spec.is_standalone:
-            from ops.jit import _debug
-
-            _debug.check_runtime()
-        if not _entries.mark_in_use(entry.folder):
-            raise EvictedMeanwhile
+        present, before = _loaded.get(entry.folder), _current.get(spec.name)
+        if before != entry.folder and not _entries.mark_in_use(entry.folder):
+            return None
         try:
-            result = entry.library if spec.is_standalone else _load(spec, entry, present)
+            if present and not present.retired:
+                result = present.result
+            else:
+                result = entry.library if spec.is_standalone else _load(spec, entry, present)
         except BaseException:
             _entries.release(entry.folder)
             raise
-        _take_over(spec.name, entry.folder)
+        if before and before != entry.folder:  # its code is mapped, and stays if its file goes
+            _entries.release(before)
+        _current[spec.name] = entry.folder
         return result
 
 
-def _take_over(name: str, folder: Path) -> None:
-    """Release the entry that was current before: its code is mapped and stays if its file goes."""
-    before = _current.get(name, folder)
-    if before != folder:
-        _entries.release(before)
-    _current[name] = folder
-
-
 def _load(spec: Spec, entry: Entry, retired: Loaded | None) -> ModuleType | Path:
+    if _config.settings().sanitize:
+        from ops.jit import _debug
+
+        _debug.check_runtime()
     content, path = entry.library.read_bytes(), str(entry.library)
     older = [one for one in _loaded.values() if one.name == spec.name]
     registers = any(mark in content for mark in _REGISTERS)
@@ -123,12 +111,8 @@ def _taken(content: bytes) -> dict[str, bool]:
     found: dict[str, bool] = {}
     for whole, part in _DEFINES.findall(content):
         namespace = (whole or part).decode()
-        if whole:
-            is_taken = _is_whole(namespace)
-        else:
-            known = torch._C._dispatch_get_all_op_names()
-            is_taken = any(name.startswith(f"{namespace}::") for name in known)
-        if is_taken:
+        its = (name.startswith(f"{namespace}::") for name in torch._C._dispatch_get_all_op_names())
+        if _is_whole(namespace) if whole else any(its):
             found[namespace] = bool(whole) or found.get(namespace, False)
     return found
 

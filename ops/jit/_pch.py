@@ -126,7 +126,7 @@ def _spawn(python: str, header: Spec) -> None:
     told = repr({field: getattr(header, field) for field in fields})
     package = str(Path(__file__).resolve().parents[1] / "__init__.py")
     path = [one for one in sys.path if os.path.isabs(one)]  # not the current folder
-    words = ["nice", "-n", "19", python, "-c", _PROCESS, package, told, *path]
     # The shell ends at once, so that nobody has to wait for its child, and none is left a zombie.
-    shell = ["/bin/sh", "-c", '"$@" </dev/null >/dev/null 2>&1 &', "sh", *words]
-    subprocess.run(shell, stdin=subprocess.DEVNULL, start_new_session=True, check=False)
+    shell = ["/bin/sh", "-c", 'nice -n 19 "$@" </dev/null >/dev/null 2>&1 &', "sh"]
+    subprocess.run([*shell, python, "-c", _PROCESS, package, told, *path], start_new_session=True,
+                   stdin=subprocess.DEVNULL, check=False)  # fmt: skip

@@ -164,9 +164,10 @@ def _load(spec: Spec, build_directory: Path | None, verbose: bool) -> ModuleType
     copy = None
     if build_directory is not None:
         copy = _build_directory.prepare(_spec.path("build_directory", build_directory), spec)
-    loaded, entry = Extension(spec).load_entry(verbose=verbose)
+    extension = Extension(spec)
+    loaded = extension.load(verbose=verbose)
     if copy:
-        _build_directory.fill(entry.library, copy, is_standalone=spec.is_standalone)
+        _build_directory.fill(extension.build(), copy, is_standalone=spec.is_standalone)
         # A library's copy may be another file than the one that is loaded. To load it too would
         # register its operators twice, which ends the process.
         loaded = copy if spec.is_standalone else loaded
