@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import ast
 import graphlib
+import importlib
 import re
 
 import pytest
 
+from benchmarks import common
 from tests.harness.helpers import ROOT
 
 PACKAGE = ROOT / "ops"
@@ -121,6 +123,12 @@ def test_an_op_is_one_stem_everywhere(op):
         ROOT / "benchmarks" / PUBLIC[op] / f"bench_{op}.py",
     ):
         assert path.is_file(), path
+
+
+@pytest.mark.parametrize("module", common.benches().values())
+def test_a_bench_can_be_run(module):
+    """It imports nothing that is gone. CI does not run them: they need an idle machine."""
+    assert callable(importlib.import_module(module).run)
 
 
 def test_every_source_belongs_to_an_op():

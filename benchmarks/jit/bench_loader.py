@@ -16,7 +16,7 @@ import torch
 
 from benchmarks.common import child, table
 from ops._core import extensions
-from ops.jit._compile import _toolchain
+from ops.jit._compile import _compilers
 
 OP = "improved_triplet_loss"
 
@@ -51,7 +51,7 @@ def run() -> dict:
         return {
             "cold": _cold(Path(folder)),
             "warm": _warm(Path(folder)),
-            "cuda": _cuda(Path(folder)) if _toolchain.nvcc() else None,
+            "cuda": _cuda(Path(folder)) if _compilers.nvcc() else None,
         }
 
 
@@ -131,11 +131,11 @@ def _cuda(folder: Path) -> dict:
     folders = [
         include,
         include / "torch/csrc/api/include",
-        _toolchain.cuda_home() / "include",
+        _compilers.cuda_home() / "include",
         sysconfig.get_path("include"),
     ]
     headers = [f"-I{source}", *(word for path in folders for word in ("-isystem", path))]
-    compiler, nvcc = _toolchain.cxx(), _toolchain.nvcc()
+    compiler, nvcc = _compilers.cxx(), _compilers.nvcc()
     common = ["-std=c++20", *headers, "-c", "-o", os.devnull]
     # The flags that torch passes to nvcc, for one architecture.
     torchs_flags = [

@@ -118,7 +118,3 @@ def _speed(device: str, kind: str) -> list[dict]:
         backend,
     )
     return figures
-
-
-if __name__ == "__main__":
-    run()

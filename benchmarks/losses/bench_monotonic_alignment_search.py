@@ -100,7 +100,3 @@ def _speed(device: str) -> list[dict]:
         backend,
     )
     return figures
-
-
-if __name__ == "__main__":
-    run()
