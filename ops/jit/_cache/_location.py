@@ -11,7 +11,6 @@ import hashlib
 import os
 import re
 import stat
-import sys
 import tempfile
 import warnings
 from collections.abc import Iterator
@@ -24,18 +23,13 @@ PARTS = ("staging", "locks", "logs")
 
 
 def configured_root() -> Path:
-    """Return ``JITOPS_CACHE_DIR``, a folder in ``TORCH_EXTENSIONS_DIR``, or the platform's."""
+    """Return ``JITOPS_CACHE_DIR``, a folder in ``TORCH_EXTENSIONS_DIR``, or in the user's cache."""
     chosen = _config.settings().cache_dir
     if chosen is not None:
         return chosen
     torchs = os.environ.get("TORCH_EXTENSIONS_DIR")
     if torchs:
         return Path(torchs).absolute() / "jitops"
-    if sys.platform != "linux":
-        import platformdirs
-
-        return platformdirs.user_cache_path("jitops")
-    # By hand: importing platformdirs is a third of a warm load.
     base = os.environ.get("XDG_CACHE_HOME", "")
     if not os.path.isabs(base):
         base = os.path.expanduser("~/.cache")
