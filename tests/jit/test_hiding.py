@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
+import shlex
 import subprocess
+import sys
 
 import pytest
 
@@ -84,7 +87,10 @@ def test_headers_that_the_user_has_precompiled(cache, tmp_path, how):
 
     def precompile(value):
         put(other, value)
-        words = built.build().with_name("build.ninja").read_text().split()
+        ninja = [sys.executable, "-m", "ninja", "-C", built.build().parent, "-t", "compdb"]
+        commands = json.loads(subprocess.check_output(ninja))
+        [command] = (one for one in commands if one["file"].endswith("main.cpp"))
+        words = shlex.split(command["command"])
         flags = [w for w in words if w.startswith(("-D", "-f", "-std")) and "depend" not in w]
         made = [*flags, "-x", "c++-header", str(other), "-o", f"{header}.gch"]
         subprocess.run([COMPILER, *made], check=True)
