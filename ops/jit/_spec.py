@@ -155,7 +155,8 @@ def path(argument: str, value: Any, kind: str = "a path") -> Path:
     if argument == "extra_include_paths":
         value = os.fspath(value).strip()  # as torch does
     try:
-        return Path(value).absolute()
+        # torch takes "x/.." away from the names of sources and of folders of headers.
+        return Path(os.path.abspath(value) if kind == "paths" else value).absolute()
     except FileNotFoundError:
         raise ArgumentError(
             f"{argument} must be absolute, since the current folder is gone, got {str(value)!r}"

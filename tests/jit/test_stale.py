@@ -294,6 +294,22 @@ def test_a_copied_tree_that_names_a_folder_of_the_first(cache, tmp_path, monkeyp
         assert answer(built.load()) == number
 
 
+@pytest.mark.parametrize(
+    ("of_source", "of_headers"), [("x/../src/x.cpp", "src"), ("src/x.cpp", "src/../inc")]
+)
+def test_a_copied_tree_whose_folders_are_named_by_way_of_others(
+    cache, tmp_path, of_source, of_headers
+):
+    """As in ``Path(__file__).parent / ".." / "inc"``, of which compilers never see the dots."""
+    for number, tree in enumerate((tmp_path / "first", tmp_path / "copied"), 1):
+        (tree / "x").mkdir(parents=True)
+        put(tree / "src" / "x.cpp", f'#include "x.h"\n{GIVEN}')
+        put((tree / of_headers).resolve() / "x.h", f"#define GIVEN {number}\n")
+        folders = [tree / of_headers] if "inc" in of_headers else None
+        built = files("answer", tree / of_source, None, None, None, folders, is_python_module=False)
+        assert answer(built.load()) == number
+
+
 def test_folders_exchanged_whose_files_have_the_same_size_and_times(cache, tmp_path, monkeypatch):
     """Archives may leave such files. The times of many file systems are a few milliseconds long."""
     for number in (1, 2):
