@@ -38,6 +38,7 @@ _ASSEMBLY = re.compile(rb"\basm\b|__asm|\.section|\.globl")
 _ASSEMBLY_READS = re.compile(rb"\.inc(?:bin|lude)\b[ \t]*(?:\\*\"([^\"\\\n]+)\\*\")?")
 _INCLUDED = re.compile(rb"^[ \t]*#[ \t]*(?:include|import)\s*" + _LITERAL, re.MULTILINE)
 _PLACE = re.compile(rb"__FILE__|__BASE_FILE__|__builtin_FILE\b|\bsource_location\b")
+_NOTHING = re.compile(r"(?<![^/])\./+|(?<=/)/+")  # in a path: it leads nowhere else without it
 _COMPILERS_OWN = re.compile(r"/(?:lib/gcc|lib/clang|lib/llvm|include/c\+\+|include/[\w-]+/c\+\+)")
 _TEMPORARY = re.compile(r"\.ltrans\d*\.ltrans\.o$")  # objects of link-time optimisation
 _SHARED = re.compile(rb"\x7fELF.{12}\x03", re.DOTALL)  # the head of a shared library
@@ -154,7 +155,8 @@ def _search_list(spec: Spec, folder: Path) -> list[str]:
             )
         found += _MISSING.findall(text[:end])
         found += _SEARCHED.findall(text[text.find("search starts here") : end])
-    return [name for name in dict.fromkeys(found) if os.path.isabs(name)]
+    found = [_NOTHING.sub("", name) for name in found if os.path.isabs(name)]
+    return list(dict.fromkeys(found))
 
 
 def _headers(spec: Spec, folder: Path) -> list[str]:
@@ -213,7 +215,7 @@ def _tracked(spec: Spec, paths: Iterable[str], folder: Path) -> list[str]:
     inner = f"{os.path.realpath(folder)}/"
     found: dict[str, None] = {}
     for path in filter(None, paths):
-        whole = os.path.join(folder, path)
+        whole = _NOTHING.sub("", os.path.join(folder, path))
         if not os.path.isfile(whole):
             raise BuildError(
                 f"{spec.name}: a file that the build read cannot be tracked, because the compiler "
@@ -258,7 +260,7 @@ def _precompiled(text: bytes, words: Sequence[str]) -> list[str]:
     It takes none for an include within a header.
     """
     forced = [after for word, after in itertools.pairwise(words) if word.endswith("-include")]
-    return [f"{name}.gch" for name in (*forced, *_named(_INCLUDED, text))]
+    return [f"{_NOTHING.sub('', name)}.gch" for name in (*forced, *_named(_INCLUDED, text))]
 
 
 def _is_bound(spec: Spec, text: bytes) -> bool:

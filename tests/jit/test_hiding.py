@@ -125,6 +125,19 @@ def test_a_header_that_nothing_asks_for_hides_none(cache, tmp_path):
     assert built.find() == library
 
 
+@pytest.mark.parametrize("name", ["./v.h", "././/v.h", "s/./v.h", "s//v.h"])
+def test_names_with_parts_that_lead_nowhere(cache, tmp_path, name):
+    put(tmp_path / "b" / name, 1)
+    built = inline(f"#include <{name}>\n", extra_include_paths=[tmp_path / "a", tmp_path / "b"])
+    changes(built, 1, 2, lambda: put(tmp_path / "a" / name, 2))
+
+
+def test_a_blank_part_below_a_folder_of_the_extension(cache, tmp_path):
+    put(tmp_path / "s" / "v.h", 1)
+    built = inline("#include <s//v.h>\n", extra_include_paths=[tmp_path / "s", tmp_path])
+    changes(built, 1, 2, lambda: put(tmp_path / "s" / "v.h", 2))
+
+
 FOLDERS = {
     "a variable": ({"CPLUS_INCLUDE_PATH": "{0}:{1}"}, []),
     "variables": ({"CPATH": "{0}", "CPLUS_INCLUDE_PATH": "{1}"}, []),
