@@ -27,7 +27,7 @@ from ops.jit._spec import RETIRE, Spec
 
 _WORD = re.compile(r"(?:\\[ \t#]|[^ \t])+")
 _SEARCHED = re.compile(r"^ (\S.*)$", re.MULTILINE)
-_MISSING = re.compile(r'^ignoring nonexistent directory "(.+)"$', re.MULTILINE)
+_IGNORED = re.compile(r'^ignoring (?:nonexistent|duplicate) directory "(.+)"$', re.MULTILINE)
 _LITERAL = rb"(?:\"([^\"\n]+)\"|<([^>\n]+)>)"
 _HAS_INCLUDE = re.compile(
     rb"\b__has_(?:include(?:_next)?|embed)\s*\((?:\s|/\*.*?\*/)*(?:%b)?" % _LITERAL
@@ -153,7 +153,7 @@ def _search_list(spec: Spec, folder: Path) -> list[str]:
                 f"{spec.name}: the compiler does not say where it searches for headers (-E -v), so "
                 f"that nobody could tell when a new one hides another: {text[-300:]}"
             )
-        found += _MISSING.findall(text[:end])
+        found += _IGNORED.findall(text[:end])
         found += _SEARCHED.findall(text[text.find("search starts here") : end])
     found = [_NOTHING.sub("", name) for name in found if os.path.isabs(name)]
     return list(dict.fromkeys(found))

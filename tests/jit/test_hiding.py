@@ -138,6 +138,30 @@ def test_a_blank_part_below_a_folder_of_the_extension(cache, tmp_path):
     changes(built, 1, 2, lambda: put(tmp_path / "s" / "v.h", 2))
 
 
+def test_a_header_in_the_place_of_a_folder(cache, tmp_path):
+    """Where compilers pass the folder over."""
+    put(tmp_path / "b" / "v.h", 1)
+    place = tmp_path / "a" / "v.h"
+    place.mkdir(parents=True)
+    built = inline("#include <v.h>\n", extra_include_paths=[place.parent, tmp_path / "b"])
+    changes(built, 1, 2, lambda: (place.rmdir(), put(place, 2)))
+
+
+def test_a_link_to_a_folder_searched_before_that_leads_elsewhere_now(cache, tmp_path):
+    """The compiler ignores it, until then."""
+    (tmp_path / "a").mkdir()
+    (tmp_path / "link").symlink_to("a")
+    put(tmp_path / "b" / "v.h", 1)
+    put(tmp_path / "c" / "v.h", 2)
+    flags = [f"-I{tmp_path / name}" for name in ("a", "link", "b")]
+
+    def change():
+        (tmp_path / "link").unlink()
+        (tmp_path / "link").symlink_to("c")
+
+    changes(inline("#include <v.h>\n", extra_cflags=flags), 1, 2, change)
+
+
 FOLDERS = {
     "a variable": ({"CPLUS_INCLUDE_PATH": "{0}:{1}"}, []),
     "variables": ({"CPATH": "{0}", "CPLUS_INCLUDE_PATH": "{1}"}, []),
