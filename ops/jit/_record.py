@@ -28,11 +28,15 @@ from ops.jit._spec import RETIRE, Spec
 _WORD = re.compile(r"(?:\\[ \t#]|[^ \t])+")
 _SEARCHED = re.compile(r"^ (\S.*)$", re.MULTILINE)
 _IGNORED = re.compile(r'^ignoring (?:nonexistent|duplicate) directory "(.+)"$', re.MULTILINE)
-_LITERAL = rb"(?:\"([^\"\n]+)\"|<([^>\n]+)>)"
+_LITERAL = rb"(?:\"([^\"\n]+)\"|<([^<>\n]+)>)"
+_BLANK = rb"(?:\s|/\*.*?\*/)*"
+# A header, or a macro, in which case each literal of a directive may be the header.
 _HAS_INCLUDE = re.compile(
-    rb"\b__has_(?:include(?:_next)?|embed)\s*\((?:\s|/\*.*?\*/)*(?:%b)?" % _LITERAL
+    rb"\b__has_(?:include(?:_next)?|embed)%b\(%b(?:%b|(\w+)%b\))?"
+    % (_BLANK, _BLANK, _LITERAL, _BLANK)
 )
-_DEFINED = re.compile(rb"#\s*define\b[^\n]*?" + _LITERAL)
+_ALIAS = re.compile(rb"#\s*define\s+\w+\s+__has_(?:include|embed)")
+_DIRECTIVE = re.compile(rb"^[ \t]*#[ \t]*(?:define|if|elif)\b.*", re.MULTILINE)
 # Assembly reads files that no tool reports.
 _ASSEMBLY = re.compile(rb"\basm\b|__asm|\.section|\.globl")
 _ASSEMBLY_READS = re.compile(rb"\.inc(?:bin|lude)\b[ \t]*(?:\\*\"([^\"\\\n]+)\\*\")?")
@@ -251,7 +255,7 @@ def _files_in(folders: Iterable[str], names: Iterable[str]) -> list[str]:
 
 def _named(pattern: re.Pattern[bytes], text: bytes) -> list[str]:
     """List the literals after a pattern; empty for one that is no literal."""
-    return [os.fsdecode(quoted or angle) for quoted, angle in pattern.findall(text)]
+    return [os.fsdecode(quoted or angle) for quoted, angle, *_ in pattern.findall(text)]
 
 
 def _precompiled(text: bytes, words: Sequence[str]) -> list[str]:
@@ -286,20 +290,17 @@ def _read_by_assembly(spec: Spec, text: bytes) -> list[str]:
 
 def _asked(spec: Spec, text: bytes, others: Iterable[str]) -> set[str]:
     """List the headers that text, or other headers, ask for by ``__has_include``."""
-    asked = set(_asked_in(text))
-    if "" in asked:  # a name that a macro computes
-        asked.update(defined := _named(_DEFINED, text))
-        if not defined:
-            raise BuildError(
-                f"{spec.name}: __has_include must name a header, or a macro that is defined as the "
-                f"name of one, because nobody could tell when another header comes"
-            )
-    asked.update(name for path in others for name in _asked_in(_read(path)))
-    return asked - {""}
-
-
-def _asked_in(text: bytes) -> list[str]:
-    return _named(_HAS_INCLUDE, text) if b"__has_" in text else []
+    if any(not any(found) for found in _HAS_INCLUDE.findall(text)):
+        raise BuildError(
+            f"{spec.name}: __has_include must name a header, or a macro that is defined as the "
+            f"name of one, because nobody could tell when another header comes"
+        )
+    asked = _named(_HAS_INCLUDE, text)
+    if "" in asked or _ALIAS.search(text):
+        asked += _named(re.compile(_LITERAL), b"\n".join(_DIRECTIVE.findall(text)))
+    for path in others:
+        asked += _named(_HAS_INCLUDE, _read(path))
+    return {*asked} - {""}
 
 
 def _names(headers: list[str], search: list[str]) -> set[str]:

@@ -47,6 +47,9 @@ ASKS = {
     "the next": "#if defined X || __has_include_next(/* so */ <late.h>)",
     "a macro": '#define LATE "late.h"\n#if __has_include(LATE)',
     "a line that goes on": "#if __has_\\\ninclude(<late.h>)",
+    "a comment": "#if __has_include /* so */ (<late.h>)",
+    "an alias": "#define HAS __has_include\n#if HAS(<late.h>)",
+    "a function": '#define OTHER "x"\n#define HAS(x) __has_include(x)\n#if 1 < 2 && HAS(<late.h>)',
 }
 
 
@@ -354,7 +357,9 @@ def test_a_file_that_assembly_reads_by_a_computed_or_relative_name_is_refused(
     assert entries(cache) == []
 
 
-def test_a_header_asked_for_by_a_computed_name_is_refused(cache):
-    text = "#define JOIN(a) <a.h>\n#define STRING(x) #x\n#if __has_include(STRING(x.h))\n#endif\n"
+@pytest.mark.parametrize("asked", ["STRING(late.h)", "LESS late.h MORE"])
+def test_a_header_asked_for_by_a_computed_name_is_refused(cache, asked):
+    text = '#define OTHER "x"\n#define STRING(x) #x\n#define LESS <\n#define MORE >\n'
+    text += f"#if __has_include({asked})\n#endif\n#define VALUE 1\n"
     with pytest.raises(ops.BuildError, match="__has_include must name a header, or a macro"):
-        inline(f"{text.partition(chr(10))[2]}#define VALUE 1\n").load()
+        inline(text).load()
