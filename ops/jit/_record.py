@@ -38,8 +38,8 @@ _HAS_INCLUDE = re.compile(
 _ALIAS = re.compile(rb"#\s*define\s+\w+\s+__has_(?:include|embed)")
 _DIRECTIVE = re.compile(rb"^[ \t]*#[ \t]*(?:define|if|elif)\b.*", re.MULTILINE)
 # Assembly reads files that no tool reports.
-_ASSEMBLY = re.compile(rb"\basm\b|__asm|\.section|\.globl")
-_ASSEMBLY_READS = re.compile(rb"\.inc(?:bin|lude)\b[ \t]*(?:\\*\"([^\"\\\n]+)\\*\")?")
+_ASSEMBLY = re.compile(rb"\basm\b|__asm")
+_ASSEMBLY_READS = re.compile(rb"(?i:\.(inc(?:bin|lude)))\b[ \t]*(?:\\*\"([^\"\\\n]+)\\*\")?")
 _INCLUDED = re.compile(rb"^[ \t]*#[ \t]*(?:include|import)\s*" + _LITERAL, re.MULTILINE)
 _PLACE = re.compile(rb"__FILE__|__BASE_FILE__|__builtin_FILE\b|\bsource_location\b")
 _NOTHING = re.compile(r"(?<![^/])\./+|(?<=/)/+")  # in a path: it leads nowhere else without it
@@ -276,16 +276,20 @@ def _is_bound(spec: Spec, text: bytes) -> bool:
 
 
 def _read_by_assembly(spec: Spec, text: bytes) -> list[str]:
-    reads = _ASSEMBLY_READS.findall(text) if _ASSEMBLY.search(text) else []
-    found = [os.fsdecode(name) for name in reads]
-    for name in found:
+    is_assembly = any(one.suffix in (".s", ".S") for one in spec.sources)
+    reads = _ASSEMBLY_READS.findall(text) if is_assembly or _ASSEMBLY.search(text) else []
+    found: dict[str, None] = {}
+    for kind, name in ((kind.lower(), os.fsdecode(name)) for kind, name in reads):
         if not os.path.isabs(name) or not os.path.isfile(name):
             raise BuildError(
                 f"{spec.name}: .incbin and .include of the assembler must name their file by a "
                 f'literal, absolute path, as in .incbin "/data/table.bin", because nobody '
                 f"could tell when another one changes, got {name or 'a computed name'!r}"
             )
-    return found
+        if kind == b"include" and name not in found:
+            reads += _ASSEMBLY_READS.findall(_read(name))
+        found[name] = None
+    return list(found)
 
 
 def _asked(spec: Spec, text: bytes, others: Iterable[str]) -> set[str]:

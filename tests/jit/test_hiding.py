@@ -9,7 +9,7 @@ import subprocess
 import pytest
 
 import ops
-from ops.jit import Extension, text
+from ops.jit import Extension, files, text
 from tests.jit.support import COMPILER, answer, entries, extension
 
 pytestmark = pytest.mark.cpp
@@ -323,6 +323,8 @@ READS = {
     "raw": ("", 'R"(.incbin "{0}/blob")"', []),
     "of a part": ("", r'".incbin \"{0}/blob\", 0, 1"', []),
     "assembly": ("", r'".include \"{0}/included\""', []),
+    "capitals": ("", r'".INCBIN \"{0}/blob\""', []),
+    "by another file": ("", r'".include \"{0}/further\""', []),
     "in a header": ('#include "{0}/reads.h"\n', "READS", []),
 }
 
@@ -337,6 +339,7 @@ def test_files_that_assembly_reads(cache, tmp_path, before, reads, flags):
         one.replace("{0}", str(tmp_path)) for one in (before, reads, READS["raw"][1], *flags)
     )
     (tmp_path / "reads.h").write_text(f"#define READS {inner}\n")
+    (tmp_path / "further").write_text(f'.include "{tmp_path}/included"\n')
     before += (
         rf'asm(".section .rodata\nblob:\n" {reads} "\n.previous\n");'
         '\nextern "C" const char blob[] __attribute__((visibility("hidden")));\n'
@@ -344,6 +347,16 @@ def test_files_that_assembly_reads(cache, tmp_path, before, reads, flags):
     )
     write(1)
     changes(inline(before, extra_cflags=flags), 1, 2, lambda: write(2))
+
+
+def test_a_file_that_a_source_of_assembly_reads(cache, tmp_path):
+    blob, source = tmp_path / "blob", tmp_path / "answer.s"
+    source.write_text(f'.data\n.global answers\nanswers: .incbin "{blob}"\n')
+    blob.write_bytes(b"1")
+    built = files("answer", source, is_python_module=False)
+    assert built.build() == built.find()
+    blob.write_bytes(b"2")
+    assert built.find() is None
 
 
 @pytest.mark.parametrize("read", [r'".incbin \"" BLOB "\""', r'".incbin \"blob\""'])
