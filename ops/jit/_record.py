@@ -71,10 +71,12 @@ def record(spec: Spec, folder: Path) -> _inputs.Manifest:
     folders += [one for one in os.environ.get("LIBRARY_PATH", "").split(":") if os.path.isabs(one)]
     places = dict.fromkeys([*roots, *search, *beside, *folders, *map(os.path.dirname, archives)])
     places = {one: None for one in places if not _is_below(one, fixed)}
-    shadows = [one for one in places if not f"{one}/".startswith(_inputs.SYSTEM)]
+    # Most folders of the system have too many files. This one has few, and is searched early.
+    beyond = [one for one in places if not f"{one}/".startswith(_inputs.SYSTEM)]
+    shadows = [*beyond, *({"/usr/local/include"} & places.keys())]
     # Beneath a name that no shadow has, nothing is hidden before that name comes.
     present = {name for one in shadows for name in _inputs.names_in(one)}
-    names = {*precompiled, *_names(headers, [*search, *roots])}
+    names = {*precompiled, *_names([*headers, *map(str, spec.sources)], [*search, *roots])}
     exact = {*_asked(spec, text, set(headers) - set(own)), *libraries}
     exact |= {name for name in names if ".." in name or name.startswith("/")}
     firsts = {name: name.partition("/")[0] for name in names}

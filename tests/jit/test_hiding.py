@@ -142,6 +142,15 @@ def test_a_blank_part_below_a_folder_of_the_extension(cache, tmp_path):
     changes(built, 1, 2, lambda: put(tmp_path / "s" / "v.h", 2))
 
 
+def test_a_header_that_hides_a_source_that_another_includes(cache, tmp_path):
+    put(tmp_path / "b" / "v.cpp", 1)
+    (tmp_path / "b" / "answer.cpp").write_text(f"#include <v.cpp>\n{VALUE}")
+    sources = [tmp_path / "b" / "answer.cpp", tmp_path / "b" / "v.cpp"]
+    folders = [tmp_path / "a", tmp_path / "b"]
+    built = files("answer", sources, None, None, None, folders, is_python_module=False)
+    changes(built, 1, 2, lambda: put(tmp_path / "a" / "v.cpp", 2))
+
+
 def test_a_header_in_the_place_of_a_folder(cache, tmp_path):
     """Where compilers pass the folder over."""
     put(tmp_path / "b" / "v.h", 1)

@@ -81,6 +81,22 @@ def test_a_package_of_the_system_that_text_asks_for(cache):
 
 
 @pytest.mark.mounts
+def test_a_header_of_the_administrator_that_hides_one_of_the_system(cache):
+    code = f"""
+    from pathlib import Path
+    from ops.jit import text
+    mount("-t", "tmpfs", "tmpfs", "/usr/local/include")
+    before = "#include <protocols/routed.h>\\n#ifndef GIVEN\\n#define GIVEN 1\\n#endif\\n"
+    built = text("answer", before + {GIVEN!r}, **{PLAIN})
+    print(ctypes.CDLL(str(built.load())).answer(), built.find() is not None)
+    Path("/usr/local/include/protocols").mkdir()
+    Path("/usr/local/include/protocols/routed.h").write_text("#define GIVEN 2\\n")
+    print(built.find() is not None, ctypes.CDLL(str(built.load())).answer())
+    """
+    assert alone(code, cache) == ["1", "True", "False", "2"]
+
+
+@pytest.mark.mounts
 def test_an_archive_of_the_system_that_a_name_finds(cache, tmp_path):
     code = f"""
     from pathlib import Path
