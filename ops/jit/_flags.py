@@ -21,6 +21,10 @@ _TOKEN = re.compile(
 # Files of flags, which no tool reports, and which may name further ones.
 FILE_OF_FLAGS = re.compile(r"@(?!loader_path|executable_path|rpath)|--?(?:options-file|optf)\b")
 _READ_UNSEEN = re.compile(rf"{FILE_OF_FLAGS.pattern}|~|/.*[*?[]")
+# No file to read: a macro, or a file that the compiler or the linker writes.
+_NOT_READ = re.compile(
+    r"(?:^|\0)(?:-D\0?|--?Map[\0=]|-f(?:opt-info|dump-|time-trace|optimization-record))[^\0]*"
+)
 # Flags for another program, in a word of their own or in this one.
 _PASSED_ON = re.compile(
     r"-W[lpa],|(?:-X(?:linker|preprocessor|assembler|clang|compiler)"
@@ -71,7 +75,8 @@ def files(flags: Sequence[str], linked: bool = False) -> list[Path]:
     is for all else, such as plugins and ``-specs=``, by any option. ``linked`` says that a linker
     gets the flags.
     """
-    paths = (word[word.find("/") :] for word in words(flags) if "/" in word and word[1:2] != "D")
+    read = _NOT_READ.sub("", "\0".join(words(flags))).split("\0")
+    paths = (word[word.find("/") :] for word in read if "/" in word)
     reported = (".a", ".o", ".so") if linked and sys.platform != "darwin" else ()
     found = (path for path in paths if not path.endswith(reported) and os.path.isfile(path))
     return [Path(path) for path in dict.fromkeys(found)]

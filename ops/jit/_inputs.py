@@ -154,7 +154,9 @@ def listing(folder: str, is_shadow: bool, names: Iterable[str], exact: Iterable[
     """
     present = names_in(folder) if is_shadow else set()
     sought = [*exact, *(name for name in names if name.partition("/")[0] in present)]
-    return [name for name in sought if os.path.exists(os.path.join(folder, name))]
+    found = {name: path for name in sought if os.path.exists(path := os.path.join(folder, name))}
+    # A folder hides no header, until a header takes its place.
+    return [f"{name}/" if os.path.isdir(path) else name for name, path in found.items()]
 
 
 def names_in(folder: str) -> set[str]:

@@ -27,17 +27,22 @@ from ops.jit._spec import RETIRE, Spec
 
 _WORD = re.compile(r"(?:\\[ \t#]|[^ \t])+")
 _SEARCHED = re.compile(r"^ (\S.*)$", re.MULTILINE)
-_MISSING = re.compile(r'^ignoring nonexistent directory "(.+)"$', re.MULTILINE)
-_LITERAL = rb"(?:\"([^\"\n]+)\"|<([^>\n]+)>)"
+_IGNORED = re.compile(r'^ignoring (?:nonexistent|duplicate) directory "(.+)"$', re.MULTILINE)
+_LITERAL = rb"(?:\"([^\"\n]+)\"|<([^<>\n]+)>)"
+_BLANK = rb"(?:\s|/\*.*?\*/)*"
+# A header, or a macro, in which case each literal of a directive may be the header.
 _HAS_INCLUDE = re.compile(
-    rb"\b__has_(?:include(?:_next)?|embed)\s*\((?:\s|/\*.*?\*/)*(?:%b)?" % _LITERAL
+    rb"\b__has_(?:include(?:_next)?|embed)%b\(%b(?:%b|(\w+)%b\))?"
+    % (_BLANK, _BLANK, _LITERAL, _BLANK)
 )
-_DEFINED = re.compile(rb"#\s*define\b[^\n]*?" + _LITERAL)
+_ALIAS = re.compile(rb"#\s*define\s+\w+\s+__has_(?:include|embed)")
+_DIRECTIVE = re.compile(rb"^[ \t]*#[ \t]*(?:define|if|elif)\b.*", re.MULTILINE)
 # Assembly reads files that no tool reports.
-_ASSEMBLY = re.compile(rb"\basm\b|__asm|\.section|\.globl")
-_ASSEMBLY_READS = re.compile(rb"\.inc(?:bin|lude)\b[ \t]*(?:\\*\"([^\"\\\n]+)\\*\")?")
+_ASSEMBLY = re.compile(rb"\basm\b|__asm")
+_ASSEMBLY_READS = re.compile(rb"(?i:\.(inc(?:bin|lude)))\b[ \t]*(?:\\*\"([^\"\\\n]+)\\*\")?")
 _INCLUDED = re.compile(rb"^[ \t]*#[ \t]*(?:include|import)\s*" + _LITERAL, re.MULTILINE)
 _PLACE = re.compile(rb"__FILE__|__BASE_FILE__|__builtin_FILE\b|\bsource_location\b")
+_NOTHING = re.compile(r"(?<![^/])\./+|(?<=/)/+")  # in a path: it leads nowhere else without it
 _COMPILERS_OWN = re.compile(r"/(?:lib/gcc|lib/clang|lib/llvm|include/c\+\+|include/[\w-]+/c\+\+)")
 _TEMPORARY = re.compile(r"\.ltrans\d*\.ltrans\.o$")  # objects of link-time optimisation
 _SHARED = re.compile(rb"\x7fELF.{12}\x03", re.DOTALL)  # the head of a shared library
@@ -66,10 +71,12 @@ def record(spec: Spec, folder: Path) -> _inputs.Manifest:
     folders += [one for one in os.environ.get("LIBRARY_PATH", "").split(":") if os.path.isabs(one)]
     places = dict.fromkeys([*roots, *search, *beside, *folders, *map(os.path.dirname, archives)])
     places = {one: None for one in places if not _is_below(one, fixed)}
-    shadows = [one for one in places if not f"{one}/".startswith(_inputs.SYSTEM)]
+    # Most folders of the system have too many files. This one has few, and is searched early.
+    beyond = [one for one in places if not f"{one}/".startswith(_inputs.SYSTEM)]
+    shadows = [*beyond, *({"/usr/local/include"} & places.keys())]
     # Beneath a name that no shadow has, nothing is hidden before that name comes.
     present = {name for one in shadows for name in _inputs.names_in(one)}
-    names = {*precompiled, *_names(headers, [*search, *roots])}
+    names = {*precompiled, *_names([*headers, *map(str, spec.sources)], [*search, *roots])}
     exact = {*_asked(spec, text, set(headers) - set(own)), *libraries}
     exact |= {name for name in names if ".." in name or name.startswith("/")}
     firsts = {name: name.partition("/")[0] for name in names}
@@ -152,9 +159,10 @@ def _search_list(spec: Spec, folder: Path) -> list[str]:
                 f"{spec.name}: the compiler does not say where it searches for headers (-E -v), so "
                 f"that nobody could tell when a new one hides another: {text[-300:]}"
             )
-        found += _MISSING.findall(text[:end])
+        found += _IGNORED.findall(text[:end])
         found += _SEARCHED.findall(text[text.find("search starts here") : end])
-    return [name for name in dict.fromkeys(found) if os.path.isabs(name)]
+    found = [_NOTHING.sub("", name) for name in found if os.path.isabs(name)]
+    return list(dict.fromkeys(found))
 
 
 def _headers(spec: Spec, folder: Path) -> list[str]:
@@ -213,7 +221,7 @@ def _tracked(spec: Spec, paths: Iterable[str], folder: Path) -> list[str]:
     inner = f"{os.path.realpath(folder)}/"
     found: dict[str, None] = {}
     for path in filter(None, paths):
-        whole = os.path.join(folder, path)
+        whole = _NOTHING.sub("", os.path.join(folder, path))
         if not os.path.isfile(whole):
             raise BuildError(
                 f"{spec.name}: a file that the build read cannot be tracked, because the compiler "
@@ -249,7 +257,7 @@ def _files_in(folders: Iterable[str], names: Iterable[str]) -> list[str]:
 
 def _named(pattern: re.Pattern[bytes], text: bytes) -> list[str]:
     """List the literals after a pattern; empty for one that is no literal."""
-    return [os.fsdecode(quoted or angle) for quoted, angle in pattern.findall(text)]
+    return [os.fsdecode(quoted or angle) for quoted, angle, *_ in pattern.findall(text)]
 
 
 def _precompiled(text: bytes, words: Sequence[str]) -> list[str]:
@@ -258,7 +266,7 @@ def _precompiled(text: bytes, words: Sequence[str]) -> list[str]:
     It takes none for an include within a header.
     """
     forced = [after for word, after in itertools.pairwise(words) if word.endswith("-include")]
-    return [f"{name}.gch" for name in (*forced, *_named(_INCLUDED, text))]
+    return [f"{_NOTHING.sub('', name)}.gch" for name in (*forced, *_named(_INCLUDED, text))]
 
 
 def _is_bound(spec: Spec, text: bytes) -> bool:
@@ -270,34 +278,35 @@ def _is_bound(spec: Spec, text: bytes) -> bool:
 
 
 def _read_by_assembly(spec: Spec, text: bytes) -> list[str]:
-    reads = _ASSEMBLY_READS.findall(text) if _ASSEMBLY.search(text) else []
-    found = [os.fsdecode(name) for name in reads]
-    for name in found:
+    is_assembly = any(one.suffix in (".s", ".S") for one in spec.sources)
+    reads = _ASSEMBLY_READS.findall(text) if is_assembly or _ASSEMBLY.search(text) else []
+    found: dict[str, None] = {}
+    for kind, name in ((kind.lower(), os.fsdecode(name)) for kind, name in reads):
         if not os.path.isabs(name) or not os.path.isfile(name):
             raise BuildError(
                 f"{spec.name}: .incbin and .include of the assembler must name their file by a "
                 f'literal, absolute path, as in .incbin "/data/table.bin", because nobody '
                 f"could tell when another one changes, got {name or 'a computed name'!r}"
             )
-    return found
+        if kind == b"include" and name not in found:
+            reads += _ASSEMBLY_READS.findall(_read(name))
+        found[name] = None
+    return list(found)
 
 
 def _asked(spec: Spec, text: bytes, others: Iterable[str]) -> set[str]:
     """List the headers that text, or other headers, ask for by ``__has_include``."""
-    asked = set(_asked_in(text))
-    if "" in asked:  # a name that a macro computes
-        asked.update(defined := _named(_DEFINED, text))
-        if not defined:
-            raise BuildError(
-                f"{spec.name}: __has_include must name a header, or a macro that is defined as the "
-                f"name of one, because nobody could tell when another header comes"
-            )
-    asked.update(name for path in others for name in _asked_in(_read(path)))
-    return asked - {""}
-
-
-def _asked_in(text: bytes) -> list[str]:
-    return _named(_HAS_INCLUDE, text) if b"__has_" in text else []
+    if any(not any(found) for found in _HAS_INCLUDE.findall(text)):
+        raise BuildError(
+            f"{spec.name}: __has_include must name a header, or a macro that is defined as the "
+            f"name of one, because nobody could tell when another header comes"
+        )
+    asked = _named(_HAS_INCLUDE, text)
+    if "" in asked or _ALIAS.search(text):
+        asked += _named(re.compile(_LITERAL), b"\n".join(_DIRECTIVE.findall(text)))
+    for path in others:
+        asked += _named(_HAS_INCLUDE, _read(path))
+    return {*asked} - {""}
 
 
 def _names(headers: list[str], search: list[str]) -> set[str]:

@@ -155,7 +155,8 @@ def path(argument: str, value: Any, kind: str = "a path") -> Path:
     if argument == "extra_include_paths":
         value = os.fspath(value).strip()  # as torch does
     try:
-        return Path(value).absolute()
+        # torch takes "x/.." away from the names of sources and of folders of headers.
+        return Path(os.path.abspath(value) if kind == "paths" else value).absolute()
     except FileNotFoundError:
         raise ArgumentError(
             f"{argument} must be absolute, since the current folder is gone, got {str(value)!r}"
@@ -172,7 +173,7 @@ def _bindings(argument: str, value: Any) -> tuple[tuple[str, str], ...] | None:
         )
     given = value.items() if isinstance(value, Mapping) else value
     given = [given] if isinstance(given, str) else given
-    found = tuple(one if isinstance(one, tuple) else (one, one) for one in given)
+    found = tuple(one if isinstance(one, tuple) and len(one) == 2 else (one, one) for one in given)
     _strings(argument, [text for pair in found for text in pair])
     for name, _ in found:
         if not re.fullmatch(r"[\w:<>, ]+", name) or " " in re.sub(r"<.*>", "", name):

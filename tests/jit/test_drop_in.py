@@ -61,6 +61,7 @@ def test_the_signature_is_torchs(name):
             ops.ArgumentError,
             "functions must be a name, a list of",
         ),
+        ({"functions": [("f",)]}, ops.ArgumentTypeError, "functions must hold strings only, got"),
         ({"functions": {3: 4}}, ops.ArgumentTypeError, "functions must hold strings only, got 3"),
         ({"name": "my-ops"}, ops.ArgumentError, "name must be C identifiers with"),
         ({"name": "é"}, ops.ArgumentError, "name must be C identifiers with"),

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
-import shlex
 import subprocess
-import sys
 
 import pytest
 
 import ops
-from ops.jit import Extension, text
+from ops.jit import Extension, files, text
 from tests.jit.support import COMPILER, answer, entries, extension
 
 pytestmark = pytest.mark.cpp
@@ -50,6 +47,9 @@ ASKS = {
     "the next": "#if defined X || __has_include_next(/* so */ <late.h>)",
     "a macro": '#define LATE "late.h"\n#if __has_include(LATE)',
     "a line that goes on": "#if __has_\\\ninclude(<late.h>)",
+    "a comment": "#if __has_include /* so */ (<late.h>)",
+    "an alias": "#define HAS __has_include\n#if HAS(<late.h>)",
+    "a function": '#define OTHER "x"\n#define HAS(x) __has_include(x)\n#if 1 < 2 && HAS(<late.h>)',
 }
 
 
@@ -87,10 +87,8 @@ def test_headers_that_the_user_has_precompiled(cache, tmp_path, how):
 
     def precompile(value):
         put(other, value)
-        ninja = [sys.executable, "-m", "ninja", "-C", built.build().parent, "-t", "compdb"]
-        commands = json.loads(subprocess.check_output(ninja))
-        [command] = (one for one in commands if one["file"].endswith("main.cpp"))
-        words = shlex.split(command["command"])
+        script = built.build().with_name("build.ninja").read_text()
+        words = script.partition("\ncflags = ")[2].partition("\n")[0].split()
         flags = [w for w in words if w.startswith(("-D", "-f", "-std")) and "depend" not in w]
         made = [*flags, "-x", "c++-header", str(other), "-o", f"{header}.gch"]
         subprocess.run([COMPILER, *made], check=True)
@@ -129,6 +127,52 @@ def test_a_header_that_nothing_asks_for_hides_none(cache, tmp_path):
     put(tmp_path / "other.h", 2)
     (tmp_path / "folder").mkdir()
     assert built.find() == library
+
+
+@pytest.mark.parametrize("name", ["./v.h", "././/v.h", "s/./v.h", "s//v.h"])
+def test_names_with_parts_that_lead_nowhere(cache, tmp_path, name):
+    put(tmp_path / "b" / name, 1)
+    built = inline(f"#include <{name}>\n", extra_include_paths=[tmp_path / "a", tmp_path / "b"])
+    changes(built, 1, 2, lambda: put(tmp_path / "a" / name, 2))
+
+
+def test_a_blank_part_below_a_folder_of_the_extension(cache, tmp_path):
+    put(tmp_path / "s" / "v.h", 1)
+    built = inline("#include <s//v.h>\n", extra_include_paths=[tmp_path / "s", tmp_path])
+    changes(built, 1, 2, lambda: put(tmp_path / "s" / "v.h", 2))
+
+
+def test_a_header_that_hides_a_source_that_another_includes(cache, tmp_path):
+    put(tmp_path / "b" / "v.cpp", 1)
+    (tmp_path / "b" / "answer.cpp").write_text(f"#include <v.cpp>\n{VALUE}")
+    sources = [tmp_path / "b" / "answer.cpp", tmp_path / "b" / "v.cpp"]
+    folders = [tmp_path / "a", tmp_path / "b"]
+    built = files("answer", sources, None, None, None, folders, is_python_module=False)
+    changes(built, 1, 2, lambda: put(tmp_path / "a" / "v.cpp", 2))
+
+
+def test_a_header_in_the_place_of_a_folder(cache, tmp_path):
+    """Where compilers pass the folder over."""
+    put(tmp_path / "b" / "v.h", 1)
+    place = tmp_path / "a" / "v.h"
+    place.mkdir(parents=True)
+    built = inline("#include <v.h>\n", extra_include_paths=[place.parent, tmp_path / "b"])
+    changes(built, 1, 2, lambda: (place.rmdir(), put(place, 2)))
+
+
+def test_a_link_to_a_folder_searched_before_that_leads_elsewhere_now(cache, tmp_path):
+    """The compiler ignores it, until then."""
+    (tmp_path / "a").mkdir()
+    (tmp_path / "link").symlink_to("a")
+    put(tmp_path / "b" / "v.h", 1)
+    put(tmp_path / "c" / "v.h", 2)
+    flags = [f"-I{tmp_path / name}" for name in ("a", "link", "b")]
+
+    def change():
+        (tmp_path / "link").unlink()
+        (tmp_path / "link").symlink_to("c")
+
+    changes(inline("#include <v.h>\n", extra_cflags=flags), 1, 2, change)
 
 
 FOLDERS = {
@@ -289,6 +333,8 @@ READS = {
     "raw": ("", 'R"(.incbin "{0}/blob")"', []),
     "of a part": ("", r'".incbin \"{0}/blob\", 0, 1"', []),
     "assembly": ("", r'".include \"{0}/included\""', []),
+    "capitals": ("", r'".INCBIN \"{0}/blob\""', []),
+    "by another file": ("", r'".include \"{0}/further\""', []),
     "in a header": ('#include "{0}/reads.h"\n', "READS", []),
 }
 
@@ -303,6 +349,7 @@ def test_files_that_assembly_reads(cache, tmp_path, before, reads, flags):
         one.replace("{0}", str(tmp_path)) for one in (before, reads, READS["raw"][1], *flags)
     )
     (tmp_path / "reads.h").write_text(f"#define READS {inner}\n")
+    (tmp_path / "further").write_text(f'.include "{tmp_path}/included"\n')
     before += (
         rf'asm(".section .rodata\nblob:\n" {reads} "\n.previous\n");'
         '\nextern "C" const char blob[] __attribute__((visibility("hidden")));\n'
@@ -310,6 +357,16 @@ def test_files_that_assembly_reads(cache, tmp_path, before, reads, flags):
     )
     write(1)
     changes(inline(before, extra_cflags=flags), 1, 2, lambda: write(2))
+
+
+def test_a_file_that_a_source_of_assembly_reads(cache, tmp_path):
+    blob, source = tmp_path / "blob", tmp_path / "answer.s"
+    source.write_text(f'.data\n.global answers\nanswers: .incbin "{blob}"\n')
+    blob.write_bytes(b"1")
+    built = files("answer", source, is_python_module=False)
+    assert built.build() == built.find()
+    blob.write_bytes(b"2")
+    assert built.find() is None
 
 
 @pytest.mark.parametrize("read", [r'".incbin \"" BLOB "\""', r'".incbin \"blob\""'])
@@ -323,7 +380,9 @@ def test_a_file_that_assembly_reads_by_a_computed_or_relative_name_is_refused(
     assert entries(cache) == []
 
 
-def test_a_header_asked_for_by_a_computed_name_is_refused(cache):
-    text = "#define JOIN(a) <a.h>\n#define STRING(x) #x\n#if __has_include(STRING(x.h))\n#endif\n"
+@pytest.mark.parametrize("asked", ["STRING(late.h)", "LESS late.h MORE"])
+def test_a_header_asked_for_by_a_computed_name_is_refused(cache, asked):
+    text = '#define OTHER "x"\n#define STRING(x) #x\n#define LESS <\n#define MORE >\n'
+    text += f"#if __has_include({asked})\n#endif\n#define VALUE 1\n"
     with pytest.raises(ops.BuildError, match="__has_include must name a header, or a macro"):
-        inline(f"{text.partition(chr(10))[2]}#define VALUE 1\n").load()
+        inline(text).load()

@@ -113,6 +113,27 @@ def test_files_that_linkers_are_told_to_read(cache, source, tmp_path, flags):
         assert built.find()
 
 
+@pytest.mark.parametrize(
+    ("argument", "flag"),
+    [
+        ("extra_ldflags", "-Wl,-Map={0}"),
+        ("extra_ldflags", "-Wl,-Map,{0}"),
+        ("extra_cflags", "-O2 -fopt-info-all={0}"),
+        ("extra_cflags", "-fdump-tree-optimized={0}"),
+        ("extra_cflags", "-D LOG={0}"),
+    ],
+)
+def test_a_file_that_flags_name_but_nobody_reads(cache, source, tmp_path, argument, flag):
+    """Nor does it count who writes it."""
+    source.write_text('extern "C" int answer() { return 42; }\n')
+    file = tmp_path / "written"
+    built = plain(source, **{argument: (flag.format(file),)})
+    library = built.load()
+    assert file.exists() != ("LOG" in flag)
+    file.write_text("more")
+    assert built.find() == library
+
+
 LINKED = {
     "folder and library": ["-Wl,--library-path={0}", "-Wl,--library=vv"],
     "in two words each": ["-Wl,--library-path,{0}", "-Wl,--library,vv"],

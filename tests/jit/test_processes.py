@@ -163,6 +163,23 @@ def test_a_fork_while_another_thread_builds(cache, slow_compiler, delay):
     assert out.split() == ["7"]
 
 
+def test_a_child_that_is_forked_during_a_build_keeps_no_lock(cache, source):
+    """Such as a worker of a DataLoader, beside a thread whose build fails."""
+    asked = _key.digest(_key.request(extension(source).spec))
+    extension(source).load()
+    path = _publish.lock_path(cache, _entries.entry_name("answer", asked))
+    with _publish.exclusive(path, "answer", 0, print):
+        child = os.fork()
+        if child == 0:
+            signal.pause()
+    try:
+        with _publish.exclusive(path, "answer", 0, print) as lock:
+            assert lock.is_exclusive
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+
+
 def test_a_fork_while_another_thread_imports(cache):
     """The child has no such thread, whose import it would wait for."""
     out, _ = run(
@@ -215,3 +232,11 @@ def test_staging_of_any_dead_builder_is_swept(cache, source, monkeypatch):
     os.close(descriptor)
     monkeypatch.setattr(_location, "is_shared", lambda path: True)  # with hosts unseen from here
     assert left_by_next_build() == ["alive", "dead", "just made"]
+
+
+def test_a_sweep_never_locks_the_folder_that_a_builder_is_just_making(cache, monkeypatch):
+    """The builder would wait for the lock, which a child that is forked then would keep."""
+    (cache / "staging" / "young").mkdir(parents=True)
+    monkeypatch.setattr(_publish, "try_lock", lambda descriptor: pytest.fail("locked"))
+    _publish.sweep(cache)
+    assert len(leftovers(cache)) == 1

@@ -81,6 +81,22 @@ def test_a_package_of_the_system_that_text_asks_for(cache):
 
 
 @pytest.mark.mounts
+def test_a_header_of_the_administrator_that_hides_one_of_the_system(cache):
+    code = f"""
+    from pathlib import Path
+    from ops.jit import text
+    mount("-t", "tmpfs", "tmpfs", "/usr/local/include")
+    before = "#include <protocols/routed.h>\\n#ifndef GIVEN\\n#define GIVEN 1\\n#endif\\n"
+    built = text("answer", before + {GIVEN!r}, **{PLAIN})
+    print(ctypes.CDLL(str(built.load())).answer(), built.find() is not None)
+    Path("/usr/local/include/protocols").mkdir()
+    Path("/usr/local/include/protocols/routed.h").write_text("#define GIVEN 2\\n")
+    print(built.find() is not None, ctypes.CDLL(str(built.load())).answer())
+    """
+    assert alone(code, cache) == ["1", "True", "False", "2"]
+
+
+@pytest.mark.mounts
 def test_an_archive_of_the_system_that_a_name_finds(cache, tmp_path):
     code = f"""
     from pathlib import Path
@@ -291,6 +307,22 @@ def test_a_copied_tree_that_names_a_folder_of_the_first(cache, tmp_path, monkeyp
     for number, folder in enumerate((first, copied), 1):
         put(named, f"#define GIVEN {number}\n")
         built = files("answer", folder / "x.cpp", flags, is_python_module=False)
+        assert answer(built.load()) == number
+
+
+@pytest.mark.parametrize(
+    ("of_source", "of_headers"), [("x/../src/x.cpp", "src"), ("src/x.cpp", "src/../inc")]
+)
+def test_a_copied_tree_whose_folders_are_named_by_way_of_others(
+    cache, tmp_path, of_source, of_headers
+):
+    """As in ``Path(__file__).parent / ".." / "inc"``, of which compilers never see the dots."""
+    for number, tree in enumerate((tmp_path / "first", tmp_path / "copied"), 1):
+        (tree / "x").mkdir(parents=True)
+        put(tree / "src" / "x.cpp", f'#include "x.h"\n{GIVEN}')
+        put((tree / of_headers).resolve() / "x.h", f"#define GIVEN {number}\n")
+        folders = [tree / of_headers] if "inc" in of_headers else None
+        built = files("answer", tree / of_source, None, None, None, folders, is_python_module=False)
         assert answer(built.load()) == number
 
 

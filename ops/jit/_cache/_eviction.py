@@ -124,4 +124,4 @@ def _locked(path: Path) -> Iterator[bool | None]:
     try:
         yield _publish.try_lock(descriptor)
     finally:
-        os.close(descriptor)
+        _publish.unlock(descriptor)

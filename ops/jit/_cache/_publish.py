@@ -89,7 +89,14 @@ def exclusive(
         with contextlib.suppress(OSError):
             os.ftruncate(descriptor, 0)
     finally:
-        os.close(descriptor)
+        unlock(descriptor)
+
+
+def unlock(descriptor: int) -> None:
+    """Close a locked file. A child that was forked meanwhile has it open too, and would keep it."""
+    with contextlib.suppress(OSError):
+        fcntl.flock(descriptor, fcntl.LOCK_UN)
+    os.close(descriptor)
 
 
 def try_lock(descriptor: int) -> bool | None:
@@ -223,11 +230,11 @@ def _is_abandoned(folder: Path) -> bool:
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             age = time.time() - os.fstat(descriptor).st_mtime
-            # The lock of another host may not be seen from here.
-            free = None if _location.is_shared(folder) else try_lock(descriptor)
+            # The lock of another host may not be seen. A builder may just come to lock a young one.
+            free = None if _location.is_shared(folder) else age > _YOUNG and try_lock(descriptor)
         finally:
-            os.close(descriptor)
-        return age > _ABANDONED_AFTER if free is None else free and age > _YOUNG
+            unlock(descriptor)
+        return age > _ABANDONED_AFTER if free is None else free
     return False
 
 
