@@ -289,7 +289,7 @@ def _read_by_assembly(spec: Spec, text: bytes) -> list[str]:
                 f"could tell when another one changes, got {name or 'a computed name'!r}"
             )
         if kind == b"include" and name not in found:
-            reads += _ASSEMBLY_READS.findall(_read(name))
+            reads.extend(_ASSEMBLY_READS.findall(_read(name)))  # this loop comes to them
         found[name] = None
     return list(found)
 
