@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import colorsys
+import functools
 import inspect
 import os
 import subprocess
@@ -16,10 +17,12 @@ import torch.utils.cpp_extension as torchs
 import ops
 from ops.jit import _admin, _load, load, load_inline
 from ops.jit._cache import _eviction
-from tests.harness.forks import run
+from tests.harness import forks
 from tests.jit.support import ANSWER, answer, entries
 
-pytestmark = pytest.mark.cpp
+pytestmark = [pytest.mark.cpp, pytest.mark.usefixtures("trials_in_forks")]
+
+run = functools.partial(forks.run, whole_end=True)  # as torch must, with what it registered
 
 PLAIN = {"is_python_module": False, "no_implicit_headers": True}
 PYTHON_MODULE = """

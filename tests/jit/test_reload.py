@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import os
 import re
 import sys
@@ -13,11 +14,14 @@ import torch
 import ops
 from ops.jit import _reload, load_inline
 from ops.jit._cache import _eviction
-from tests.harness.forks import run, start
+from tests.harness import forks
+from tests.harness.forks import start
 from tests.jit.support import ANSWER
 from tests.jit.test_drop_in import OPERATORS, PLAIN, PYTHON_MODULE, STABLE, TORCHS_OWN, operators
 
-pytestmark = pytest.mark.cpp
+pytestmark = [pytest.mark.cpp, pytest.mark.usefixtures("trials_in_forks")]
+
+run = functools.partial(forks.run, whole_end=True)  # as torch must, with what it registered
 
 UNDEFINED = '\nint nowhere();\nextern "C" int f() { return nowhere(); }\n'
 LAZY = {**STABLE, "extra_ldflags": ["-Wl,--unresolved-symbols=ignore-all"]}
@@ -111,7 +115,7 @@ def test_a_newer_version_whose_initialisers_do_not_end(cache):
     code = f"""
         import ops, torch
         from ops.jit import _reload, load_inline
-        _reload._LONGEST = 8
+        _reload._LONGEST = 2
         load_inline("reload_hangs", {text!r}, **{STABLE!r})
         try:
             load_inline("reload_hangs", {newer!r}, **{STABLE!r})
@@ -119,41 +123,34 @@ def test_a_newer_version_whose_initialisers_do_not_end(cache):
             print(error)
         print(torch.ops.reload_hangs.add(10))
     """
-    process = start(code, JITOPS_CACHE_DIR=cache)
+    process = start(code, whole_end=True, JITOPS_CACHE_DIR=cache)
     try:
         out, err = process.communicate(timeout=120)
     finally:
         process.kill()
     assert process.returncode == 0, err
-    assert "loading it would not end within 8 s of its initialisers" in out
+    assert "loading it would not end within 2 s of its initialisers" in out
     assert out.endswith("\n11\n")
 
 
 def test_a_module_whose_newer_version_does_not_load(cache):
     """Neither an undefined symbol nor an exception is the older's."""
-    bound = """
-        #include <pybind11/pybind11.h>
-        #include <stdexcept>
-        int answer() { return 1; }
-        PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) { m.def("answer", &answer); }
-    """
-    newer = [
-        bound + UNDEFINED,
-        bound.replace('m.def("', 'throw std::runtime_error("on purpose"); m.def("'),
-    ]
+    older = PYTHON_MODULE % 1
+    fails = 'Py_DECREF(m); PyErr_SetString(PyExc_ImportError, "on purpose"); return nullptr;'
+    newer = [older + UNDEFINED, older.replace("return m;", fails)]
     code = f"""
         import sys, ops
         from ops.jit import load_inline
         kept = {{"extra_ldflags": {LAZY["extra_ldflags"]!r}, "no_implicit_headers": True}}
-        module = sys.modules["reload_bound"] = load_inline("reload_bound", {bound!r}, **kept)
+        module = sys.modules["reload_module"] = load_inline("reload_module", {older!r}, **kept)
         for text in {newer!r}:
             try:
-                load_inline("reload_bound", text, **kept)
+                load_inline("reload_module", text, **kept)
             except ImportError as error:
                 print("nowhere" in str(error), "on purpose" in str(error), end=" ")
-            print(module.answer(), sys.modules["reload_bound"] is module)
-        newest = load_inline("reload_bound", {bound.replace("return 1", "return 2")!r}, **kept)
-        print(newest.answer(), module.answer())
+            print(module.answer, sys.modules["reload_module"] is module)
+        newest = load_inline("reload_module", {PYTHON_MODULE % 2!r}, **kept)
+        print(newest.answer, module.answer)
     """
     out, _ = run(code, JITOPS_CACHE_DIR=cache)
     assert out.splitlines() == [
