@@ -60,7 +60,7 @@ def test_a_user_without_a_home_whose_compiler_is_behind_ccache(
     assert extension(source).find()
 
 
-@pytest.mark.parametrize("name", ["a b", "a&b", "a'b", "a$b", "a;b", "a(b)"])
+@pytest.mark.parametrize("name", ["a b&c;d", "a$b(c)'d"])
 def test_an_environment_at_an_odd_place(cache, tmp_path, name):
     """torch writes its own folder unquoted."""
     (tmp_path / name).mkdir()

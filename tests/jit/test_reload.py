@@ -17,7 +17,7 @@ from ops.jit._cache import _eviction
 from tests.harness import forks
 from tests.harness.forks import start
 from tests.jit.support import ANSWER
-from tests.jit.test_drop_in import OPERATORS, PLAIN, PYTHON_MODULE, STABLE, TORCHS_OWN, operators
+from tests.jit.test_drop_in import OPERATORS, PLAIN, PYTHON_MODULE, STABLE, operators
 
 pytestmark = [pytest.mark.cpp, pytest.mark.usefixtures("trials_in_forks")]
 
@@ -61,7 +61,7 @@ def test_what_is_withdrawn_and_cannot_be_replaced_is_said(cache, monkeypatch):
         newer("reload_untried", UNDEFINED)
 
 
-DIES = [  # what is added to a version, what must be said, and whether it is an exception's doing
+DIES = [  # what a version is, what must be said, and whether it is an exception's doing
     (THROWS, r"signal 6 \(SIGABRT\) in its initialisers: .*on purpose", True),
     # torch 2.11 logs the error, goes on, and has no such operator.
     *(
@@ -83,7 +83,7 @@ def test_operators_whose_newer_version_would_end_the_process(cache):
     newer = [
         text.replace("(int x)", "(int x")
         if more == "schema"
-        else text + (more if more == THROWS else INITIALISER % more)
+        else (more if more == THROWS else INITIALISER % more)
         for more, _, _ in DIES
     ]
     code = f"""
@@ -111,7 +111,7 @@ def test_operators_whose_newer_version_would_end_the_process(cache):
 
 def test_a_newer_version_whose_initialisers_do_not_end(cache):
     text = OPERATORS.format(namespace="reload_hangs", number=1, schema="int x")
-    newer = text + INITIALISER % "for (;;) pause()"
+    newer = INITIALISER % "for (;;) pause()"
     code = f"""
         import ops, torch
         from ops.jit import _reload, load_inline
@@ -270,19 +270,18 @@ def test_what_is_effective_spec_is_in_use(cache):
 def test_two_extensions_that_register_the_same(cache):
     """torch would end the process without a word; who defines something else is not refused."""
     texts = [OPERATORS.format(namespace="reload_clash", number=n, schema="int x") for n in (1, 2)]
-    fragment = TORCHS_OWN.format(number=3).replace("hot_torch", "reload_clash")
-    fragment = fragment.replace("TORCH_LIBRARY(", "TORCH_LIBRARY_FRAGMENT(")
+    fragment = OPERATORS.format(namespace="reload_clash", number=3, schema="int x")
+    fragment = fragment.replace("LIBRARY(", "LIBRARY_FRAGMENT(")
     code = f"""
         import ops, torch
         from ops.jit import load_inline
         load_inline("first", {texts[0]!r}, **{STABLE!r})
-        for name, text, flags in (("second", {texts[1]!r}, {STABLE!r}),
-                                  ("third", {fragment!r}, {PLAIN!r})):
+        for name, text in (("second", {texts[1]!r}), ("third", {fragment!r})):
             try:
-                load_inline(name, text, **flags)
+                load_inline(name, text, **{STABLE!r})
             except ops.BuildError as error:
                 print(error)
-        load_inline("fourth", {fragment.replace('"add', '"sub')!r}, **{PLAIN!r})
+        load_inline("fourth", {fragment.replace('"add', '"sub')!r}, **{STABLE!r})
         print(torch.ops.reload_clash.add(10), torch.ops.reload_clash.sub(10))
     """
     out, _ = run(code, JITOPS_CACHE_DIR=cache)
@@ -315,19 +314,25 @@ def test_two_extensions_that_share_a_namespace(cache):
 @pytest.mark.parametrize("how", ["schema", "function"])
 def test_an_extension_that_registers_an_operator_of_torch(cache, how):
     """At its first load, when nothing of its name is there to be replaced."""
-    schema = '"relu(Tensor self) -> Tensor"' if how == "schema" else '"relu", &relu'
-    text = f"""
-    #include <torch/library.h>
-    static at::Tensor relu(const at::Tensor& self) {{ return self; }}
-    TORCH_LIBRARY_FRAGMENT(aten, m) {{ m.def({schema}); }}
-    """
+    text = {
+        "schema": """
+        #include <torch/csrc/stable/library.h>
+        STABLE_TORCH_LIBRARY_FRAGMENT(aten, m) { m.def("relu(Tensor self) -> Tensor"); }
+        """,
+        "function": """
+        #include <torch/library.h>
+        static at::Tensor relu(const at::Tensor& self) { return self; }
+        TORCH_LIBRARY_FRAGMENT(aten, m) { m.def("relu", &relu); }
+        """,
+    }[how]
+    flags = STABLE if how == "schema" else PLAIN
     out, _ = run(
         f"""
         import ops, torch
         from ops.jit import load_inline
         for _ in range(2):
             try:
-                load_inline("of_torch", {text!r}, **{PLAIN!r})
+                load_inline("of_torch", {text!r}, **{flags!r})
             except ops.BuildError as error:
                 print(error)
         print(torch.relu(torch.tensor([-1.0])).item())
