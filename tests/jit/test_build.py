@@ -91,13 +91,6 @@ def test_a_function_that_is_not_declared_is_named(cache, name):
     assert second == "  cause: functions names something that is not declared in cpp_sources"
 
 
-@pytest.mark.thorough
-def test_functions_are_bound_beside_lines_that_are_counted(cache):
-    module = load_inline("bound", FUNCTIONS.format(""), functions={"right": "docs"}, **BOUND)
-    assert module.right() == 1
-    assert "docs" in module.right.__doc__
-
-
 def test_a_failed_build_can_be_mended(cache, source):
     good = source.read_text()
     source.write_text("nonsense")
