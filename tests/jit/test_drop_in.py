@@ -196,7 +196,8 @@ def test_functions_with_docstrings_of_templates_and_in_several_texts(cache):
 
 
 def test_one_function_is_a_list_of_one():
-    one, listed = (ops.jit.text("f", ANSWER, functions=given).spec for given in ("f", ["f"]))
+    both = "answer", ["answer"]
+    one, listed = (ops.jit.text("f", ANSWER, functions=given).spec for given in both)
     assert one == listed
 
 
