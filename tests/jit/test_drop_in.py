@@ -349,7 +349,7 @@ TORCH_LIBRARY_IMPL(hot_torch, CompositeImplicitAutograd, m) {{ m.impl("add", &ad
 
 
 @pytest.mark.thorough
-def test_hot_reload_of_operators_registered_by_torchs_macros(cache):
+def test_hot_reload_of_operators_registered_by_torchs_macros(cache, trials_in_a_new_python):
     """In a process of its own, which must end well too."""
     code = f"""
         import torch

@@ -37,7 +37,7 @@ def newer(namespace, more, schema="int x"):
     return load_inline(namespace, text, **LAZY)
 
 
-def test_operators_whose_newer_version_has_an_undefined_symbol(cache):
+def test_operators_whose_newer_version_has_an_undefined_symbol(cache, trials_in_a_new_python):
     namespace = "reload_undefined"
     operators(namespace, 1)
     held = getattr(torch.ops, namespace).add.default
