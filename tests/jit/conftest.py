@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 
 from ops import _config
 from ops.jit import _load
 from ops.jit._cache import _location
+from tests.harness import forks
+
+PYTHON = sys.executable
 
 
 @pytest.fixture
@@ -34,3 +39,15 @@ def source(tmp_path):
         '#include "answer.h"\nextern "C" int answer() { return ANSWER; }\n'
     )
     return folder / "answer.cpp"
+
+
+@pytest.fixture
+def trials_in_forks(monkeypatch):
+    """A newer version is tried in a fork, also by forks: a new Python would take two seconds."""
+    monkeypatch.setattr(sys, "executable", forks.python())
+
+
+@pytest.fixture
+def trials_in_a_new_python(trials_in_forks, monkeypatch):
+    """As users have them, for a test whose module asks for the other."""
+    monkeypatch.setattr(sys, "executable", PYTHON)

@@ -73,10 +73,11 @@ def test_inline_errors_count_the_users_own_lines(cache):
     assert "      int x = oops;\n" in str(raised.value)
 
 
+# In the place of pybind11, which takes three seconds to compile.
 FUNCTIONS = """
-#include <pybind11/pybind11.h>
-{}
-int right() {{ return 1; }}
+struct Module { template <class... T> void def(T...); };
+#define PYBIND11_MODULE(name, m) void bind(Module& m)
+int right() { return 1; }
 """
 BOUND = {"no_implicit_headers": True, "with_pytorch_error_handling": False}
 
@@ -84,18 +85,11 @@ BOUND = {"no_implicit_headers": True, "with_pytorch_error_handling": False}
 @pytest.mark.parametrize("name", ["wrong", "no::wrong"])
 def test_a_function_that_is_not_declared_is_named(cache, name):
     with pytest.raises(ops.BuildError) as raised:
-        load_inline("broken", FUNCTIONS.format(""), functions=["right", name], **BOUND)
+        load_inline("broken", FUNCTIONS, functions=["right", name], **BOUND)
     first, second = str(raised.value).splitlines()[1:3]
     assert first.startswith("  broken.functions:3: ")
     assert f"‘{name.partition('::')[0]}’" in first
     assert second == "  cause: functions names something that is not declared in cpp_sources"
-
-
-@pytest.mark.thorough
-def test_functions_are_bound_beside_lines_that_are_counted(cache):
-    module = load_inline("bound", FUNCTIONS.format(""), functions={"right": "docs"}, **BOUND)
-    assert module.right() == 1
-    assert "docs" in module.right.__doc__
 
 
 def test_a_failed_build_can_be_mended(cache, source):

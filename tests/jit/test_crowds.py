@@ -12,6 +12,7 @@ import pytest
 
 import ops
 from ops.jit import text
+from tests.harness import forks
 from tests.harness.forks import run, start
 from tests.harness.helpers import environment
 from tests.jit.support import ANSWER, COMPILER, answer, entries, leftovers
@@ -26,7 +27,7 @@ def compiler(tmp_path):
     """Slow enough that all of a crowd come while it runs; notes each of its runs."""
     path, runs = tmp_path / "slow-g++", tmp_path / "runs"
     path.write_text(
-        f'#!/bin/sh\ncase "$*" in *" -c "*main.cpp*) echo run >> {runs}; sleep 2;; esac\n'
+        f'#!/bin/sh\ncase "$*" in *" -c "*main.cpp*) echo run >> {runs}; sleep 1;; esac\n'
         f'exec {COMPILER} "$@"\n'
     )
     path.chmod(0o755)
@@ -49,15 +50,16 @@ RANK = f"""
 @pytest.mark.parametrize("kind", ["good", "broken"])
 def test_torchrun(cache, tmp_path, compiler, kind):
     """Four ranks on an empty cache: one build, and every rank the same result, or error."""
-    script = tmp_path / "rank.py"
-    script.write_text(textwrap.dedent(RANK))
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=4", str(script)]
-    subprocess.run(
-        [*command, kind, str(tmp_path)],
-        env=environment(JITOPS_CACHE_DIR=cache, CXX=compiler[0], OMP_NUM_THREADS="1"),
-        check=True,
-        capture_output=True,
-        timeout=300,
+    rank = [forks.python(), "-c", textwrap.dedent(RANK), kind, str(tmp_path)]
+    forks.run(
+        f"""
+        import runpy, sys
+        sys.argv = ["torchrun", "--no-python", "--nproc_per_node=4", *{rank!r}]
+        runpy.run_module("torch.distributed.run", run_name="__main__")
+        """,
+        JITOPS_CACHE_DIR=cache,
+        CXX=compiler[0],
+        OMP_NUM_THREADS="1",
     )
     said = [(tmp_path / f"rank{rank}").read_text() for rank in range(4)]
     assert len(set(said)) == 1
@@ -78,25 +80,26 @@ LOADER = f"""
             path = ops.jit.load_inline("workers", {ANSWER!r}, **{PLAIN})
             return ctypes.CDLL(path).answer() + index
     if __name__ == "__main__":
-        loader = DataLoader(Answers(), num_workers=4, multiprocessing_context="{{start}}")
+        loader = DataLoader(Answers(), num_workers={{workers}}, multiprocessing_context="{{start}}")
         print(sorted(int(x) for x in loader))
         print(ctypes.CDLL(ops.jit.load_inline("workers", {ANSWER!r}, **{PLAIN})).answer())
 """
 
 
-@pytest.mark.parametrize("how", ["fork", "spawn"])
-def test_data_loader_workers(cache, tmp_path, compiler, how):
-    script = tmp_path / "loader.py"
-    script.write_text(textwrap.dedent(LOADER).replace("{start}", how))
-    done = subprocess.run(
-        [sys.executable, str(script)],
-        env=environment(JITOPS_CACHE_DIR=cache, CXX=compiler[0]),
-        check=True,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.stdout.splitlines() == [str([42 + n for n in range(8)]), "42"]
+@pytest.mark.parametrize(("how", "workers"), [("fork", "4"), ("spawn", "2")])
+def test_data_loader_workers(cache, tmp_path, compiler, how, workers):
+    """Those that are spawned read a script anew, and import torch, which takes two seconds each."""
+    code = LOADER.replace("{start}", how).replace("{workers}", workers)
+    variables = {"JITOPS_CACHE_DIR": cache, "CXX": compiler[0]}
+    if how == "fork":
+        out, _ = run(code, **variables)
+    else:
+        script = tmp_path / "loader.py"
+        script.write_text(textwrap.dedent(code))
+        out = subprocess.check_output(
+            [sys.executable, script], env=environment(**variables), text=True, timeout=300
+        )
+    assert out.splitlines() == [str([42 + n for n in range(8)]), "42"]
     assert compiler[1]() == 1
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import colorsys
+import functools
 import inspect
 import os
 import subprocess
@@ -16,10 +17,12 @@ import torch.utils.cpp_extension as torchs
 import ops
 from ops.jit import _admin, _load, load, load_inline
 from ops.jit._cache import _eviction
-from tests.harness.forks import run
+from tests.harness import forks
 from tests.jit.support import ANSWER, answer, entries
 
-pytestmark = pytest.mark.cpp
+pytestmark = [pytest.mark.cpp, pytest.mark.usefixtures("trials_in_forks")]
+
+run = functools.partial(forks.run, whole_end=True)  # as torch must, with what it registered
 
 PLAIN = {"is_python_module": False, "no_implicit_headers": True}
 PYTHON_MODULE = """
@@ -162,18 +165,6 @@ def test_several_sources_of_one_name_in_one_process(cache):
     assert one.__name__ == two.__name__ == "mine"
 
 
-@pytest.mark.thorough
-def test_hot_reload_of_pybind11_modules(cache):
-    text = """
-        #include <pybind11/pybind11.h>
-        int answer() {{ return {number}; }}
-        PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {{ m.def("answer", &answer); }}
-    """
-    for number in (1, 2, 1):
-        module = load_inline("bound", text.format(number=number), no_implicit_headers=True)
-        assert module.answer() == number
-
-
 def test_modules_of_that_name_stay_imported(cache):
     """CPython would put the extension in the place of the standard library's."""
     module = load_inline("colorsys", PYTHON_MODULE % 1, no_implicit_headers=True)
@@ -182,80 +173,6 @@ def test_modules_of_that_name_stay_imported(cache):
 
 
 # ---- the calls that torch's own tests of its loader make -----------------------------------------
-
-TORCHS_TESTS = """
-#include <torch/torch.h>
-#include <pybind11/functional.h>
-enum class Colour { red = 1, blue = 2 };
-struct Doubled : torch::autograd::Function<Doubled> {
-  static torch::Tensor forward(torch::autograd::AutogradContext*, torch::Tensor x) { return 2 * x; }
-  static torch::autograd::variable_list backward(
-      torch::autograd::AutogradContext*, torch::autograd::variable_list grads) {
-    return {2 * grads[0]};
-  }
-};
-struct Net : torch::nn::Module {
-  Net(int64_t in, int64_t out) : fc(register_module("fc", torch::nn::Linear(in, out))) {
-    buffer = register_buffer("buffer", torch::eye(5));
-  }
-  torch::Tensor forward(torch::Tensor x) { return fc->forward(x); }
-  torch::nn::Linear fc;
-  torch::Tensor buffer;
-};
-torch::Tensor doubled(torch::Tensor x) { return Doubled::apply(x); }
-torch::Tensor tanh_add(torch::Tensor x, torch::Tensor y) { return x.tanh() + y.tanh(); }
-torch::Tensor times_i(torch::Tensor x) {
-  return x.to(torch::kComplexFloat) * c10::complex<float>(0, 1);
-}
-c10::ScalarType scalar_type() { return torch::kDouble; }
-c10::Device device() { return c10::Device("cpu"); }
-std::vector<bool> both() { return {true, false}; }
-std::function<int(int)> functor(int n) { return [n](int x) { return x + n; }; }
-Colour colour() { return Colour::blue; }
-void warns() { TORCH_WARN("look here"); }
-void fails() { TORCH_CHECK(false, "no such thing"); }
-void extra_bindings(py::module_ m) {
-  py::enum_<Colour>(m, "Colour").value("red", Colour::red).value("blue", Colour::blue);
-  auto net = torch::python::bind_module<Net>(m, "Net");
-  net.def(py::init<int64_t, int64_t>()).def("forward", &Net::forward);
-}
-"""
-NAMES = [
-    *("doubled", "tanh_add", "times_i", "scalar_type", "device", "both", "functor", "colour"),
-    *("warns", "fails", "extra_bindings"),
-]
-
-
-@pytest.mark.thorough
-def test_text_with_default_headers(cache):
-    """Torch's load_inline is used for this most: half a minute, once."""
-    sources = [TORCHS_TESTS, "// another"]
-    module = load_inline("with_headers", sources, functions={name: f"{name}." for name in NAMES})
-    assert sources == [TORCHS_TESTS, "// another"]  # torch's inserts a line into the caller's list
-    assert module.tanh_add.__doc__.endswith("tanh_add.\n")
-    x = torch.randn(3, requires_grad=True)
-    torch.testing.assert_close(module.tanh_add(x, x), 2 * x.tanh())
-    module.doubled(x).sum().backward()
-    assert x.grad.tolist() == [2.0] * 3
-    assert module.times_i(torch.ones(1)).tolist() == [1j]
-    assert (module.scalar_type(), module.device()) == (torch.double, torch.device("cpu"))
-    assert module.both() == [True, False]
-    assert module.functor(2)(3) == 5
-    module.extra_bindings(module)
-    assert module.colour() == module.Colour.blue
-    net = module.Net(5, 2)
-    assert {name for name, _ in net.named_parameters()} == {"fc.weight", "fc.bias"}
-    assert {name for name, _ in net.named_buffers()} == {"buffer"}
-    net.forward(torch.ones(1, 5)).sum().backward()
-    assert dict(net.named_parameters())["fc.weight"].grad.shape == (2, 5)
-    net.to(torch.double)
-    assert {one.dtype for one in net.parameters()} == {torch.double}
-    assert len(list(torch.nn.Sequential(net).parameters())) == 2
-    with pytest.warns(UserWarning, match="look here"):
-        module.warns()
-    with pytest.raises(RuntimeError, match="no such thing"):
-        module.fails()
-
 
 BOUND = """
 #include <pybind11/pybind11.h>
@@ -273,6 +190,16 @@ def test_functions_with_docstrings_of_templates_and_in_several_texts(cache):
     assert (module.f(), module.g()) == (1, 2)
     assert module.g.__doc__.endswith("Of g.\n")
     assert getattr(module, "plus<int, 2>")(1) == 3
+    # Hot reload of modules of pybind11, which has a table of all of a process.
+    edited = [BOUND.format(name="f", value=3), *texts[1:]]
+    assert load_inline("forms", edited, functions="f", **BARE).f() == 3
+    assert load_inline("forms", texts, functions=functions, **BARE) is module
+
+
+def test_one_function_is_a_list_of_one():
+    both = "answer", ["answer"]
+    one, listed = (ops.jit.text("f", ANSWER, functions=given).spec for given in both)
+    assert one == listed
 
 
 @pytest.mark.thorough
@@ -281,8 +208,7 @@ def test_files_with_folders_of_headers_and_lenient_flags(cache, tmp_path, capfd)
     (tmp_path / "given.h").write_text("int given();\n")
     (tmp_path / "given.cpp").write_text('#include "given.h"\nint given() { return GIVEN; }\n')
     (tmp_path / "bound.cpp").write_text(
-        "#include <pybind11/pybind11.h>\n#include <given.h>\n"
-        'PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) { m.def("given", &given); }\n'
+        "#include <given.h>\n" + PYTHON_MODULE.replace("%d", "given()")
     )
     module = load(
         "lenient",
@@ -294,18 +220,16 @@ def test_files_with_folders_of_headers_and_lenient_flags(cache, tmp_path, capfd)
         keep_intermediates=False,
         verbose=True,
     )
-    assert module.given() == 5
+    assert module.answer == 5
     assert "bound.cpp" in capfd.readouterr().out
 
 
-@pytest.mark.thorough
-def test_one_name_loaded_again_with_other_arguments(cache):
-    """Another text, another flag, and the first again; one function, or a list of them."""
-    asked = [("123", "f", []), ("VALUE", ["f"], ["-DVALUE=456"]), ("VALUE", ["f"], ["-DVALUE=7"])]
-    for value, functions, flags in [*asked, asked[0]]:
-        text = BOUND.format(name="f", value=value)
-        module = load_inline("reloaded", text, functions=functions, extra_cflags=flags, **BARE)
-        assert module.f() == int(flags[0][8:] if flags else value)
+def test_one_name_loaded_again_with_other_flags(cache):
+    text = (PYTHON_MODULE % 1).replace('"answer", 1', '"answer", VALUE')
+    for value in (456, 7, 456):
+        flags = [f"-DVALUE={value}"]
+        module = load_inline("flags", text, extra_cflags=flags, no_implicit_headers=True)
+        assert module.answer == value
 
 
 def test_an_error_of_the_compiler_is_a_runtime_error(cache):
@@ -369,8 +293,6 @@ def test_a_hit_says_so_when_asked(cache):
 
 OPERATORS = """
 #include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
 int64_t add(int64_t x) {{ return x + {number}; }}
 void boxed(StableIValue* stack, uint64_t, uint64_t) {{
   auto x = torch::stable::detail::to<int64_t>(stack[0]);
@@ -428,7 +350,7 @@ TORCH_LIBRARY_IMPL(hot_torch, CompositeImplicitAutograd, m) {{ m.impl("add", &ad
 
 
 @pytest.mark.thorough
-def test_hot_reload_of_operators_registered_by_torchs_macros(cache):
+def test_hot_reload_of_operators_registered_by_torchs_macros(cache, trials_in_a_new_python):
     """In a process of its own, which must end well too."""
     code = f"""
         import torch

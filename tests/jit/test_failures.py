@@ -63,7 +63,7 @@ def test_a_new_process_tries_again(cache, source, counting, settings):
 def test_every_waiter_gets_the_same_error(cache, counting, tmp_path):
     slow = tmp_path / "slow-g++"  # so that all have come before it fails
     slow.write_text(
-        f'#!/bin/sh\ncase "$*" in *" -c "*) sleep 3;; esac\nexec {os.environ["CXX"]} "$@"'
+        f'#!/bin/sh\ncase "$*" in *" -c "*) sleep 2;; esac\nexec {os.environ["CXX"]} "$@"'
     )
     slow.chmod(0o755)
     variables = {"JITOPS_CACHE_DIR": cache, "CXX": slow}

@@ -60,9 +60,9 @@ def test_a_user_without_a_home_whose_compiler_is_behind_ccache(
     assert extension(source).find()
 
 
-@pytest.mark.parametrize("name", ["a b", "a&b", "a'b", "a$b", "a;b", "a(b)"])
-def test_an_environment_at_an_odd_place(cache, tmp_path, name):
+def test_an_environment_at_an_odd_place(cache, tmp_path):
     """torch writes its own folder unquoted."""
+    name = "a b&c;d$e(f)g'h"
     (tmp_path / name).mkdir()
     packages = tmp_path / name / "site-packages"
     packages.symlink_to(sysconfig.get_path("purelib"))
@@ -214,7 +214,7 @@ def test_a_thread_after_the_main_thread(cache):
         f"def work():\n    time.sleep(0.3)\n    exec({code!r}, {{}})\n"
         "threading.Thread(target=work).start()\n"
     )
-    out, _ = helpers.run(code, JITOPS_CACHE_DIR=cache)
+    out, _ = run(code, whole_end=True, JITOPS_CACHE_DIR=cache)
     assert out == "42\n"
 
 

@@ -10,10 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from ops.jit import Extension, _key, _pch, text
+from ops.jit import Extension, _key, _pch, load_inline, text
 from ops.jit._cache import _entries, _eviction, _location, _publish
+from tests.harness import forks
 from tests.harness.helpers import PACKAGE, run
 from tests.jit.support import COMPILER, leftovers
+from tests.jit.torchs_tests import NAMES, TORCHS_TESTS, check
 
 pytestmark = pytest.mark.cpp
 
@@ -23,50 +25,63 @@ def wanted(settings):
     settings(PCH="1")
 
 
-BUILD = """
-    import torch, ops.jit
-    module = ops.jit.load_inline(
-        {name!r},
-        {before!r} "torch::Tensor times(torch::Tensor x) {{ return x * {number}; }}",
-        functions={{"times": 'times "{number}" \\\\ {number}\\nand ??= no trigraph'}},
-    )
-    assert module.times(torch.ones(2)).tolist() == [{number}.0] * 2
-    assert module.times.__doc__.endswith('times "{number}" \\\\ {number}\\nand ??= no trigraph\\n')
-    print(module.__file__)
-"""
-
-
-def build(cache, number, before=""):
-    """Whether a precompiled header took part in the build."""
-    code = BUILD.format(name=f"times{number}", number=number, before=before)
-    out, _ = run(code, JITOPS_CACHE_DIR=cache, JITOPS_PCH="1")
-    return "/precompiled " in Path(out.strip()).with_name("build.ninja").read_text()
-
-
 def headers(cache):
     return [item for item in _eviction.items(cache) if item.name == _pch.NAME]
 
 
+# Of a docstring, which is text in C++.
+ODD = 'times "3" \\ 3\nand ??= no trigraph'
 # As text for torch's load_inline often is; and what comes too late for a header with instances.
 SPECIALISES = """
     #include <torch/extension.h>
-    #include <torch/torch.h>
     template <> void std::_Destroy(at::Tensor* first, at::Tensor* last) {
       for (; first != last; ++first) first->~Tensor();
     }
 """
+# Without torch/all.h, which takes a third of the time: who needs it includes it.
+SHORT = ["-DTORCH_INDUCTOR_CPP_WRAPPER"]
+TIMES = "torch::Tensor times(torch::Tensor x) { return x * 3; }"
 
 
-def test_the_second_build_takes_what_the_first_had_made(cache, tmp_path):
-    """Functions with docstrings, as torch binds them; and torch's own folders stay as they are."""
+def is_of_precompiled(library):
+    """Whether a precompiled header took part in the build."""
+    return "/precompiled " in Path(library).with_name("build.ninja").read_text()
+
+
+def test_the_second_build_takes_what_the_first_had_made(cache, settings):
+    """Of text with default headers, which torch's load_inline is used for most.
+
+    Functions have docstrings, as torch binds them; and torch's own folders stay as they are.
+    """
+    settings(PCH="1", CACHE_DIR=str(cache))
     include = Path(torch.__file__).parent / "include" / "torch"
     before = sorted(path.name for path in include.iterdir())
-    assert not build(cache, 2)
+    sources = [TORCHS_TESTS, "// another"]
+    docstrings = {**{name: f"{name}." for name in NAMES}, "device": ODD}
+    module = load_inline("with_headers", sources, functions=docstrings, extra_cflags=SHORT)
+    assert sources == [TORCHS_TESTS, "// another"]  # torch's inserts a line into the caller's list
+    assert module.tanh_add.__doc__.endswith("tanh_add.\n")
+    assert module.device.__doc__.endswith(f"{ODD}\n")
+    check(module)
+    assert not is_of_precompiled(module.__file__)
     deadline = time.time() + 300
     while not headers(cache):
         assert time.time() < deadline
-        time.sleep(0.5)
-    assert build(cache, 3, before=SPECIALISES)
+        time.sleep(0.2)
+    out, _ = forks.run(
+        f"""
+        import torch, ops.jit
+        text, docstrings = {SPECIALISES + TIMES!r}, {{"times": {ODD!r}}}
+        module = ops.jit.load_inline("times", text, functions=docstrings, extra_cflags={SHORT})
+        assert module.times(torch.ones(2)).tolist() == [3.0] * 2
+        assert module.times.__doc__.endswith({ODD!r} + "\\n")
+        print(module.__file__)
+        """,
+        whole_end=True,
+        JITOPS_CACHE_DIR=cache,
+        JITOPS_PCH="1",
+    )
+    assert is_of_precompiled(out.strip())
     (item,) = headers(cache)
     assert item.hits == 1
     assert sorted(path.name for path in include.iterdir()) == before

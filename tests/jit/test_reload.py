@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import os
 import re
 import sys
@@ -13,11 +14,14 @@ import torch
 import ops
 from ops.jit import _reload, load_inline
 from ops.jit._cache import _eviction
-from tests.harness.forks import run, start
+from tests.harness import forks
+from tests.harness.forks import start
 from tests.jit.support import ANSWER
-from tests.jit.test_drop_in import OPERATORS, PLAIN, PYTHON_MODULE, STABLE, TORCHS_OWN, operators
+from tests.jit.test_drop_in import OPERATORS, PYTHON_MODULE, STABLE, operators
 
-pytestmark = pytest.mark.cpp
+pytestmark = [pytest.mark.cpp, pytest.mark.usefixtures("trials_in_forks")]
+
+run = functools.partial(forks.run, whole_end=True)  # as torch must, with what it registered
 
 UNDEFINED = '\nint nowhere();\nextern "C" int f() { return nowhere(); }\n'
 LAZY = {**STABLE, "extra_ldflags": ["-Wl,--unresolved-symbols=ignore-all"]}
@@ -33,7 +37,7 @@ def newer(namespace, more, schema="int x"):
     return load_inline(namespace, text, **LAZY)
 
 
-def test_operators_whose_newer_version_has_an_undefined_symbol(cache):
+def test_operators_whose_newer_version_has_an_undefined_symbol(cache, trials_in_a_new_python):
     namespace = "reload_undefined"
     operators(namespace, 1)
     held = getattr(torch.ops, namespace).add.default
@@ -57,7 +61,7 @@ def test_what_is_withdrawn_and_cannot_be_replaced_is_said(cache, monkeypatch):
         newer("reload_untried", UNDEFINED)
 
 
-DIES = [  # what is added to a version, what must be said, and whether it is an exception's doing
+DIES = [  # what a version is, what must be said, and whether it is an exception's doing
     (THROWS, r"signal 6 \(SIGABRT\) in its initialisers: .*on purpose", True),
     # torch 2.11 logs the error, goes on, and has no such operator.
     *(
@@ -79,7 +83,7 @@ def test_operators_whose_newer_version_would_end_the_process(cache):
     newer = [
         text.replace("(int x)", "(int x")
         if more == "schema"
-        else text + (more if more == THROWS else INITIALISER % more)
+        else (more if more == THROWS else INITIALISER % more)
         for more, _, _ in DIES
     ]
     code = f"""
@@ -107,11 +111,11 @@ def test_operators_whose_newer_version_would_end_the_process(cache):
 
 def test_a_newer_version_whose_initialisers_do_not_end(cache):
     text = OPERATORS.format(namespace="reload_hangs", number=1, schema="int x")
-    newer = text + INITIALISER % "for (;;) pause()"
+    newer = INITIALISER % "for (;;) pause()"
     code = f"""
         import ops, torch
         from ops.jit import _reload, load_inline
-        _reload._LONGEST = 8
+        _reload._LONGEST = 2
         load_inline("reload_hangs", {text!r}, **{STABLE!r})
         try:
             load_inline("reload_hangs", {newer!r}, **{STABLE!r})
@@ -119,41 +123,34 @@ def test_a_newer_version_whose_initialisers_do_not_end(cache):
             print(error)
         print(torch.ops.reload_hangs.add(10))
     """
-    process = start(code, JITOPS_CACHE_DIR=cache)
+    process = start(code, whole_end=True, JITOPS_CACHE_DIR=cache)
     try:
         out, err = process.communicate(timeout=120)
     finally:
         process.kill()
     assert process.returncode == 0, err
-    assert "loading it would not end within 8 s of its initialisers" in out
+    assert "loading it would not end within 2 s of its initialisers" in out
     assert out.endswith("\n11\n")
 
 
 def test_a_module_whose_newer_version_does_not_load(cache):
     """Neither an undefined symbol nor an exception is the older's."""
-    bound = """
-        #include <pybind11/pybind11.h>
-        #include <stdexcept>
-        int answer() { return 1; }
-        PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) { m.def("answer", &answer); }
-    """
-    newer = [
-        bound + UNDEFINED,
-        bound.replace('m.def("', 'throw std::runtime_error("on purpose"); m.def("'),
-    ]
+    older = PYTHON_MODULE % 1
+    fails = 'Py_DECREF(m); PyErr_SetString(PyExc_ImportError, "on purpose"); return nullptr;'
+    newer = [older + UNDEFINED, older.replace("return m;", fails)]
     code = f"""
         import sys, ops
         from ops.jit import load_inline
         kept = {{"extra_ldflags": {LAZY["extra_ldflags"]!r}, "no_implicit_headers": True}}
-        module = sys.modules["reload_bound"] = load_inline("reload_bound", {bound!r}, **kept)
+        module = sys.modules["reload_module"] = load_inline("reload_module", {older!r}, **kept)
         for text in {newer!r}:
             try:
-                load_inline("reload_bound", text, **kept)
+                load_inline("reload_module", text, **kept)
             except ImportError as error:
                 print("nowhere" in str(error), "on purpose" in str(error), end=" ")
-            print(module.answer(), sys.modules["reload_bound"] is module)
-        newest = load_inline("reload_bound", {bound.replace("return 1", "return 2")!r}, **kept)
-        print(newest.answer(), module.answer())
+            print(module.answer, sys.modules["reload_module"] is module)
+        newest = load_inline("reload_module", {PYTHON_MODULE % 2!r}, **kept)
+        print(newest.answer, module.answer)
     """
     out, _ = run(code, JITOPS_CACHE_DIR=cache)
     assert out.splitlines() == [
@@ -245,7 +242,7 @@ def test_descriptors_do_not_grow_with_reloads(cache, monkeypatch):
     for number in (1, 2, 1):
         operators("reload_counts", number)
     before = descriptors()
-    for number in (2, 1) * 50:
+    for number in (2, 1) * 20:
         operators("reload_counts", number)
     assert torch.ops.reload_counts.add(10) == 11
     assert descriptors() == before
@@ -273,19 +270,18 @@ def test_what_is_effective_spec_is_in_use(cache):
 def test_two_extensions_that_register_the_same(cache):
     """torch would end the process without a word; who defines something else is not refused."""
     texts = [OPERATORS.format(namespace="reload_clash", number=n, schema="int x") for n in (1, 2)]
-    fragment = TORCHS_OWN.format(number=3).replace("hot_torch", "reload_clash")
-    fragment = fragment.replace("TORCH_LIBRARY(", "TORCH_LIBRARY_FRAGMENT(")
+    fragment = OPERATORS.format(namespace="reload_clash", number=3, schema="int x")
+    fragment = fragment.replace("LIBRARY(", "LIBRARY_FRAGMENT(")
     code = f"""
         import ops, torch
         from ops.jit import load_inline
         load_inline("first", {texts[0]!r}, **{STABLE!r})
-        for name, text, flags in (("second", {texts[1]!r}, {STABLE!r}),
-                                  ("third", {fragment!r}, {PLAIN!r})):
+        for name, text in (("second", {texts[1]!r}), ("third", {fragment!r})):
             try:
-                load_inline(name, text, **flags)
+                load_inline(name, text, **{STABLE!r})
             except ops.BuildError as error:
                 print(error)
-        load_inline("fourth", {fragment.replace('"add', '"sub')!r}, **{PLAIN!r})
+        load_inline("fourth", {fragment.replace('"add', '"sub')!r}, **{STABLE!r})
         print(torch.ops.reload_clash.add(10), torch.ops.reload_clash.sub(10))
     """
     out, _ = run(code, JITOPS_CACHE_DIR=cache)
@@ -317,12 +313,18 @@ def test_two_extensions_that_share_a_namespace(cache):
 
 @pytest.mark.parametrize("how", ["schema", "function"])
 def test_an_extension_that_registers_an_operator_of_torch(cache, how):
-    """At its first load, when nothing of its name is there to be replaced."""
-    schema = '"relu(Tensor self) -> Tensor"' if how == "schema" else '"relu", &relu'
+    """At its first load, when nothing of its name is there to be replaced.
+
+    torch's own macros make the schema of a function: then the library holds the name alone.
+    """
+    schema = {
+        "schema": '"relu(Tensor self) -> Tensor"',
+        "function": '(std::string("relu") + "(Tensor self) -> Tensor").c_str()',
+    }[how]
     text = f"""
-    #include <torch/library.h>
-    static at::Tensor relu(const at::Tensor& self) {{ return self; }}
-    TORCH_LIBRARY_FRAGMENT(aten, m) {{ m.def({schema}); }}
+    #include <string>
+    #include <torch/csrc/stable/library.h>
+    STABLE_TORCH_LIBRARY_FRAGMENT(aten, m) {{ m.def({schema}); }}
     """
     out, _ = run(
         f"""
@@ -330,7 +332,7 @@ def test_an_extension_that_registers_an_operator_of_torch(cache, how):
         from ops.jit import load_inline
         for _ in range(2):
             try:
-                load_inline("of_torch", {text!r}, **{PLAIN!r})
+                load_inline("of_torch", {text!r}, **{STABLE!r})
             except ops.BuildError as error:
                 print(error)
         print(torch.relu(torch.tensor([-1.0])).item())
