@@ -217,7 +217,7 @@ def _unescaped(word: str) -> str:
 
 def _tracked(spec: Spec, paths: Iterable[str], folder: Path) -> list[str]:
     """Drop sources and the build's own files; refuse names that lead nowhere."""
-    sources = {os.path.realpath(path) for path in spec.sources}
+    sources = set(map(str, spec.sources))
     inner = f"{os.path.realpath(folder)}/"
     found: dict[str, None] = {}
     for path in filter(None, paths):
@@ -229,7 +229,7 @@ def _tracked(spec: Spec, paths: Iterable[str], folder: Path) -> list[str]:
                 f"characters"
             )
         parent = os.path.realpath(os.path.dirname(whole))
-        if not f"{parent}/".startswith(inner) and os.path.realpath(whole) not in sources:
+        if not f"{parent}/".startswith(inner) and whole not in sources:
             found[whole] = None
     return list(found)
 
