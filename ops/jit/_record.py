@@ -296,14 +296,15 @@ def _read_by_assembly(spec: Spec, text: bytes) -> list[str]:
 
 def _asked(spec: Spec, text: bytes, others: Iterable[str]) -> set[str]:
     """List the headers that text, or other headers, ask for by ``__has_include``."""
-    if any(not any(found) for found in _HAS_INCLUDE.findall(text)):
+    directives = b"\n".join(_DIRECTIVE.findall(text))
+    if any(not any(found) for found in _HAS_INCLUDE.findall(directives)):
         raise BuildError(
             f"{spec.name}: __has_include must name a header, or a macro that is defined as the "
             f"name of one, because nobody could tell when another header comes"
         )
     asked = _named(_HAS_INCLUDE, text)
     if "" in asked or _ALIAS.search(text):
-        asked += _named(re.compile(_LITERAL), b"\n".join(_DIRECTIVE.findall(text)))
+        asked += _named(re.compile(_LITERAL), directives)
     for path in others:
         asked += _named(_HAS_INCLUDE, _read(path))
     return {*asked} - {""}

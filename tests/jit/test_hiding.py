@@ -392,6 +392,10 @@ def test_a_file_that_assembly_reads_by_a_computed_or_relative_name_is_refused(
     assert entries(cache) == []
 
 
+def test_a_comment_asks_for_no_header(cache):
+    assert answer(inline("// Of __has_include(...).\n#define VALUE 1\n").load()) == 1
+
+
 @pytest.mark.parametrize("asked", ["STRING(late.h)", "LESS late.h MORE"])
 def test_a_header_asked_for_by_a_computed_name_is_refused(cache, asked):
     text = '#define OTHER "x"\n#define STRING(x) #x\n#define LESS <\n#define MORE >\n'
