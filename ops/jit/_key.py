@@ -26,7 +26,7 @@ from ops.jit._cache._entries import sha256
 from ops.jit._compile import _compilers
 from ops.jit._spec import Spec
 
-FORMAT = 10  # of the digest and the manifest: a change makes every entry a miss
+FORMAT = 11  # of the digest and the manifest: a change makes every entry a miss
 
 # Variables that change the output of compilers and linkers without any flag. LD_LIBRARY_PATH, which
 # linkers read too, does not.

@@ -217,7 +217,7 @@ def _unescaped(word: str) -> str:
 
 def _tracked(spec: Spec, paths: Iterable[str], folder: Path) -> list[str]:
     """Drop sources and the build's own files; refuse names that lead nowhere."""
-    sources = {os.path.realpath(path) for path in spec.sources}
+    sources = set(map(str, spec.sources))
     inner = f"{os.path.realpath(folder)}/"
     found: dict[str, None] = {}
     for path in filter(None, paths):
@@ -229,7 +229,7 @@ def _tracked(spec: Spec, paths: Iterable[str], folder: Path) -> list[str]:
                 f"characters"
             )
         parent = os.path.realpath(os.path.dirname(whole))
-        if not f"{parent}/".startswith(inner) and os.path.realpath(whole) not in sources:
+        if not f"{parent}/".startswith(inner) and whole not in sources:
             found[whole] = None
     return list(found)
 
@@ -296,14 +296,15 @@ def _read_by_assembly(spec: Spec, text: bytes) -> list[str]:
 
 def _asked(spec: Spec, text: bytes, others: Iterable[str]) -> set[str]:
     """List the headers that text, or other headers, ask for by ``__has_include``."""
-    if any(not any(found) for found in _HAS_INCLUDE.findall(text)):
+    directives = b"\n".join(_DIRECTIVE.findall(text))
+    if any(not any(found) for found in _HAS_INCLUDE.findall(directives)):
         raise BuildError(
             f"{spec.name}: __has_include must name a header, or a macro that is defined as the "
             f"name of one, because nobody could tell when another header comes"
         )
     asked = _named(_HAS_INCLUDE, text)
     if "" in asked or _ALIAS.search(text):
-        asked += _named(re.compile(_LITERAL), b"\n".join(_DIRECTIVE.findall(text)))
+        asked += _named(re.compile(_LITERAL), directives)
     for path in others:
         asked += _named(_HAS_INCLUDE, _read(path))
     return {*asked} - {""}

@@ -173,7 +173,9 @@ def _bindings(argument: str, value: Any) -> tuple[tuple[str, str], ...] | None:
         )
     given = value.items() if isinstance(value, Mapping) else value
     given = [given] if isinstance(given, str) else given
-    found = tuple(one if isinstance(one, tuple) and len(one) == 2 else (one, one) for one in given)
+    found: tuple[tuple[Any, Any], ...] = tuple(
+        one if isinstance(one, tuple) and len(one) == 2 else (one, one) for one in given
+    )
     _strings(argument, [text for pair in found for text in pair])
     for name, _ in found:
         if not re.fullmatch(r"[\w:<>, ]+", name) or " " in re.sub(r"<.*>", "", name):

@@ -269,6 +269,18 @@ def test_a_link_that_leads_elsewhere_now(cache, tmp_path, flag):
         assert answer(built.load()) == number
 
 
+def test_a_header_that_is_a_link_to_a_source(cache, tmp_path):
+    source = tmp_path / "answer.cpp"
+    source.write_text(f'#ifndef VALUE\n#define VALUE 1\n#include "v.h"\n{VALUE}#endif\n')
+    (tmp_path / "v.h").symlink_to(source)
+
+    def change():
+        (tmp_path / "v.h").unlink()
+        (tmp_path / "v.h").write_text("#undef VALUE\n#define VALUE 2\n")
+
+    changes(files("answer", source, is_python_module=False), 1, 2, change)
+
+
 @pytest.mark.parametrize("name", ["v;b.h", "v'b.h", "v b.h", "v$b.h", "v#b.h", "v\tb.h", "v\\b.h",
                                   "v:b.h", "v&b.h", "v\u00a0b.h", "v\u2028b.h"])  # fmt: skip
 def test_names_of_headers(cache, tmp_path, name):
@@ -378,6 +390,10 @@ def test_a_file_that_assembly_reads_by_a_computed_or_relative_name_is_refused(
     with pytest.raises(ops.BuildError, match="must name their file by a literal, absolute path"):
         inline(text, extra_cflags=[f"-I{tmp_path}"]).load()
     assert entries(cache) == []
+
+
+def test_a_comment_asks_for_no_header(cache):
+    assert answer(inline("// Of __has_include(...).\n#define VALUE 1\n").load()) == 1
 
 
 @pytest.mark.parametrize("asked", ["STRING(late.h)", "LESS late.h MORE"])
