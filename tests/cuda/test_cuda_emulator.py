@@ -19,12 +19,12 @@ from tests.cuda import emulator as cuda_emulator
 from tests.cuda.emulator.objects import compile_all
 from tests.harness.op_under_test import (
     Mutation,
+    aligned_and_not,
     backward,
     check_far_rows,
     close,
     compiled_ops,
     leaves,
-    misaligned,
 )
 
 pytestmark = pytest.mark.emulator
@@ -266,7 +266,7 @@ def exercise(op):
         (torch.bfloat16, op.variants[0]),
     ):
         for plain in op.launches(dtype, "cpu"):
-            for inputs in (leaves(plain), misaligned(plain)):
+            for inputs in aligned_and_not(plain):
                 results = op.differentiable(inputs, keywords)
                 backward(results, [torch.ones_like(x) for x in results])
 
