@@ -125,14 +125,16 @@ def description(count, name, call=call, reference=reference, variants=VARIANTS, 
         variants=variants,
         edges=((0, 4), (4, 0), (0, 0), (1, 4), (1, 1)),
         large=(130, 70),
-        operator_samples=operator_samples,
         launches=launches(count),
         busy=lambda dtype, device: inputs(count)((512, 128), dtype, device),
         **more,
     )
 
 
-ALONE = description(1, "batch_all_triplet_loss", mutations=MUTATIONS)
+# Its samples are those of the other descriptions too, because all run the same operators.
+ALONE = description(
+    1, "batch_all_triplet_loss", operator_samples=operator_samples, mutations=MUTATIONS
+)
 WITH_REFERENCES = description(
     2,
     "batch_all_triplet_loss, references",
