@@ -60,7 +60,7 @@ LAUNCHES = ((1, 3), (33, 17), (64, 33), (65, 34))
 
 
 def launches(count):
-    """With references, several chunks of 256 candidates too, for few anchors: each takes long."""
+    """With references, negatives in several chunks of 256 candidates too."""
 
     def make(dtype, device):
         yield from (inputs(count)(one, dtype, device) for one in LAUNCHES)
@@ -69,6 +69,13 @@ def launches(count):
             yield [x[:5], y]
 
     return make
+
+
+def launches_of_many(dtype, device):
+    """Positives in several chunks too, in one dtype because so many anchors take long."""
+    yield from launches(1)(dtype, device)
+    if dtype == torch.float32:
+        yield inputs(1)((260, 3), dtype, device)
 
 
 VARIANTS = (
@@ -125,15 +132,18 @@ def description(count, name, call=call, reference=reference, variants=VARIANTS, 
         variants=variants,
         edges=((0, 4), (4, 0), (0, 0), (1, 4), (1, 1)),
         large=(130, 70),
-        launches=launches(count),
         busy=lambda dtype, device: inputs(count)((512, 128), dtype, device),
-        **more,
+        **{"launches": launches(count), **more},
     )
 
 
 # Its samples are those of the other descriptions too, because all run the same operators.
 ALONE = description(
-    1, "batch_all_triplet_loss", operator_samples=operator_samples, mutations=MUTATIONS
+    1,
+    "batch_all_triplet_loss",
+    operator_samples=operator_samples,
+    launches=launches_of_many,
+    mutations=MUTATIONS,
 )
 WITH_REFERENCES = description(
     2,
