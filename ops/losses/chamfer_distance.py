@@ -307,4 +307,4 @@ def samples() -> Iterator[checks.Sample]:
             value: Tensor = loss(x, y)[0]
             return value
 
-        yield f"norm={norm}", distance, (torch.randn(2, 5, 3), torch.randn(2, 6, 3))
+        yield f"norm={norm}", distance, (torch.randn(2, 3, 3), torch.randn(2, 4, 3))

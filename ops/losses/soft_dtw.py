@@ -331,7 +331,7 @@ _fused_from_cost = FusedOp(
 
 def samples() -> Iterator[checks.Sample]:
     """Where ``jitops check`` checks the gradients."""
-    x, y = torch.randn(2, 4, 3), torch.randn(2, 5, 3)
+    x, y = torch.randn(2, 3, 2), torch.randn(2, 4, 2)
     yield "defaults", SoftDTW(), (x, y)
     yield "bandwidth=1, normalize=True", SoftDTW(0.5, bandwidth=1, normalize=True), (x, y)
     yield "of costs", soft_dtw_from_cost, (torch.randn(2, 4, 5),)

@@ -11,7 +11,8 @@ import time
 
 import pytest
 
-from tests.harness.helpers import command, environment
+from tests.harness.forks import command
+from tests.harness.helpers import environment
 
 pytestmark = [pytest.mark.tmux, pytest.mark.cpp]
 OP = "improved_triplet_loss"
@@ -69,16 +70,18 @@ def test_a_build_is_two_lines(tmp_path, width):
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize("width", WIDTHS)
-def test_a_list_of_entries_fits(tmp_path, width):
+def test_a_list_of_entries_fits(tmp_path):
     variables = {"JITOPS_CACHE_DIR": tmp_path / "cache"}
     op = "batch_hard_triplet_loss"  # a long name
     name = f"jitops_{op}_cpp"
     command("build", op, "--backend=cpp", **variables)
-    (head, row, total), _ = Terminal(tmp_path, width, **variables).run("cache", "ls")
-    assert head.split() == ["name", "digest", "size", "age", "unused", "loads"]
-    assert re.fullmatch(rf"{name} +[0-9a-f]{{8}} +\d+ K +\d+ s +\d+ s +0", row)
-    assert total.startswith("1 entry, ")
+    for width in WIDTHS:
+        folder = tmp_path / str(width)
+        folder.mkdir()
+        (head, row, total), _ = Terminal(folder, width, **variables).run("cache", "ls")
+        assert head.split() == ["name", "digest", "size", "age", "unused", "loads"]
+        assert re.fullmatch(rf"{name} +[0-9a-f]{{8}} +\d+ K +\d+ s +\d+ s +0", row)
+        assert total.startswith("1 entry, ")
 
 
 @pytest.mark.thorough

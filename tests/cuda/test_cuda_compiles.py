@@ -38,7 +38,7 @@ def nvcc():
     return _compilers.nvcc().command
 
 
-# The architectures of users. The PTX of the newest one serves later ones.
+# The architectures of users.
 ARCHITECTURES = (75, 80, 86, 89, 90, 100, 120)
 
 
@@ -46,16 +46,19 @@ def architectures():
     """The flags for all architectures, and their numbers.
 
     Neighbours share one pass of the compiler's first half, which takes most of the time, because
-    no kernel's text depends on the architecture.
+    no kernel's text depends on the architecture. The newest pass also gives the PTX that serves
+    later architectures.
     """
     known = {int(name.partition("_")[2]) for name in run(*nvcc(), "--list-gpu-arch").split()}
     assert {80, 86, 89, 90} <= known, "an nvcc that is too old to tell anything"
     ours = [number for number in ARCHITECTURES if number in known]
     flags = []
     for first, end in ((75, 80), (80, 100), (100, 1000)):
-        its = ",".join(f"sm_{number}" for number in ours if first <= number < end)
-        flags += [f"-gencode=arch=compute_{first},code=[{its}]"] if its else []
-    return [*flags, f"-gencode=arch=compute_{max(known)},code=compute_{max(known)}"], ours
+        its = [f"sm_{number}" for number in ours if first <= number < end]
+        if its:
+            newest = [f"compute_{first}"] * (ours[-1] < end)
+            flags.append(f"-gencode=arch=compute_{first},code=[{','.join([*its, *newest])}]")
+    return flags, ours
 
 
 @dataclass

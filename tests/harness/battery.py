@@ -16,11 +16,11 @@ import ops
 from tests.harness.compile_battery import CompileBattery
 from tests.harness.op_under_test import (
     DTYPES,
+    aligned_and_not,
     applies,
     backward,
     close,
     leaves,
-    misaligned,
     several,
 )
 
@@ -78,7 +78,7 @@ class Battery(CompileBattery):
             (torch.bfloat16, self.op.variants[0]),
         ):
             for plain in self.op.launches(dtype, device):
-                for inputs in (plain, misaligned(plain)):
+                for inputs in aligned_and_not(plain):
                     self.agree(inputs, keywords)
 
     def test_every_requires_grad_subset(self, backend, device):

@@ -33,7 +33,7 @@ TOLERANCE = {
     torch.float16: 2**-9,
 }
 
-
+WIDEST = 16  # bytes of the widest load
 # Another description of an op that has one takes part in these checks of the battery in the quick
 # tests.
 QUICK_OF_A_VARIATION = ("test_values_and_gradients", "test_every_requires_grad_subset")
@@ -250,6 +250,17 @@ def leaves(tensors, needed=None):
         else t.detach().requires_grad_(need)
         for t, need in zip(tensors, needed, strict=True)
     ]
+
+
+def aligned_and_not(tensors):
+    """Yield copies of the tensors, and copies that no wide load fits, where one fits the former.
+
+    Of several rows of 17 numbers most begin beside an aligned address anyway.
+    """
+    yield leaves(tensors)
+    rows = [t.flatten(0, -2) if t.dim() > 1 else t[None] for t in tensors]
+    if any(len(t) == 1 or t.shape[1] * t.element_size() % WIDEST == 0 for t in rows):
+        yield misaligned(tensors)
 
 
 def misaligned(tensors):

@@ -94,14 +94,16 @@ def description(count, name, **more):
         variants=VARIANTS,
         edges=((0, 4), (4, 0), (0, 0), (1, 4), (1, 1)),
         large=(300, 130),
-        operator_samples=operator_samples,
         launches=lambda dtype, device: (inputs(count)(one, dtype, device) for one in LAUNCHES),
         busy=lambda dtype, device: inputs(count)((2048, 128), dtype, device),
         **more,
     )
 
 
-ALONE = description(1, "batch_hard_triplet_loss", mutations=MUTATIONS)
+# Its samples have references too.
+ALONE = description(
+    1, "batch_hard_triplet_loss", operator_samples=operator_samples, mutations=MUTATIONS
+)
 WITH_REFERENCES = description(
     2,
     "batch_hard_triplet_loss, references",

@@ -10,57 +10,30 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import subprocess
-import tempfile
 from pathlib import Path
+from unittest import mock
 
 from torch.utils import cpp_extension
 
 import ops.jit
 from ops._core import extensions
 from ops._core.dispatch import Op, built_in
-from ops.jit import Extension
-from ops.jit._compile import _compilers
+from ops.jit import Extension, _reload
+from tests.cuda.emulator.objects import Job, compile_all
 
 NAME = "cuda-emulated"
 FOLDER = Path(__file__).parent
 PARTS = ("threads", "memory", "tensors")
 
 
-@functools.cache
-def _scratch() -> tempfile.TemporaryDirectory:
-    return tempfile.TemporaryDirectory(prefix="jitops-emulator-")  # removed when the process exits
-
-
-def compile_all(*jobs: tuple[str, list[str]]) -> list[Path]:
-    """Compile object files in parallel, from their names and the arguments of the compiler."""
-    cxx = list(_compilers.cxx().command)
-    # Objects are never overwritten, because an extension may be loaded later.
-    folder = tempfile.mkdtemp(dir=_scratch().name)
-    objects = [Path(folder) / f"{name}.o" for name, _ in jobs]
-    running = [
-        subprocess.Popen(
-            [*cxx, "-std=c++20", "-fPIC", "-g1", *arguments, "-c", "-o", str(path)],
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for path, (_, arguments) in zip(objects, jobs, strict=True)
-    ]
-    for process in running:
-        _, errors = process.communicate()
-        assert process.returncode == 0, errors
-    return objects
-
-
-@functools.cache
-def emulator() -> list[Path]:
+def emulator() -> list[Job]:
     """The objects of the emulator."""
     # Some systems let g++ check longjmp by default. It then refuses to change to another stack.
-    flags = ["-O2", "-U_FORTIFY_SOURCE", "-Wall", "-Wextra", "-Werror", "-fvisibility=hidden"]
-    return compile_all(*((part, [*flags, str(FOLDER / f"{part}.cpp")]) for part in PARTS))
+    flags = ("-O2", "-U_FORTIFY_SOURCE", "-Wall", "-Wextra", "-Werror", "-fvisibility=hidden")
+    return [Job(part, FOLDER / f"{part}.cpp", flags, headers=(FOLDER,)) for part in PARTS]
 
 
-def kernels(name: str, source: Path, include: Path) -> Path:
+def kernels(name: str, source: Path, include: Path) -> Job:
     """The object of a ``.cu``, which reports each memory access to the emulator.
 
     Vectorisation is off, so that accesses are those of the text. With ``-O1`` the local
@@ -68,47 +41,47 @@ def kernels(name: str, source: Path, include: Path) -> Path:
     because registers of a GPU hold anything.
     """
     undefined = "bounds,object-size,alignment,signed-integer-overflow,integer-divide-by-zero,shift"
-    watched = [
+    flags = (
         f"-fsanitize=thread,{undefined}",
         "-ftrivial-auto-var-init=pattern",
         "-fno-tree-vectorize",
         "-O1",
-    ]
-    narrow = ["-Wconversion", "-Werror=conversion"]  # a 64-bit size used as a 32-bit index
-    headers = ["-isystem", str(FOLDER), f"-I{include}"]
-    quiet = ["-Wno-unknown-pragmas", "-fvisibility=hidden"]
-    arguments = [*watched, *narrow, *headers, *quiet]
-    (path,) = compile_all((name, [*arguments, "-x", "c++", str(source)]))
-    renamed = (f"--redefine-sym={name}=jitops_{name}" for name in ("memcpy", "memmove", "memset"))
-    subprocess.run(["objcopy", *renamed, str(path)], check=True)
-    return path
+        *("-Wconversion", "-Werror=conversion"),  # a 64-bit size used as a 32-bit index
+        *("-Wno-unknown-pragmas", "-fvisibility=hidden"),
+        *("-x", "c++"),
+    )
+    renamed = {one: f"jitops_{one}" for one in ("memcpy", "memmove", "memset")}
+    return Job(name, source, flags, headers=(include,), system=(FOLDER,), renamed=renamed)
 
 
-_hosts: dict[tuple[str, ...], Path] = {}  # objects, by all text that they are made of
+def host_side(name: str, host: Path, include: Path) -> Job:
+    """The object of a ``.cpp``."""
+    system = (f"-isystem{path}" for path in cpp_extension.include_paths())
+    flags = (*extensions.cflags(), "-DUSE_CUDA", "-DJITOPS_DISPATCH_KEY=CPU", *system)
+    return Job(f"{name}_host", host, flags, headers=(include,), suffixes=(".h",))
 
 
-def host_side(name: str, host: Path, include: Path) -> Path:
-    """The object of a ``.cpp``. It is compiled once for all copies of the same text."""
-    text = tuple(path.read_text() for path in (host, *sorted(include.rglob("*.h"))))
-    if text not in _hosts:
-        flags = [*extensions.cflags(), "-DUSE_CUDA", "-DJITOPS_DISPATCH_KEY=CPU", f"-I{include}"]
-        flags += [f"-isystem{path}" for path in cpp_extension.include_paths()]
-        (_hosts[text],) = compile_all((f"{name}_host", [*flags, str(host)]))
-    return _hosts[text]
+class Library(Extension):
+    """Loaded without a trial in a new Python, which takes more than a second for each."""
+
+    def load_entry(self, **options):
+        with mock.patch.object(_reload, "_try"):
+            return super().load_entry(**options)
 
 
-def library(name: str, host: Path, source: Path, include: Path) -> Extension:
+def library(name: str, host: Path, source: Path, include: Path) -> Library:
     """The extension of a host source and its kernels, for tensors on the CPU.
 
     ``include`` is the folder of the headers ``common/...``.
     """
-    objects = (host_side(name, host, include), kernels(name, source, include), *emulator())
-    return ops.jit.files(
+    jobs = (host_side(name, host, include), kernels(name, source, include), *emulator())
+    linked = ops.jit.files(
         name,
         [FOLDER / "library.cpp"],
-        extra_ldflags=[str(path) for path in objects],
+        extra_ldflags=[str(path) for path in compile_all(*jobs)],
         is_python_module=False,
     )
+    return Library(linked.spec)
 
 
 def only_last_block(stem: str, only: bool) -> None:
