@@ -27,7 +27,8 @@ def checkout(tmp_path, monkeypatch):
 
 
 def tree(folder):
-    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    files = (path for path in folder.rglob("*") if "__pycache__" not in path.parts)
+    return {path: path.read_bytes() for path in files if path.is_file()}
 
 
 def in_copy(folder, *arguments):
