@@ -14,6 +14,7 @@ from ops.jit import _progress
 # The shell's standard input is a pipe that nobody writes to, and which closes when this process
 # ends. The status is printed because a handler of SIGCHLD may take it from us.
 _SCRIPT = r"""
+trap '' PIPE  # ninja would die of a line that nobody reads, and leave its compilers
 exec 3<&0 </dev/null
 cd "$1" || exit
 shift
@@ -52,7 +53,7 @@ def run(folder: Path, command: list[str], environ: dict[str, str], echo: bool) -
             ],
             setpgroup=0,  # Ctrl-C reaches this process alone
             setsigmask=[],
-            setsigdef=[signal.SIGCHLD, signal.SIGPIPE, signal.SIGINT, signal.SIGTERM],
+            setsigdef=[signal.SIGCHLD, signal.SIGINT, signal.SIGTERM],
         )
     except BaseException:
         _close(closes, output)
