@@ -25,7 +25,8 @@ from ops.jit._spec import Spec
 # Symbols of libraries that register with torch, by torch's macros or those of the stable ABI.
 _REGISTERS = (b"N5torch7LibraryC", b"torch_library_init_")
 # Those of libraries that define operators, of a namespace as a whole or in part.
-_DEFINES = re.compile(rb"TORCH_LIBRARY_(?:init_(\w+?)|FRAGMENT_init_(\w+?)_\d+)RN5torch")
+# These are variables, because optimisation may take away the functions beside them.
+_DEFINES = re.compile(rb"TORCH_LIBRARY_(?:static_init_(\w+)|FRAGMENT_static_init_(\w+)_\d+)\0")
 
 
 @dataclass

@@ -107,7 +107,7 @@ def _of_others(
     found = []
     words, names = _words(content) - _words(older), torch._C._dispatch_get_all_op_names()
     for namespace, is_whole in taken.items():
-        if is_whole and f"TORCH_LIBRARY_init_{namespace}".encode() not in older:
+        if is_whole and f"TORCH_LIBRARY_static_init_{namespace}\0".encode() not in older:
             found.append((namespace, "DEF", ""))
         for name in names:
             theirs, _, operator = name.partition("::")
