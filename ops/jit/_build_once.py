@@ -36,7 +36,10 @@ def build(
         from ops.jit import _admin
 
         reasons = "; ".join([_admin.sentence(spec), *_location.refusals()])
-        raise NotBuiltError(f"{spec.name} is not built yet, and JITOPS_BUILD=never: {reasons}")
+        raise NotBuiltError(
+            f"{spec.name} is not built yet, and JITOPS_BUILD=never: {reasons}. Build it where that "
+            f"is not set, or import a bundle that has it"
+        )
     root = _location.writable_root()
     name = _entries.entry_name(spec.name, digest)
     started = time.time()
