@@ -259,6 +259,34 @@ def test_compilers_end_with_their_process(cache, tmp_path, how):
     assert gone(int((tmp_path / "pid").read_text()))
 
 
+def test_a_ninja_that_prints_when_its_process_ends_ends_its_compilers(tmp_path):
+    """Nobody reads the line. It would die of that, before it is told to end them."""
+    ninja = wrapper(
+        tmp_path / "ninja",
+        f"trap 'touch {tmp_path}/ended; exit' TERM",
+        f"touch {tmp_path}/begun",
+        "while :; do echo line; done",
+    )
+    process = start(
+        f"""
+        import os, signal
+        from pathlib import Path
+        from ops.jit._compile import _runner
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # Python ignores it, some programs do not
+        _runner.run(Path({str(tmp_path)!r}), [{str(ninja)!r}], dict(os.environ), echo=False)
+        """
+    )
+    deadline = time.time() + 30
+    while not (tmp_path / "begun").exists():
+        assert time.time() < deadline
+        time.sleep(0.02)
+    process.kill()
+    process.communicate()
+    while not (tmp_path / "ended").exists():
+        assert time.time() < deadline
+        time.sleep(0.02)
+
+
 SIGCHLD = {
     "ignored": "signal.signal(signal.SIGCHLD, signal.SIG_IGN)",
     "taken by a handler": """
