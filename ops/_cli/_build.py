@@ -141,7 +141,10 @@ def main(options: argparse.Namespace) -> int:
 
 
 def _commands_of(entry: Entry) -> list[dict[str, str]]:
-    ask = [str(_admin.compilers.ninja()), "-C", str(entry.folder), "-t", "compdb"]
+    ninja = _admin.compilers.ninja()
+    if ninja is None:
+        raise ToolchainError(_admin.compilers.NO_NINJA)
+    ask = [str(ninja), "-C", str(entry.folder), "-t", "compdb"]
     told = subprocess.run(ask, stdout=subprocess.PIPE, check=True).stdout
     return [one for one in json.loads(told) if os.path.isabs(one["file"])]
 
