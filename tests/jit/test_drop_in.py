@@ -22,7 +22,7 @@ from tests.jit.support import ANSWER, answer, entries
 
 pytestmark = [pytest.mark.cpp, pytest.mark.usefixtures("trials_in_forks")]
 
-run = functools.partial(forks.run, whole_end=True)  # as torch must, with what it registered
+run = functools.partial(forks.run, whole_end=True)  # only then does torch free its registrations
 
 PLAIN = {"is_python_module": False, "no_implicit_headers": True}
 PYTHON_MODULE = """

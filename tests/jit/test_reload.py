@@ -21,7 +21,7 @@ from tests.jit.test_drop_in import OPERATORS, PYTHON_MODULE, STABLE, operators
 
 pytestmark = [pytest.mark.cpp, pytest.mark.usefixtures("trials_in_forks")]
 
-run = functools.partial(forks.run, whole_end=True)  # as torch must, with what it registered
+run = functools.partial(forks.run, whole_end=True)  # only then does torch free its registrations
 
 UNDEFINED = '\nint nowhere();\nextern "C" int f() { return nowhere(); }\n'
 LAZY = {**STABLE, "extra_ldflags": ["-Wl,--unresolved-symbols=ignore-all"]}
@@ -61,7 +61,7 @@ def test_what_is_withdrawn_and_cannot_be_replaced_is_said(cache, monkeypatch):
         newer("reload_untried", UNDEFINED)
 
 
-DIES = [  # what a version is, what must be said, and whether it is an exception's doing
+DIES = [  # the text of a version, the expected message, and whether an exception causes it
     (THROWS, r"signal 6 \(SIGABRT\) in its initialisers: .*on purpose", True),
     # torch 2.11 logs the error, goes on, and has no such operator.
     *(
@@ -271,7 +271,7 @@ def test_what_is_effective_spec_is_in_use(cache):
 def test_two_extensions_that_register_the_same(cache, level):
     """torch would end the process without a word; who defines something else is not refused.
 
-    Optimisation takes some of the names away by which the loader knows what a library defines.
+    The loader finds the namespaces of a library in its symbols. Optimisation removes some of them.
     """
     given = {**STABLE, "extra_cflags": [*STABLE["extra_cflags"], level]}
     texts = [OPERATORS.format(namespace="reload_clash", number=n, schema="int x") for n in (1, 2)]

@@ -133,7 +133,7 @@ def _write(descriptor: int, **told: Any) -> None:
 
 
 def note(path: Path) -> dict[str, Any]:
-    """Return what the holder of a lock, or the last one, has written into it."""
+    """Return the note in a lock file. Its holder, or its last holder, wrote it."""
     try:
         told = json.loads(path.read_bytes()) if path.is_file() else {}
     except (OSError, ValueError):
