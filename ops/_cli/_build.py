@@ -15,7 +15,6 @@ from typing import Any
 from ops._core import dispatch, extensions
 from ops._errors import ArgumentError, JitopsError, ToolchainError, did_you_mean
 from ops.jit import Extension, _admin
-from ops.jit._admin import Entry
 
 
 def add_to(commands: Any) -> None:
@@ -140,7 +139,7 @@ def main(options: argparse.Namespace) -> int:
     return int(len(entries) < len(extensions))
 
 
-def _commands_of(entry: Entry) -> list[dict[str, str]]:
+def _commands_of(entry: _admin.entries.Entry) -> list[dict[str, str]]:
     ninja = _admin.compilers.ninja()
     if ninja is None:
         raise ToolchainError(_admin.compilers.NO_NINJA)

@@ -45,24 +45,23 @@ def _export(options: argparse.Namespace) -> None:
     entries = []
     if options.ops or not options.names:
         entries += [extension.build_entry() for extension in _build.selected(options)]
-    items = [item for root in _admin.readable_roots() for item in _admin.items(root)]
     for name in options.names:
-        found = [item.entry for item in items if item.name == name]
+        found = [item.entry for item in _names.items() if item.name == name]
         if not found:
             raise BundleError(f"the cache has no entry named {name!r}: build it first")
         entries += found
     entries = list({entry.folder: entry for entry in entries}.values())
-    _admin.export(options.file.absolute(), entries)
+    _admin.bundle.export(options.file.absolute(), entries)
     told = sorted(f"  {one.manifest['name']} for {_names.target(one)}" for one in entries)
     print("\n".join([f"{options.file}: {_names.entries(len(told))}", *told]))
 
 
 def _import(options: argparse.Namespace) -> None:
-    new = _admin.import_into(options.file.absolute(), _admin.writable_root())
+    new = _admin.bundle.import_into(options.file.absolute(), _admin.location.writable_root())
     print("\n".join([*map(str, new), _names.entries(len(new), "new ")]))
 
 
 def _verify(options: argparse.Namespace) -> int:
-    count, wrong = _admin.verify(options.file.absolute())
+    count, wrong = _admin.bundle.verify(options.file.absolute())
     print("\n".join([*wrong, f"{_names.entries(count)} checked, {len(wrong)} damaged"]))
     return 1 if wrong else 0

@@ -12,7 +12,6 @@ from ops import _config
 from ops._cli import _build, _names
 from ops._errors import ArgumentError
 from ops.jit import Extension, _admin
-from ops.jit._admin import Item
 
 
 def add_to(commands: Any) -> None:
@@ -64,7 +63,7 @@ def _list(options: argparse.Namespace) -> None:
         print(json.dumps([_facts(item) for item in items], indent=1))
         return
     if not items:
-        print(f"{_admin.configured_root()} is empty")
+        print(f"{_admin.location.configured_root()} is empty")
         return
     from rich.console import Console
     from rich.table import Table
@@ -84,7 +83,7 @@ def _list(options: argparse.Namespace) -> None:
     print(f"{_names.entries(len(items))}, {_size(total)} of at most {_size(limit)}")
 
 
-def _facts(item: Item) -> dict[str, Any]:
+def _facts(item: _admin.eviction.Item) -> dict[str, Any]:
     return {
         "name": item.name,
         "folder": str(item.entry.folder),
@@ -126,7 +125,7 @@ def _info(options: argparse.Namespace) -> int:
     return 0 if found else 1
 
 
-def _in_words(item: Item) -> str:
+def _in_words(item: _admin.eviction.Item) -> str:
     manifest = item.entry.manifest
     request = manifest.get("request", {})
     sources = [name for name, _ in request.get("sources", ())] or ["text"]
@@ -175,7 +174,7 @@ def _why_not(extension: Extension) -> str:
     return f"is in the cache: {library}" if library else _admin.sentence(extension.effective_spec)
 
 
-def _why_not_here(item: Item) -> str:
+def _why_not_here(item: _admin.eviction.Item) -> str:
     extension = _names.of_extension(item.name)
     if extension:
         reasons = _admin.against(extension.effective_spec, item.entry)
@@ -186,7 +185,7 @@ def _why_not_here(item: Item) -> str:
 
 def _verify(options: argparse.Namespace) -> int:
     items = _names.items()
-    wrong = [str(item.entry.folder) for item in items if _admin.problem(item.entry)]
+    wrong = [str(item.entry.folder) for item in items if _admin.entries.problem(item.entry)]
     if options.json:
         print(json.dumps({"checked": len(items), "damaged": wrong}, indent=1))
     else:
@@ -203,7 +202,9 @@ def _clean(options: argparse.Namespace) -> None:
     named = [item for name in options.names for item in _names.matching(name, among)]
     chosen = {item.entry.folder for item in (named if options.names else among)}
     # Builds go to another folder while the configured one is unusable, so clean both.
-    roots = [root for root in _admin.readable_roots() if _admin.unusable(root) is None]
+    roots = [
+        root for root in _admin.location.readable_roots() if _admin.location.unusable(root) is None
+    ]
     if options.max_size is not None:
         try:
             limit = _config.size(options.max_size)
@@ -211,14 +212,14 @@ def _clean(options: argparse.Namespace) -> None:
             raise ArgumentError(
                 f"--max-size must be a size like 500M or 2G, got {options.max_size!r}"
             ) from None
-        gone = [item for root in roots for item in _admin.evict(root, limit)]
+        gone = [item for root in roots for item in _admin.eviction.evict(root, limit)]
     else:
 
-        def unwanted(item: Item) -> bool:
+        def unwanted(item: _admin.eviction.Item) -> bool:
             unused = options.unused_for is None or time.time() - item.used > options.unused_for
             return unused and item.entry.folder in chosen
 
-        gone = [item for root in roots for item in _admin.clean(root, unwanted)]
+        gone = [item for root in roots for item in _admin.eviction.clean(root, unwanted)]
     if options.json:
         print(json.dumps([_facts(item) for item in gone], indent=1))
     else:

@@ -8,15 +8,14 @@ from ops._core import dispatch
 from ops._core.selection import DEVICE_OF
 from ops._errors import ArgumentError
 from ops.jit import Extension, _admin
-from ops.jit._admin import Entry, Item
 
 HELP = "an op, or the start of an extension's name or of an entry's digest"
 _SHORTEST = 4  # characters of a digest
 
 
-def items() -> list[Item]:
+def items() -> list[_admin.eviction.Item]:
     """All entries of all caches."""
-    return [item for root in _admin.readable_roots() for item in _admin.items(root)]
+    return [one for root in _admin.location.readable_roots() for one in _admin.eviction.items(root)]
 
 
 def of_op(name: str) -> dict[str, Extension]:
@@ -35,13 +34,13 @@ def of_extension(name: str) -> Extension | None:
     return None
 
 
-def matching(name: str, among: Sequence[Item]) -> list[Item]:
+def matching(name: str, among: Sequence[_admin.eviction.Item]) -> list[_admin.eviction.Item]:
     """The entries that a name stands for."""
     names = {extension.name for extension in of_op(name).values()}
     return [item for item in among if item.name in names or _is_meant(name, item)]
 
 
-def _is_meant(name: str, item: Item) -> bool:
+def _is_meant(name: str, item: _admin.eviction.Item) -> bool:
     place = "/".join(item.entry.folder.parts[-2:])  # name-digest/variant
     digest = str(item.entry.manifest.get("digest"))
     return place.startswith(name) or (len(name) >= _SHORTEST and digest.startswith(name))
@@ -59,7 +58,7 @@ def entries(count: int, kind: str = "") -> str:
     return f"{count} {kind}entr{'y' if count == 1 else 'ies'}"
 
 
-def target(entry: Entry) -> str:
+def target(entry: _admin.entries.Entry) -> str:
     """The machines that an entry is for: a CPU level, and the architectures of GPUs."""
     _, machine = entry.manifest.get("request", {}).get("platform", ("", "such"))
     flags = entry.manifest.get("request", {}).get("cflags", ())

@@ -3,8 +3,6 @@
 Among them: why an extension is not in the cache, as the difference from the nearest entry.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator
 from typing import Any
@@ -12,34 +10,24 @@ from typing import Any
 from ops import _config
 from ops._errors import JitopsError
 from ops.jit import _inputs, _key
-from ops.jit._cache import _bundle, _entries, _publish
-from ops.jit._cache._bundle import export, import_into, root as bundle_root, verify
-from ops.jit._cache._entries import Entry, problem
-from ops.jit._cache._eviction import Item, clean, evict, items
-from ops.jit._cache._location import (
-    configured_root,
-    file_system,
-    readable_roots,
-    unusable,
-    writable_root,
+from ops.jit._cache import (
+    _bundle as bundle,
+    _entries as entries,
+    _eviction as eviction,
+    _location as location,
+    _publish as publish,
 )
-from ops.jit._cache._publish import exclusive
 from ops.jit._compile import _compilers as compilers, _cpu as cpu, _gpu_archs as gpu_archs
 from ops.jit._spec import Spec
 
-__all__ = [
-    "Entry", "Item", "against", "bundle_root", "clean", "compilers",
-    "configured_root", "cpu", "evict", "exclusive", "export", "file_system", "gpu_archs",
-    "import_into", "items", "last_failure", "problem", "readable_roots", "sentence", "unusable",
-    "verify", "writable_root",
-]  # fmt: skip
+__all__ = ["bundle", "compilers", "cpu", "entries", "eviction", "gpu_archs", "location", "publish"]
 
 
 def last_failure(spec: Spec) -> str | None:
     """Return the error of the last build of this very extension, if that failed."""
-    name = _entries.entry_name(spec.name, _key.digest(_key.request(spec)))
-    notes = (_publish.note(_publish.lock_path(root, name)) for root in readable_roots())
-    return next((str(note["failed"]) for note in notes if "failed" in note), None)
+    digest = _key.digest(_key.request(spec))
+    notes = (publish.note(publish.lock_path(root, digest)) for root in location.readable_roots())
+    return next((str(one["failed"]) for one in notes if one.get("digest") == digest), None)
 
 
 def sentence(spec: Spec) -> str:
@@ -52,15 +40,15 @@ def sentence(spec: Spec) -> str:
 
 def reasons(spec: Spec) -> list[str] | None:
     """List how an extension differs from the nearest entry; ``None`` if no entry has its name."""
-    bundle = _config.settings().bundle
-    roots = [*([_bundle.root(bundle)] if bundle else []), *readable_roots()]
-    its = (item.entry for root in roots for item in items(root) if item.name == spec.name)
+    path = _config.settings().bundle
+    roots = [*([bundle.root(path)] if path else []), *location.readable_roots()]
+    its = (one.entry for root in roots for one in eviction.items(root) if one.name == spec.name)
     found = (against(spec, entry) for entry in its)
     # Of as many differences, the smaller ones: one flag, not all of them.
     return min(found, key=lambda its: (len(its), sum(map(len, its))), default=None)
 
 
-def against(spec: Spec | None, entry: _entries.Entry) -> list[str]:
+def against(spec: Spec | None, entry: entries.Entry) -> list[str]:
     """List why an entry does not serve ``spec``, or its own extension on this machine."""
     before = entry.manifest.get("request")
     if not isinstance(before, dict) or before.get("format") != _key.FORMAT:
@@ -76,7 +64,7 @@ def against(spec: Spec | None, entry: _entries.Entry) -> list[str]:
         if isinstance(error, JitopsError):
             raise
         return ["its manifest cannot be read"]
-    damage = _entries.problem(entry)
+    damage = entries.problem(entry)
     return found or ([damage] if damage else [])
 
 

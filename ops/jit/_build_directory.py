@@ -1,14 +1,11 @@
 """``build_directory``: it gets the library, and no file is written over that no loader has written.
 
-The digest of each library that is written is noted in ``.jitops``, in the same folder. So a file
-that somebody else writes or edits stays as it is.
+For each library that is written, ``.jitops`` in the same folder gets an empty file that is named by
+the library's digest. So a file that somebody else writes or edits stays as it is.
 """
-
-from __future__ import annotations
 
 import contextlib
 import os
-import re
 import stat
 import tempfile
 from pathlib import Path
@@ -17,20 +14,17 @@ from ops._errors import ArgumentError, CacheError
 from ops.jit._cache import _entries
 from ops.jit._spec import Spec
 
-_RECORD = ".jitops"  # only ever added to, so that processes need not wait for each other
-_LINE = re.compile(rb"[0-9a-f]{64} [^ *\n][^\n]*\n?")  # sha256sum's have two blanks, or a star
-
 
 def prepare(folder: Path, spec: Spec) -> Path:
     """Make the folder before anything is built for it; return where the library will be."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        (folder / ".jitops").mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ArgumentError(
-            f"build_directory must be a folder that is there or can be made, got {folder}: {error}"
+            f"build_directory must be a folder that is there or can be made, and can have a folder "
+            f".jitops, got {folder}: {error}"
         ) from error
     target = folder / (spec.name if spec.is_standalone else f"{spec.name}.so")
-    _check(folder / _RECORD)
     _check(target)
     return target
 
@@ -39,13 +33,11 @@ def fill(library: Path, target: Path, *, is_standalone: bool) -> None:
     """Put a library or a program at ``target``, in one rename and through no link."""
     try:
         _check(target)
-        is_same = target.exists() and (is_standalone or target.samefile(library))
         content = library.read_bytes()
+        is_same = target.exists() and (is_standalone or target.samefile(library))
         if is_same and target.read_bytes() == content:
             return
-        if (line := _line(target, content)) not in _recorded(target.parent):
-            with (target.parent / _RECORD).open("ab") as record:
-                record.write(line)
+        _mark(target.parent, content).touch()
         # In a folder whose name nobody can foresee, and in which nobody else can write.
         with tempfile.TemporaryDirectory(prefix=".jitops-", dir=target.parent) as folder:
             draft = Path(folder, target.name)
@@ -66,7 +58,7 @@ def _check(path: Path) -> None:
     try:
         if not stat.S_ISREG(path.lstat().st_mode):  # to open a special file may block
             more = ", which is no plain file"
-        elif _is_a_loaders(path):
+        elif _mark(path.parent, path.read_bytes()).exists() or _is_torchs(path):
             return
     except FileNotFoundError:
         return
@@ -78,13 +70,12 @@ def _check(path: Path) -> None:
     )
 
 
-def _is_a_loaders(path: Path) -> bool:
-    recorded = _recorded(path.parent)
-    if path.name == _RECORD:
-        return all(map(_LINE.fullmatch, recorded))
-    if _line(path, path.read_bytes()) in recorded:
-        return True
-    # torch's own loader has linked it, and nobody has edited it since.
+def _mark(folder: Path, content: bytes) -> Path:
+    return folder / ".jitops" / _entries.sha256(content)
+
+
+def _is_torchs(path: Path) -> bool:
+    """Whether torch's own loader has linked a library, and nobody has edited it since."""
     script, log = path.parent / "build.ninja", path.parent / ".ninja_log"
     return (
         script.is_file()
@@ -92,12 +83,3 @@ def _is_a_loaders(path: Path) -> bool:
         and f"build {path.name}: link".encode() in script.read_bytes()
         and path.stat().st_mtime_ns <= log.stat().st_mtime_ns
     )
-
-
-def _recorded(folder: Path) -> list[bytes]:
-    record = folder / _RECORD
-    return record.read_bytes().splitlines(keepends=True) if record.is_file() else []
-
-
-def _line(path: Path, content: bytes) -> bytes:
-    return f"{_entries.sha256(content)} {path.name}\n".encode()

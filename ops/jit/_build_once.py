@@ -1,7 +1,5 @@
 """A miss: lock, look again, build, publish; those that wait share the result, or the failure."""
 
-from __future__ import annotations
-
 import contextlib
 import time
 from collections.abc import Callable
@@ -41,28 +39,27 @@ def build(
             f"is not set, or import a bundle that has it"
         )
     root = _location.writable_root()
-    name = _entries.entry_name(spec.name, digest)
+    log = _publish.log_path(root, spec.name)
     started = time.time()
     try:
-        path = _publish.lock_path(root, name)
+        path = _publish.lock_path(root, digest)
         with _publish.exclusive(path, spec.name, settings.build_timeout, _progress.say) as lock:
             entry = find()
             if entry:
                 return entry
             # Of those that waited, one tries, and the others are told.
-            if (failure := lock.before.get("failed")) and lock.before.get("since", 0.0) >= started:
-                lock.fail(failure, lock.before.get("log"))  # to the next of them
-                raise BuildError(failure, log=lock.before.get("log"))
+            failure = lock.before
+            if failure.get("digest") == digest and failure.get("since", 0.0) >= started:
+                lock.write(**failure)  # for the next of them
+                raise BuildError(failure["failed"], log=failure["log"])
             try:
-                entry = _build_here(root, name, spec, asked, digest, verbose)
+                entry = _build_here(root, log, spec, asked, digest, verbose)
             except BuildError as error:
-                lock.fail(str(error), error.log)
+                lock.write(digest=digest, failed=str(error), log=error.log)
                 raise
-        with contextlib.suppress(OSError):
-            _publish.log_path(root, name).unlink(missing_ok=True)
         # A finished build is not lost because something else cannot be deleted.
         with contextlib.suppress(OSError):
-            _eviction.sweep_traces(root)
+            log.unlink(missing_ok=True)
             _eviction.evict(root, settings.cache_max_size, newest=entry.folder)
         return entry
     except JitopsError:
@@ -72,13 +69,12 @@ def build(
 
 
 def _build_here(
-    root: Path, name: str, spec: Spec, asked: dict[str, Any], digest: str, verbose: bool
+    root: Path, log: Path, spec: Spec, asked: dict[str, Any], digest: str, verbose: bool
 ) -> _entries.Entry:
-    with _publish.staging(root, name) as folder:
+    with _publish.staging(root, _entries.entry_name(spec.name, digest)) as folder:
         for _ in range(_ATTEMPTS):
             started = time.time()
             with _pch.include_dir(spec, folder) as first:
-                log = _publish.log_path(root, name)
                 library = _build.build(spec, folder, log, include_first=first, echo=verbose)
             recorded = _record.record(spec, folder)
             changed = _inputs.changed_since(spec, recorded, started)

@@ -1,7 +1,5 @@
 """The flags that ``JITOPS_DEBUG`` and ``JITOPS_SANITIZE`` add to an extension."""
 
-from __future__ import annotations
-
 import dataclasses
 import platform
 from pathlib import Path

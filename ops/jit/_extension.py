@@ -1,7 +1,5 @@
 """The public class :class:`Extension`: found or built, and loaded."""
 
-from __future__ import annotations
-
 import functools
 import warnings
 from pathlib import Path

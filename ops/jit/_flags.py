@@ -1,7 +1,5 @@
 """Flags: the words that ninja and the shell make of them, and the files that these words name."""
 
-from __future__ import annotations
-
 import os
 import re
 import shlex

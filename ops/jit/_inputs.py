@@ -5,8 +5,6 @@ the files that they read, and which names the folders had that they searched. A 
 change, hence as a rebuild.
 """
 
-from __future__ import annotations
-
 import hashlib
 import os
 import re

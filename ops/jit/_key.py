@@ -6,8 +6,6 @@ manifest, and :mod:`ops.jit._inputs` compares them. The request holds contents, 
 nor times of files, so that a cache, a checkout or an environment can move.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import platform

@@ -1,7 +1,5 @@
 """Libraries of this process: each is loaded once, and a newer version replaces an older one."""
 
-from __future__ import annotations
-
 import contextlib
 import ctypes
 import importlib.machinery

@@ -5,8 +5,6 @@ lowest priority. Later builds take the result; nothing ever waits for it. g++ on
 built like any extension: its flags say ``-x c++-header``, and the linker has no part in it.
 """
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import os
@@ -107,8 +105,8 @@ def schedule(spec: Spec, root: Path) -> None:
             or _config.settings().cache_max_size < _NEEDS_CACHE
         ):
             return
-        name = _entries.entry_name(NAME, _key.digest(_key.request(header)))
-        with _publish.exclusive(_publish.lock_path(root, name), NAME, 0.0, lambda _: None):
+        lock = _publish.lock_path(root, _key.digest(_key.request(header)))
+        with _publish.exclusive(lock, NAME, 0.0, lambda _: None):
             _progress.say(
                 f"precompiling {_HEADER} in the background, for builds to come: a minute of one "
                 f"core, 0.8 GB of the cache (JITOPS_PCH=0: never)"

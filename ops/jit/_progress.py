@@ -1,7 +1,5 @@
 """Lines on stderr about a build."""
 
-from __future__ import annotations
-
 import contextlib
 import sys
 from typing import Any

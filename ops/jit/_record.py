@@ -5,8 +5,6 @@ no tool can report is refused. Headers of torch, Python, CUDA and the compiler i
 because their versions, which are compared too, tell when they change.
 """
 
-from __future__ import annotations
-
 import itertools
 import os
 import re

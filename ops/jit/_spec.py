@@ -1,7 +1,5 @@
 """An extension as the user describes it, checked and frozen: the input of the key and the build."""
 
-from __future__ import annotations
-
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence

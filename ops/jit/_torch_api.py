@@ -1,7 +1,5 @@
 """The public functions: torch's own signatures, on this cache, and the two that only describe."""
 
-from __future__ import annotations
-
 import dataclasses
 import os
 from collections.abc import Mapping, Sequence

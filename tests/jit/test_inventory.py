@@ -122,17 +122,6 @@ def test_an_entry_that_goes_while_it_is_looked_up_is_built_again(cache, monkeypa
     assert len(times[0]) == 1
 
 
-def test_traces_go_a_week_after_their_extension(cache):
-    fill(cache, "kept", "gone")
-    (gone,) = (item for item in _eviction.items(cache) if item.name == "gone")
-    _eviction.remove(cache, gone)
-    for item in ("kept", "gone"):
-        (lock,) = cache.glob(f"locks/{item}-*.lock")
-        os.utime(lock, (1, 1))
-    _eviction.sweep_traces(cache)
-    assert [path.name.partition("-")[0] for path in (cache / "locks").iterdir()] == ["kept"]
-
-
 def test_a_thousand_others_do_not_matter(cache, monkeypatch):
     """The look-up goes by the name of the folder: it reads no other."""
     load_inline("answer", ANSWER, **PLAIN)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import json
@@ -44,6 +45,16 @@ def wait_for(condition, seconds=60):
         time.sleep(0.02)
 
 
+def works_below(folder):
+    """Tell whether a process has its current folder below this one."""
+
+    def does(process):
+        with contextlib.suppress(OSError):  # it has ended, or is of another user
+            return (process / "cwd").readlink().is_relative_to(folder)
+
+    return does
+
+
 def test_kill_9_in_the_middle_of_a_build(cache, slow_compiler):
     variables = {"JITOPS_CACHE_DIR": cache, "CXX": slow_compiler}
     for _ in range(2):
@@ -53,6 +64,7 @@ def test_kill_9_in_the_middle_of_a_build(cache, slow_compiler):
         victim.send_signal(signal.SIGKILL)
         victim.communicate()
         assert entries(cache) == []
+    wait_for(lambda: not any(map(works_below(cache), Path("/proc").glob("[0-9]*"))))
     for path in leftovers(cache):
         os.utime(path, (1, 1))  # one that was just made might not be locked yet
     out, err = run(SLOW, **variables, JITOPS_PROGRESS="1")
@@ -81,7 +93,7 @@ def test_stale_locks_do_not_hang(cache, source, monkeypatch, tmp_path):
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(torchs))
     digest = _key.digest(_key.request(extension(source).spec))
     (cache / "locks").mkdir(parents=True)
-    lock = _publish.lock_path(cache, _entries.entry_name("answer", digest))
+    lock = _publish.lock_path(cache, digest)
     lock.write_text("held by a process long gone")
     started = time.time()
     assert answer(extension(source).load()) == 42
@@ -101,7 +113,7 @@ HOLD = """
 def test_waiting_has_an_end(cache, source, monkeypatch):
     digest = _key.digest(_key.request(extension(source).spec))
     (cache / "locks").mkdir(parents=True)
-    path = str(_publish.lock_path(cache, _entries.entry_name("answer", digest)))
+    path = str(_publish.lock_path(cache, digest))
     holder = start(HOLD.format(path=path))
     try:
         assert holder.stdout.readline() == "held\n"
@@ -167,7 +179,7 @@ def test_a_child_that_is_forked_during_a_build_keeps_no_lock(cache, source):
     """Such as a worker of a DataLoader, beside a thread whose build fails."""
     asked = _key.digest(_key.request(extension(source).spec))
     extension(source).load()
-    path = _publish.lock_path(cache, _entries.entry_name("answer", asked))
+    path = _publish.lock_path(cache, asked)
     with _publish.exclusive(path, "answer", 0, print):
         child = os.fork()
         if child == 0:

@@ -18,11 +18,11 @@ _LITTLE_SPACE = 200 << 20
 
 def cache() -> Iterator[Finding]:
     """The folder of the cache, its disk, its locks, its size, and the bundle."""
-    root = _admin.configured_root()
-    reason = _admin.unusable(root)
+    root = _admin.location.configured_root()
+    reason = _admin.location.unusable(root)
     if reason:
         try:
-            other = _admin.writable_root()
+            other = _admin.location.writable_root()
             yield Finding("cache", reason, NOTE, f"{other} is used instead; set JITOPS_CACHE_DIR")
             root = other
         except JitopsError as error:
@@ -35,14 +35,14 @@ def cache() -> Iterator[Finding]:
         yield Finding("cache", f"{root}, owner {status.st_uid}, mode {status.st_mode & 0o777:04o}")
     yield _space(root)
     yield _locks(root)
-    items = _admin.items(root)
+    items = _admin.eviction.items(root)
     size, limit = sum(item.size for item in items), _config.settings().cache_max_size
     used = f"{size / 2**20:.0f} of {limit / 2**20:.0f} MiB"
     yield Finding("in it", f"{_names.entries(len(items))}, {used}")
     bundle = _config.settings().bundle
     if bundle is not None:
         try:
-            count = len(_admin.items(_admin.bundle_root(bundle)))
+            count = len(_admin.eviction.items(_admin.bundle.root(bundle)))
             yield Finding("bundle", f"{bundle}, {_names.entries(count)}")
         except JitopsError as error:
             yield Finding("bundle", str(error), BAD, "export it again", COMPILED)
@@ -55,12 +55,12 @@ def _space(root: Path) -> Finding:
     if usage.free < _LITTLE_SPACE:
         fix = "free space there (`jitops cache clean`), or point JITOPS_CACHE_DIR at another disk"
         return Finding("its disk", f"nearly full: {found}", BAD, fix, COMPILED)
-    return Finding("its disk", f"{found}, {_admin.file_system(root)}")
+    return Finding("its disk", f"{found}, {_admin.location.file_system(root)}")
 
 
 def _locks(root: Path) -> Finding:
     try:
-        with _admin.exclusive(
+        with _admin.publish.exclusive(
             root / "locks" / "doctor.lock", "the doctor", 1.0, lambda said: None
         ) as lock:
             held = lock.is_exclusive

@@ -5,8 +5,6 @@ format. Unpacked, it is a bundle too. The archive has a checksum of each file, a
 each entry has the SHA-256 of its library.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os

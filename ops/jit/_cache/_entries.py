@@ -4,8 +4,8 @@
 
     <root>/<name>-<digest>/<variant>/    one published entry: manifest.json, the library, and so on
     <root>/staging/<name>-<digest>.*     builds in progress, one private folder each
-    <root>/locks/<name>-<digest>.lock    held by the builder of that digest
-    <root>/logs/<name>-<digest>.log      the last failed build's log
+    <root>/locks/<part of digest>.lock   held by the builder of that digest
+    <root>/logs/<name>.log               the last failed build's log
     <root>/bundles/                      bundles in use, unpacked
 
 An entry appears by one rename and never changes, so a reader needs no lock. A reader verifies the
@@ -13,8 +13,6 @@ library's digest, so that a damaged or exchanged file is a miss and never loaded
 ``used`` grows, by a byte for each load, where the loader may write. A lock on it says that a live
 process uses the entry.
 """
-
-from __future__ import annotations
 
 import fcntl
 import hashlib

@@ -1,18 +1,14 @@
 """The size, the age and the use of entries; and the removal of the least used."""
 
-from __future__ import annotations
-
-import contextlib
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from ops.jit._cache import _entries, _location, _publish
 
 _UNSEEN_FOR = 30 * 24 * 3600.0  # seconds that another host may use an entry without a lock
-_TRACES_LAST = 7 * 24 * 3600.0  # seconds, for logs and locks of extensions that are not there
 
 
 @dataclass(frozen=True)
@@ -83,45 +79,23 @@ def remove(root: Path, item: Item) -> bool:
 
     Where the locks of other hosts may not be seen, one that was loaded of late stays.
     """
-    with _locked(item.entry.folder / _entries.USED) as mine:
+    try:
+        used = item.entry.folder / _entries.USED
+        descriptor = os.open(used, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    except OSError:  # it is gone, or belongs to somebody else
+        return False
+    try:
+        mine = _publish.try_lock(descriptor)
         unseen = mine is None or _location.is_shared(root)
         unused = mine is not False and not (unseen and time.time() - item.used < _UNSEEN_FOR)
         if unused:
             _publish.discard(root, item.entry.folder)
-    return unused
+        return unused
+    finally:
+        _publish.unlock(descriptor)
 
 
 def clean(root: Path, is_unwanted: Callable[[Item], bool]) -> list[Item]:
-    """Delete unwanted entries that are not in use, and the traces of entries that are gone."""
-    removed = [item for item in items(root) if is_unwanted(item) and remove(root, item)]
+    """Delete unwanted entries that are not in use, and what dead builders left."""
     _publish.sweep(root)
-    sweep_traces(root, older_than=0.0)
-    return removed
-
-
-def sweep_traces(root: Path, older_than: float = _TRACES_LAST) -> None:
-    """Delete logs and locks of extensions that the cache does not hold."""
-    now = time.time()
-    for part in ("logs", "locks"):
-        with contextlib.suppress(OSError):
-            for path in (root / part).iterdir():
-                name = path.name.removesuffix(".log").removesuffix(".lock")
-                if (root / name).is_dir() or now - path.stat().st_mtime <= older_than:
-                    continue
-                with _locked(path) as mine:
-                    if mine is not False:
-                        path.unlink()
-
-
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[bool | None]:
-    """Lock a file; yield ``False`` if somebody else has, ``None`` if there are no locks."""
-    try:
-        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-    except OSError as error:
-        yield None if isinstance(error, FileNotFoundError) else False
-        return
-    try:
-        yield _publish.try_lock(descriptor)
-    finally:
-        _publish.unlock(descriptor)
+    return [item for item in items(root) if is_unwanted(item) and remove(root, item)]

@@ -3,8 +3,6 @@
 Nothing is loaded from a folder that somebody else could have written to.
 """
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import hashlib

@@ -4,8 +4,6 @@ The kernel takes a lock back when its holder dies. The lock spares work and is n
 safety. Two builders at once would each work in a folder of their own and publish by one rename.
 """
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import fcntl
@@ -31,13 +29,16 @@ _YOUNG = 10.0  # seconds after which a living builder has surely locked its fold
 _ABANDONED_AFTER = 24 * 3600.0  # seconds, where no lock tells whether the builder lives
 
 
-def lock_path(root: Path, name: str) -> Path:
-    """Return the lock file of the builder of this name."""
-    return root / "locks" / f"{name}.lock"
+def lock_path(root: Path, digest: str) -> Path:
+    """Return the lock file of the builder of a digest.
+
+    A few digests share one, so that there are never many of these files, and none is deleted.
+    """
+    return root / "locks" / f"{digest[:3]}.lock"
 
 
 def log_path(root: Path, name: str) -> Path:
-    """Return where the log of this name's last failed build is kept."""
+    """Return where the log of the last failed build of an extension is kept."""
     return root / "logs" / f"{name}.log"
 
 
@@ -49,9 +50,12 @@ class Lock:
     is_exclusive: bool  # False where the file system has no locks
     before: dict[str, Any]  # the note of the last holder: its failure, if it failed
 
-    def fail(self, message: str, log: str | None) -> None:
-        """Tell those that wait for this lock that the build failed."""
-        _write(self.descriptor, failed=message, log=log)
+    def write(self, **told: Any) -> None:
+        """Tell something to those that wait for this lock."""
+        content = json.dumps({"since": time.time(), **told}).encode()
+        with contextlib.suppress(OSError):  # a full disk is no reason to fail
+            os.ftruncate(self.descriptor, 0)
+            os.pwrite(self.descriptor, content, 0)
 
 
 @contextlib.contextmanager
@@ -65,11 +69,7 @@ def exclusive(
     started, told = time.monotonic(), False
     descriptor = _open(path)
     try:
-        while (held := try_lock(descriptor)) is False or not _is_at(descriptor, path):
-            if held:  # the file was deleted meanwhile, and others lock its successor
-                os.close(descriptor)
-                descriptor = _open(path)
-                continue
+        while (held := try_lock(descriptor)) is False:
             holder, waited = note(path), time.monotonic() - started
             # It holds the lock but has not signed yet, or has just left.
             owner = f"process {holder.get('pid', 'unknown')} on {holder.get('host', 'some host')}"
@@ -84,7 +84,7 @@ def exclusive(
                 on_wait(f"waiting for {owner}, which is building {name}")
             time.sleep(min(_PAUSE, timeout))
         lock = Lock(descriptor, bool(held), note(path))
-        _write(descriptor, pid=os.getpid(), host=platform.node())
+        lock.write(pid=os.getpid(), host=platform.node())
         yield lock
         with contextlib.suppress(OSError):
             os.ftruncate(descriptor, 0)
@@ -116,20 +116,6 @@ def _open(path: Path) -> int:
         with contextlib.suppress(OSError):  # somebody else's
             os.fchmod(descriptor, 0o664)
     return descriptor
-
-
-def _is_at(descriptor: int, path: Path) -> bool:
-    try:
-        return os.path.samestat(os.fstat(descriptor), os.stat(path))
-    except OSError:
-        return False
-
-
-def _write(descriptor: int, **told: Any) -> None:
-    content = json.dumps({**told, "since": time.time()}).encode()
-    with contextlib.suppress(OSError):  # a full disk is no reason to fail
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, content, 0)
 
 
 def note(path: Path) -> dict[str, Any]:

@@ -6,8 +6,6 @@ no build changes torch's module, which other threads may use, or in which somebo
 ``load`` by ours. The file is amended, so that the tools report all files that they read, and run.
 """
 
-from __future__ import annotations
-
 import builtins
 import functools
 import importlib.util

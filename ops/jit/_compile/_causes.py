@@ -1,7 +1,5 @@
 """Why builds and loads fail: how each cause shows in a line of the output, and what to do."""
 
-from __future__ import annotations
-
 import re
 from dataclasses import dataclass
 

@@ -4,8 +4,6 @@ Finding a tool runs no program. A look-up runs one only where the C++ compiler i
 script, which may run a different compiler each time.
 """
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import hashlib

@@ -1,7 +1,5 @@
 """The CPU and the memory of this machine, found without running a program."""
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import os

@@ -1,7 +1,5 @@
 """A failed build explained: the first real error, its cause where known, and the fix."""
 
-from __future__ import annotations
-
 import itertools
 import re
 from collections.abc import Callable, Iterator

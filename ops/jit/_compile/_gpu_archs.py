@@ -3,8 +3,6 @@
 Nothing here runs a program or initialises CUDA.
 """
 
-from __future__ import annotations
-
 import ctypes
 import functools
 import os

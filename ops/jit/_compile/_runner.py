@@ -1,7 +1,5 @@
 """Runs ninja, whose compilers end when this process does."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import re
