@@ -102,27 +102,11 @@ def _load(spec: Spec, entry: Entry, retired: Loaded | None) -> ModuleType | Path
     return result
 
 
-def _taken(content: bytes) -> dict[str, bool]:
-    """List namespaces that a library defines operators in, and somebody else has before.
-
-    Each with whether it is defined as a whole, which only one library can do.
-    """
-    found: dict[str, bool] = {}
-    for whole, part in _DEFINES.findall(content):
-        namespace = (whole or part).decode()
-        its = (name.startswith(f"{namespace}::") for name in torch._C._dispatch_get_all_op_names())
-        if _is_whole(namespace) if whole else any(its):
-            found[namespace] = bool(whole) or found.get(namespace, False)
-    return found
-
-
-def _is_whole(namespace: str) -> bool:
-    """Whether somebody has defined a namespace as a whole."""
-    try:
-        torch.library.Library(namespace, "DEF")
-    except (RuntimeError, ValueError):
-        return True
-    return False
+def _taken(content: bytes) -> set[str]:
+    """Find the namespaces in which a library defines operators and somebody else has before."""
+    found = {(whole or part).decode() for whole, part in _DEFINES.findall(content)}
+    every = torch._C._dispatch_get_all_op_names() if found else []
+    return found & {name.partition("::")[0] for name in every}
 
 
 def _module(spec: Spec, path: str) -> ModuleType:

@@ -7,26 +7,21 @@ not parse, say), a newer version is first loaded in a new Python, as is a librar
 register operators of others.
 """
 
-from __future__ import annotations
-
 import contextlib
 import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 
 from ops._errors import BuildError
 from ops.jit._cache import _location, _publish
 from ops.jit._compile import _compilers
+from ops.jit._load import Loaded
 from ops.jit._spec import Spec
-
-if TYPE_CHECKING:
-    from ops.jit._load import Loaded
 
 _LONGEST = 60.0  # seconds that a trial may take
 _MOST = 2000  # characters of the output of a trial that are passed on
@@ -43,9 +38,9 @@ resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 for path in filter(os.path.exists, {beside!r}):
     ctypes.CDLL(path)
 others = []
-for namespace, kind, schema in {others!r}:
+for namespace, schema in {others!r}:
     try:
-        others.append(torch.library.Library(namespace, kind))
+        others.append(torch.library.Library(namespace, "FRAGMENT" if schema else "DEF"))
         schema and others[-1].define(schema)
     except (RuntimeError, ValueError):
         pass  # torch's own, or of a library that is beside it
@@ -67,7 +62,7 @@ finally:
 
 
 def prepare(
-    spec: Spec, path: str, content: bytes, loaded: Sequence[Loaded], taken: Mapping[str, bool]
+    spec: Spec, path: str, content: bytes, loaded: Sequence[Loaded], taken: set[str]
 ) -> list[str]:
     """Withdraw the operators of older versions of a library; return their names.
 
@@ -100,25 +95,30 @@ def _words(content: bytes) -> set[bytes]:
     return set(content.replace(b"(", b"\0").split(b"\0"))
 
 
-def _of_others(
-    content: bytes, older: bytes, taken: Mapping[str, bool]
-) -> list[tuple[str, str, str]]:
-    """List the registrations of others that a library seems to repeat: namespace, kind, schema."""
+def _of_others(content: bytes, older: bytes, taken: set[str]) -> list[tuple[str, str]]:
+    """List what others have registered and a library seems to repeat: namespace and schema.
+
+    Without a schema, it is the namespace as a whole.
+    """
     found = []
-    words, names = _words(content) - _words(older), torch._C._dispatch_get_all_op_names()
-    for namespace, is_whole in taken.items():
-        if is_whole and f"TORCH_LIBRARY_static_init_{namespace}\0".encode() not in older:
-            found.append((namespace, "DEF", ""))
-        for name in names:
-            theirs, _, operator = name.partition("::")
-            if theirs == namespace and operator.encode() in words:
-                with contextlib.suppress(RuntimeError):  # it has no schema, so it is free
-                    schema = torch._C._get_schema(*name.partition(".")[::2])
-                    found.append((namespace, "FRAGMENT", str(schema).partition("::")[2]))
+    for namespace in taken:
+        whole = f"TORCH_LIBRARY_static_init_{namespace}\0".encode()
+        if whole in content and whole not in older:
+            try:
+                torch.library.Library(namespace, "DEF")
+            except (RuntimeError, ValueError):
+                found.append((namespace, ""))
+    words = _words(content) - _words(older)
+    for name in torch._C._dispatch_get_all_op_names():
+        namespace, _, operator = name.partition("::")
+        if namespace in taken and operator.encode() in words:
+            with contextlib.suppress(RuntimeError):  # it has no schema, so it is free
+                schema = torch._C._get_schema(*name.partition(".")[::2])
+                found.append((namespace, str(schema).partition("::")[2]))
     return found
 
 
-def _try(spec: Spec, path: str, beside: list[str], others: Sequence[tuple[str, str, str]]) -> None:
+def _try(spec: Spec, path: str, beside: list[str], others: Sequence[tuple[str, str]]) -> None:
     """Load a library in a new Python, beside others and the registrations that it may repeat."""
     python = _compilers.python()
     if python is None:
@@ -157,7 +157,7 @@ def _try(spec: Spec, path: str, beside: list[str], others: Sequence[tuple[str, s
     cause = "code that runs when it is loaded, such as a static initialiser, fails"
     fix = "mend that; the older version, if there is one, is still in force"
     if others:
-        theirs = (f"{one}::{schema}" if schema else f"namespace {one}" for one, _, schema in others)
+        theirs = (f"{one}::{schema}" if schema else f"namespace {one}" for one, schema in others)
         cause = f"it registers a second time, of these: {', '.join(theirs)}"
         fix = "give it another name; of two extensions, load only one in a process"
     raise BuildError(

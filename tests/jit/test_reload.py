@@ -372,3 +372,20 @@ def test_an_extension_that_registers_an_operator_that_python_has_defined(cache):
     )
     assert "it registers a second time, of these: reload_python::add(int x) -> int\n" in out
     assert out.endswith("\n2\n")
+
+
+def test_an_extension_of_a_namespace_that_python_has_a_part_of(cache):
+    """To define the whole after a part is allowed."""
+    text = OPERATORS.format(namespace="reload_part", number=1, schema="int x")
+    out, _ = run(
+        f"""
+        import torch
+        from ops.jit import load_inline
+        library = torch.library.Library("reload_part", "FRAGMENT")
+        library.define("sub(int x) -> int")
+        load_inline("of_part", {text!r}, **{STABLE!r})
+        print(torch.ops.reload_part.add(1))
+        """,
+        JITOPS_CACHE_DIR=cache,
+    )
+    assert out == "2\n"
