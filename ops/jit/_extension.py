@@ -41,7 +41,12 @@ class Extension:
     @property
     def effective_spec(self) -> Spec:
         """The spec with the flags that ``JITOPS_DEBUG`` and ``JITOPS_SANITIZE`` add."""
-        return _effective(self.spec)
+        settings = _config.settings()
+        if not settings.debug and not settings.sanitize:
+            return self.spec
+        from ops.jit import _debug
+
+        return _debug.effective_spec(self.spec)
 
     def find(self) -> Path | None:
         """Return the built library, verified; ``None`` if it would have to be built."""
@@ -115,7 +120,7 @@ class Extension:
         digest = _key.digest(asked)
         entry = _find(spec, digest)
         if entry is None and self.fallbacks and _cannot_build():
-            for other in map(_effective, self.fallbacks):
+            for other in (Extension(one).effective_spec for one in self.fallbacks):
                 entry = entry or _find(other, _key.digest(_key.request(other)))
         return entry, asked, digest
 
@@ -129,15 +134,6 @@ def _find(spec: Spec, digest: str) -> Entry | None:
         first.append(_bundle.root(bundle))
     accepts = functools.partial(_inputs.accepts, spec, digest)
     return _entries.find(_entries.entry_name(spec.name, digest), accepts, first)
-
-
-def _effective(spec: Spec) -> Spec:
-    settings = _config.settings()
-    if not settings.debug and not settings.sanitize:
-        return spec
-    from ops.jit import _debug
-
-    return _debug.effective_spec(spec)
 
 
 def _cannot_build() -> bool:

@@ -5,7 +5,6 @@ the files that they read, and which names the folders had that they searched. A 
 change, hence as a rebuild.
 """
 
-import hashlib
 import os
 import re
 import time
@@ -13,6 +12,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from ops._errors import ToolchainError
+from ops.jit._cache import _entries
 from ops.jit._compile import _compilers
 from ops.jit._spec import Spec
 
@@ -139,8 +139,7 @@ def times(path: str) -> list[int]:
 def digest_of(path: str) -> str:
     """Return the digest of a file's content."""
     try:
-        with open(path, "rb") as file:
-            return hashlib.sha256(file.read()).hexdigest()[:40]
+        return _entries.digest_of(path)[:40]
     except OSError:
         return MISSING
 

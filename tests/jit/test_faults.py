@@ -151,7 +151,6 @@ def test_setuptools_is_not_needed(cache):
 
 LACKS = {
     "modes": (Path, "chmod", errno.EPERM),
-    "flushing": (os, "fsync", errno.EINVAL),
     "locks": (fcntl, "flock", errno.ESTALE),
     "truncation": (os, "ftruncate", errno.EIO),
     "flags": (os, "statvfs", errno.ENOSYS),

@@ -83,13 +83,12 @@ def test_a_full_disk_is_said(cache, source, monkeypatch):
     def full(*args):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    for step in ("rename", "fsync"):
-        with monkeypatch.context() as m:
-            m.setattr(f"ops.jit._cache._publish.os.{step}", full)
-            with pytest.raises(
-                ops.CacheError, match=r"(cannot be kept in|cannot be written).*No space"
-            ):
-                extension(source).load()
+    with monkeypatch.context() as m:
+        m.setattr("ops.jit._cache._publish.os.rename", full)
+        with pytest.raises(
+            ops.CacheError, match="cannot be kept in .*No space"
+        ):
+            extension(source).load()
     assert answer(extension(source).load()) == 42
 
 

@@ -103,7 +103,7 @@ def sha256(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def digest_of(path: Path) -> str:
+def digest_of(path: Path | str) -> str:
     """Return the digest of a file, read in blocks because it may be a gigabyte."""
     digest = hashlib.sha256()
     with open(path, "rb", buffering=0) as file:
@@ -119,25 +119,22 @@ _in_use: dict[Path, int] = {}
 def mark_in_use(folder: Path) -> bool:
     """Say that this process uses the entry in ``folder``, from now until it is released.
 
-    Best effort: on a read-only cache the load goes on without the lock.
+    Best effort: where this user cannot write, the load goes on without the lock.
     """
-    for flags in (os.O_RDWR | os.O_APPEND, os.O_RDONLY):
-        try:
-            descriptor = os.open(folder / USED, flags | os.O_CLOEXEC)
-        except OSError:
-            continue
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            if flags != os.O_RDONLY:
-                os.write(descriptor, b".")
-        except BlockingIOError:
-            os.close(descriptor)
-            return False
-        except OSError:
-            pass  # no locks, or no space, on this file system
-        release(folder)  # one of that name that is no longer there, or its lock held twice
-        _in_use[folder] = descriptor
-        break
+    try:
+        descriptor = os.open(folder / USED, os.O_RDWR | os.O_APPEND | os.O_CLOEXEC)
+    except OSError:
+        return True
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        os.write(descriptor, b".")
+    except BlockingIOError:
+        os.close(descriptor)
+        return False
+    except OSError:
+        pass  # no locks, or no space, on this file system
+    release(folder)  # one of that name that is no longer there, or its lock held twice
+    _in_use[folder] = descriptor
     return True
 
 

@@ -16,20 +16,12 @@ class Item:
     """An entry, with its size and its use."""
 
     entry: _entries.Entry
+    name: str  # of the extension
+    is_replaceable: bool  # the loader makes it again by itself, and nobody waits for that
     size: int
     built: float
     used: float
     hits: int
-
-    @property
-    def name(self) -> str:
-        """The extension's name."""
-        return str(self.entry.manifest.get("name", "?"))
-
-    @property
-    def is_replaceable(self) -> bool:
-        """Whether the loader makes it again by itself, and nobody waits for that."""
-        return self.entry.manifest.get("replaceable") is True
 
 
 def items(root: Path) -> list[Item]:
@@ -52,7 +44,8 @@ def _item(folder: Path) -> Item | None:
         built = (folder / "manifest.json").stat().st_mtime
     except OSError:
         return None  # deleted meanwhile
-    return Item(entry, size, built, max(used, built), hits)
+    name, replaceable = str(entry.manifest.get("name", "?")), entry.manifest.get("replaceable")
+    return Item(entry, name, replaceable is True, size, built, max(used, built), hits)
 
 
 def evict(root: Path, limit: int, newest: Path | None = None) -> list[Item]:

@@ -5,7 +5,6 @@ Nothing is loaded from a folder that somebody else could have written to.
 
 import contextlib
 import functools
-import hashlib
 import os
 import re
 import stat
@@ -31,20 +30,11 @@ def configured_root() -> Path:
     base = os.environ.get("XDG_CACHE_HOME", "")
     if not os.path.isabs(base):
         base = os.path.expanduser("~/.cache")
-    return Path(base) / "jitops" if os.path.isabs(base) else _temporary()  # no home at all
+    return Path(base) / "jitops" if os.path.isabs(base) else private_root()  # no home at all
 
 
 def private_root() -> Path:
-    """Return a temporary folder of this user, for where the configured one cannot be used.
-
-    It is another one for each configured folder, because whoever names a fresh cache means one.
-    """
-    configured, temporary = configured_root(), _temporary()
-    of = hashlib.sha256(os.fsencode(configured)).hexdigest()[:8]
-    return temporary if configured == temporary else Path(f"{temporary}-{of}")
-
-
-def _temporary() -> Path:
+    """Return a temporary folder of this user, for where the configured one cannot be used."""
     return Path(os.environ.get("TMPDIR") or "/tmp").absolute() / f"jitops-{os.getuid()}"
 
 
@@ -166,17 +156,13 @@ _SHARED = (
 
 def file_system(path: Path) -> str:
     """Return the type of the file system that ``path`` is on."""
-    try:
-        mounts = [line.split(b" ") for line in Path("/proc/mounts").read_bytes().splitlines()]
-    except OSError:
-        return "unknown file system"
-    place = os.fsencode(path.resolve()) + b"/"
-    around = []
-    for _, name, kind, *_ in mounts:  # with "\\040" for a blank
-        folder = re.sub(rb"\\([0-7]{3})", lambda found: bytes([int(found[1], 8)]), name)
-        if place.startswith(folder.rstrip(b"/") + b"/"):
-            around.append((len(folder), kind.decode(errors="replace")))
-    return max(around, default=(0, "unknown file system"))[1]
+    with contextlib.suppress(OSError):
+        device = path.stat().st_dev
+        number = f" {os.major(device)}:{os.minor(device)} "
+        for line in Path("/proc/self/mountinfo").read_text(errors="replace").splitlines():
+            if number in line:
+                return line.partition(" - ")[2].partition(" ")[0]
+    return "unknown file system"
 
 
 def is_shared(path: Path) -> bool:

@@ -5,7 +5,6 @@ safety. Two builders at once would each work in a folder of their own and publis
 """
 
 import contextlib
-import errno
 import fcntl
 import json
 import os
@@ -24,7 +23,6 @@ from ops.jit._cache._entries import Entry, Manifest
 
 _PATIENCE = 2.0  # seconds of waiting before a word is said about it
 _PAUSE = 0.05  # seconds between two attempts
-_NO_FLUSHING = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)
 _YOUNG = 10.0  # seconds after which a living builder has surely locked its folder
 _ABANDONED_AFTER = 24 * 3600.0  # seconds, where no lock tells whether the builder lives
 
@@ -153,9 +151,10 @@ def clear(folder: Path, keep: Sequence[str] = ()) -> None:
 def publish(
     root: Path, folder: Path, library: Path, manifest: Manifest, keep: Sequence[str] = ()
 ) -> Entry:
-    """Make the library built in ``folder`` an entry: flushed to disk, then renamed into place.
+    """Make the library built in ``folder`` an entry, by one rename.
 
-    Where another builder has published the same in the meantime, theirs stays and ours is dropped.
+    Nothing is flushed to the disk, because a reader verifies the library. Where another builder has
+    published the same in the meantime, theirs stays and ours is dropped.
     """
     its = {"file": library.name, "sha256": _entries.digest_of(library)}
     whole = {**manifest, "library": its}
@@ -165,8 +164,6 @@ def publish(
     for path in (folder / "manifest.json", library):
         with contextlib.suppress(OSError):  # no modes on this file system
             path.chmod(path.stat().st_mode & 0o555)
-        _flush(path)
-    _flush(folder)
     recorded = {k: v for k, v in manifest.items() if k not in ("seconds", "built", "library")}
     variant = _entries.sha256(json.dumps(recorded, sort_keys=True).encode())[:16]
     target = root / _entries.entry_name(manifest["name"], manifest["digest"]) / variant
@@ -187,20 +184,8 @@ def place(root: Path, folder: Path, target: Path) -> Entry | None:
                 return theirs
             discard(root, target)  # there, but damaged, or not to be trusted
         else:
-            _flush(target.parent)
             return None
     raise CacheError(f"{target} cannot be replaced")
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    except OSError as error:
-        if error.errno not in _NO_FLUSHING and not path.is_dir():  # which some cannot flush
-            raise
-    finally:
-        os.close(descriptor)
 
 
 def sweep(root: Path) -> None:

@@ -76,7 +76,7 @@ def build(
         _call(cpp_extension, spec, folder, include_first)
         _amend(folder / "build.ninja", spec, compiler)
         _progress.say(f"compiling {files}")
-        _run(spec, folder, ninja, environ, echo)
+        _runner.run(folder, [str(ninja), "-v", "-j", str(_cpu.jobs())], environ, echo)
     except (_runner.NinjaError, RuntimeError, OSError) as error:
         from ops.jit._compile import _diagnostics
 
@@ -87,21 +87,6 @@ def build(
     if not library.is_file():
         raise BuildError(f"{spec.name}: the build left no {library.name} in {folder}")
     return library
-
-
-def _run(spec: Spec, folder: Path, ninja: Path, environ: dict[str, str], echo: bool) -> None:
-    """Run ninja; where several compilers were too much for the memory, one at a time."""
-    jobs = _cpu.jobs()
-    command = [str(ninja), "-v", "-j"]
-    try:
-        _runner.run(folder, [*command, str(jobs)], environ, echo)
-    except _runner.NinjaError as error:
-        from ops.jit._compile import _diagnostics
-
-        if _diagnostics.diagnose(str(error)).cause.name != "out_of_memory" or jobs == 1:
-            raise
-        _progress.say(f"{spec.name}: out of memory; trying once more with one compiler at a time")
-        _runner.run(folder, [*command, "1"], environ, echo)
 
 
 def _copy_of_torchs(environ: dict[str, str]) -> Any:
