@@ -215,9 +215,9 @@ class Op:
                     return f"{extension.name} is not built yet, and JITOPS_BUILD=never"
                 _compilers.check(with_cuda=backend == "cuda")
             if settings.sanitize:
-                from ops.jit import _debug
+                from ops.jit import _load
 
-                _debug.check_runtime()
+                _load.check_sanitizer()
         except JitopsError as error:
             return str(error)
         if backend == "cuda" and not selection.has_gpu():

@@ -1,5 +1,6 @@
 """The public class :class:`Extension`: found or built, and loaded."""
 
+import dataclasses
 import functools
 import warnings
 from pathlib import Path
@@ -41,12 +42,19 @@ class Extension:
     @property
     def effective_spec(self) -> Spec:
         """The spec with the flags that ``JITOPS_DEBUG`` and ``JITOPS_SANITIZE`` add."""
-        settings = _config.settings()
+        spec, settings = self.spec, _config.settings()
         if not settings.debug and not settings.sanitize:
-            return self.spec
-        from ops.jit import _debug
-
-        return _debug.effective_spec(self.spec)
+            return spec
+        debug = ("-O0", "-DJITOPS_DEBUG") if settings.debug else ()
+        sanitize = (f"-fsanitize={','.join(settings.sanitize)}",) if settings.sanitize else ()
+        cflags = (*debug, *sanitize, "-g", "-fno-omit-frame-pointer")
+        cuda_cflags = (*debug, "-g", "-lineinfo") if debug else ()
+        return dataclasses.replace(
+            spec,
+            extra_cflags=spec.extra_cflags + cflags,
+            extra_cuda_cflags=spec.extra_cuda_cflags + cuda_cflags,
+            extra_ldflags=spec.extra_ldflags + sanitize,
+        )
 
     def find(self) -> Path | None:
         """Return the built library, verified; ``None`` if it would have to be built."""

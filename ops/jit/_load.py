@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from ops import _config
+from ops._errors import ConfigError
 from ops.jit._cache import _entries
 from ops.jit._cache._entries import Entry
 from ops.jit._spec import Spec
@@ -25,6 +26,8 @@ _REGISTERS = (b"N5torch7LibraryC", b"torch_library_init_")
 # Those of libraries that define operators, of a namespace as a whole or in part.
 # These are variables, because optimisation may take away the functions beside them.
 _DEFINES = re.compile(rb"TORCH_LIBRARY_(?:static_init_(\w+)|FRAGMENT_static_init_(\w+)_\d+)\0")
+# What must be loaded before sanitized code. That of "address" finds leaks too.
+_RUNTIMES = {"address": "libasan", "thread": "libtsan", "leak": "liblsan"}
 
 
 @dataclass
@@ -68,10 +71,7 @@ def load(spec: Spec, entry: Entry) -> ModuleType | Path | None:
 
 
 def _load(spec: Spec, entry: Entry, retired: Loaded | None) -> ModuleType | Path:
-    if _config.settings().sanitize:
-        from ops.jit import _debug
-
-        _debug.check_runtime()
+    check_sanitizer()
     content, path = entry.library.read_bytes(), str(entry.library)
     older = [one for one in _loaded.values() if one.name == spec.name]
     registers = any(mark in content for mark in _REGISTERS)
@@ -100,6 +100,21 @@ def _load(spec: Spec, entry: Entry, retired: Loaded | None) -> ModuleType | Path
     if withdrawn:
         _reload.renew(withdrawn)
     return result
+
+
+def check_sanitizer() -> None:
+    """Check that a sanitizer's runtime is loaded: else it would end the process."""
+    names = _config.settings().sanitize
+    runtime = next((its for name, its in _RUNTIMES.items() if name in names), None)
+    if runtime is None or sys.platform != "linux":
+        return
+    if runtime not in Path("/proc/self/maps").read_text(errors="replace"):
+        raise ConfigError(
+            f"JITOPS_SANITIZE={','.join(names)} needs the sanitizer's runtime in the process from "
+            f'its start: run it with LD_PRELOAD="$(${{CXX:-c++}} -print-file-name={runtime}.so)". '
+            f'ASAN_OPTIONS="detect_leaks=0" or LSAN_OPTIONS="exitcode=0" silences reports at the '
+            f"end, because Python and torch leave much to it"
+        )
 
 
 def _taken(content: bytes) -> set[str]:
