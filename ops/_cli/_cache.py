@@ -138,8 +138,10 @@ def _in_words(item: _admin.eviction.Item) -> str:
         "used": f"{_since(item.used)} ago, loads: {item.hits}",
         "for": _names.target(item.entry),
         "sources": f"{', '.join(sources)}; {len(manifest.get('inputs', ()))} files were read",
-        "flags": " ".join([*request.get("cflags", ()), *request.get("cuda_cflags", ())]),
-        "linked": " ".join(request.get("ldflags", ())),
+        "flags": " ".join(
+            [*request.get("extra_cflags", ()), *request.get("extra_cuda_cflags", ())]
+        ),
+        "linked": " ".join(request.get("extra_ldflags", ())),
         "compiler": ", ".join(compilers),
         "torch": " ".join(str(one) for one in request.get("torch", ())[:1]),
     }

@@ -61,7 +61,7 @@ def entries(count: int, kind: str = "") -> str:
 def target(entry: _admin.entries.Entry) -> str:
     """The machines that an entry is for: a CPU level, and the architectures of GPUs."""
     _, machine = entry.manifest.get("request", {}).get("platform", ("", "such"))
-    flags = entry.manifest.get("request", {}).get("cflags", ())
+    flags = entry.manifest.get("request", {}).get("extra_cflags", ())
     levels = [flag.removeprefix("-march=") for flag in flags if flag.startswith("-march=")]
     level = levels[-1] if levels else f"any {machine} CPU"
     return ", ".join([level, *entry.manifest.get("architectures", ())])

@@ -88,10 +88,9 @@ def is_native(flags: Sequence[str]) -> bool:
 def library_names(ldflags: Sequence[str]) -> tuple[list[str], list[str]]:
     """List the folders that ``-L`` names, and the files that ``-l`` may find in folders."""
     # An option and its value are one word, or two.
-    long = r"(?:--library(?:-path|-directory)?)(?=[\0=])"
-    options = re.findall(rf"(?:^|\0)(-L|-l|{long})[\0=]?([^\0]+)", "\0".join(words(ldflags)))
-    folders = [value for kind, value in options if kind not in ("-l", "--library")]
-    names = [value for kind, value in options if kind in ("-l", "--library")]
+    text = "".join(f"\0{word}" for word in words(ldflags))
+    folders = re.findall(r"\0(?:-L|--library-(?:path|directory)(?=[\0=]))[\0=]?([^\0]+)", text)
+    names = re.findall(r"\0(?:-l|--library(?=[\0=]))[\0=]?([^\0]+)", text)
     stems = [one[1:] if one.startswith(":") else f"lib{one}" for one in names]
     files = [[one] if "." in one else [f"{one}.so", f"{one}.a"] for one in stems]
     return folders, [one for its in files for one in its]

@@ -24,7 +24,7 @@ from ops.jit._cache._entries import sha256
 from ops.jit._compile import _compilers
 from ops.jit._spec import Spec
 
-FORMAT = 11  # of the digest and the manifest: a change makes every entry a miss
+FORMAT = 12  # of the digest and the manifest: a change makes every entry a miss
 
 # Variables that change the output of compilers and linkers without any flag. LD_LIBRARY_PATH, which
 # linkers read too, does not.
@@ -35,6 +35,7 @@ _ENVIRONMENT = (
 )
 _CUDA_ENVIRONMENT = (*_compilers.NVCC_VARIABLES, "NVCC_CCBIN", "CUDA_INC_PATH")
 _FLAGS = ("extra_cflags", "extra_cuda_cflags", "extra_ldflags")
+_AS_GIVEN = (*_FLAGS, "name", "functions", "is_standalone", "with_pytorch_error_handling")
 
 
 def request(spec: Spec) -> dict[str, Any]:
@@ -42,20 +43,14 @@ def request(spec: Spec) -> dict[str, Any]:
     flags = (*spec.extra_cflags, *spec.extra_cuda_cflags, *spec.extra_ldflags)
     return {
         "format": FORMAT,
-        "name": spec.name,
+        **{field: getattr(spec, field) for field in _AS_GIVEN},
         "sources": [[path.name, _content(path)] for path in spec.sources],
         "cpp_sources": [sha256(text.encode()) for text in spec.cpp_sources],
         "cuda_sources": [sha256(text.encode()) for text in spec.cuda_sources],
-        "functions": spec.functions,
         "implicit_headers": spec.inline and not spec.no_implicit_headers,
-        "error_handling": spec.with_pytorch_error_handling,
-        "cflags": spec.extra_cflags,
-        "cuda_cflags": spec.extra_cuda_cflags,
-        "ldflags": spec.extra_ldflags,
         "files": _files(spec),
         "folders": _folders(spec),
         "cuda": spec.uses_cuda,
-        "standalone": spec.is_standalone,
         **_here(cuda=spec.uses_cuda, python=spec.is_python_module, native=_flags.is_native(flags)),
     }
 

@@ -26,9 +26,8 @@ from ops.jit._spec import Spec
 
 NAME = "torch_extension_h"
 _HEADER = "torch/extension.h"
-_NEEDS_MEMORY = 4 << 30  # bytes: the compiler takes three of them
-_NEEDS_DISK = 4 << 30  # bytes: the file takes up to one
-_NEEDS_CACHE = 3 << 29  # bytes
+_NEEDS = 4 << 30  # bytes of memory, of which the compiler takes three quarters, and of the disk
+_NEEDS_CACHE = 3 << 29  # bytes: the file takes up to two thirds
 # Not "python -m", because the current folder or PYTHONPATH may have an "ops" of its own. This very
 # one is to run, with the same sys.path. Where memory ends, this process goes first.
 _PROCESS = """
@@ -96,14 +95,10 @@ def schedule(spec: Spec, root: Path) -> None:
     """
     try:
         header, python = header_for(spec), _compilers.python()
-        if (
-            header is None
-            or python is None
-            or _cpu.cores() < 2
-            or _cpu.free_memory() < _NEEDS_MEMORY
-            or shutil.disk_usage(root).free < _NEEDS_DISK
-            or _config.settings().cache_max_size < _NEEDS_CACHE
-        ):
+        if header is None or python is None or _cpu.cores() < 2:
+            return
+        room = min(_cpu.free_memory(), shutil.disk_usage(root).free)
+        if room < _NEEDS or _config.settings().cache_max_size < _NEEDS_CACHE:
             return
         lock = _publish.lock_path(root, _key.digest(_key.request(header)))
         with _publish.exclusive(lock, NAME, 0.0, lambda _: None):

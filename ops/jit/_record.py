@@ -37,7 +37,7 @@ _ALIAS = re.compile(rb"#\s*define\s+\w+\s+__has_(?:include|embed)")
 _DIRECTIVE = re.compile(rb"^[ \t]*#[ \t]*(?:define|if|elif)\b.*", re.MULTILINE)
 # Assembly reads files that no tool reports.
 _ASSEMBLY = re.compile(rb"\basm\b|__asm")
-_ASSEMBLY_READS = re.compile(rb"(?i:\.(inc(?:bin|lude)))\b[ \t]*(?:\\*\"([^\"\\\n]+)\\*\")?")
+_ASSEMBLY_READS = re.compile(rb"(?i:\.(?:incbin|(include)))\b[ \t]*(?:\\*\"([^\"\\\n]+)\\*\")?")
 _INCLUDED = re.compile(rb"^[ \t]*#[ \t]*(?:include|import)\s*" + _LITERAL, re.MULTILINE)
 _PLACE = re.compile(rb"__FILE__|__BASE_FILE__|__builtin_FILE\b|\bsource_location\b")
 _NOTHING = re.compile(r"(?<![^/])\./+|(?<=/)/+")  # in a path: it leads nowhere else without it
@@ -278,18 +278,14 @@ def _is_bound(spec: Spec, text: bytes) -> bool:
 def _read_by_assembly(spec: Spec, text: bytes) -> list[str]:
     is_assembly = any(one.suffix in (".s", ".S") for one in spec.sources)
     reads = _ASSEMBLY_READS.findall(text) if is_assembly or _ASSEMBLY.search(text) else []
-    found: dict[str, None] = {}
-    for kind, name in ((kind.lower(), os.fsdecode(name)) for kind, name in reads):
-        if not os.path.isabs(name) or not os.path.isfile(name):
+    for is_include, name in reads:
+        if is_include or not os.path.isabs(name) or not os.path.isfile(name):
             raise BuildError(
-                f"{spec.name}: .incbin and .include of the assembler must name their file by a "
-                f'literal, absolute path, as in .incbin "/data/table.bin", because nobody '
-                f"could tell when another one changes, got {name or 'a computed name'!r}"
+                f"{spec.name}: assembly must read other files by .incbin alone, and name them by a "
+                f'literal, absolute path, as in .incbin "/data/table.bin", because nobody could '
+                f"tell when another one changes, got {os.fsdecode(name) or 'a computed name'!r}"
             )
-        if kind == b"include" and name not in found:
-            reads.extend(_ASSEMBLY_READS.findall(_read(name)))  # this loop comes to them
-        found[name] = None
-    return list(found)
+    return [os.fsdecode(name) for _, name in reads]
 
 
 def _asked(spec: Spec, text: bytes, others: Iterable[str]) -> set[str]:

@@ -135,10 +135,9 @@ def _try(spec: Spec, path: str, beside: list[str], others: Sequence[tuple[str, s
     with tempfile.TemporaryFile() as said:
         nothing, command = subprocess.DEVNULL, [python, "-c", text]
         try:
-            done = subprocess.run(
-                command, stdin=nothing, stdout=nothing, stderr=said, timeout=_LONGEST, check=False
+            code = subprocess.call(
+                command, stdin=nothing, stdout=nothing, stderr=said, timeout=_LONGEST
             )
-            code = done.returncode
             died = f"signal {-code} ({signal.Signals(-code).name})" if code < 0 else f"exit {code}"
             how = f"would end the process: {died} in"
         except subprocess.TimeoutExpired:

@@ -193,9 +193,7 @@ def uninstall() -> None:
     """Give ``torch.utils.cpp_extension`` its own functions back."""
     from torch.utils import cpp_extension
 
-    for function in (load, load_inline):
-        name = function.__name__
-        original = _originals.pop(name, None)
-        # What somebody else has put there since stays.
-        if original is not None and getattr(cpp_extension, name) is function:
+    for name, original in _originals.items():
+        if getattr(cpp_extension, name) in (load, load_inline):  # and not somebody else's
             setattr(cpp_extension, name, original)
+    _originals.clear()

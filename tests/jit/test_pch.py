@@ -222,7 +222,7 @@ def test_the_process_is_of_this_package_and_is_told_all(small, cache, tmp_path, 
         assert time.time() < deadline
         time.sleep(0.1)
     (item,) = headers(cache)
-    flags = item.entry.manifest["request"]["cflags"]
+    flags = item.entry.manifest["request"]["extra_cflags"]
     assert (flags.count("-DA=1"), flags.count("-DJITOPS_DEBUG")) == (4000, 1)
     assert not (tmp_path / "foreign has run").exists()
 

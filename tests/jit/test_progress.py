@@ -23,7 +23,7 @@ def test_stderr_gets_a_line_when_a_build_starts_and_one_when_it_ends(cache, sett
 
 
 def test_the_line_is_there_while_the_compilers_run(cache, settings, capsys, monkeypatch):
-    monkeypatch.setattr("ops.jit._compile._build._run", lambda *_: 1 / 0)
+    monkeypatch.setattr("ops.jit._compile._runner.run", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         build(cache, settings, "1")
     assert capsys.readouterr().err == "jitops: compiling answer (1 file)\n"

@@ -98,12 +98,12 @@ def test_both_compilers_are_named(built, monkeypatch):
 
 
 def test_flags_are_told_one_by_one(built):
-    assert reasons(built, extra_cflags=("-O2", "-g")) == ["cflags: none → -O2 -g"]
+    assert reasons(built, extra_cflags=("-O2", "-g")) == ["extra_cflags: none → -O2 -g"]
 
 
 def test_the_nearest_counts(built):
     extension(built, extra_cflags=("-O2", "-DA", "-DB")).load()
-    assert reasons(built, extra_cflags=("-O2", "-DA")) == ["cflags: -DB → none"]
+    assert reasons(built, extra_cflags=("-O2", "-DA")) == ["extra_cflags: -DB → none"]
 
 
 @pytest.mark.parametrize(

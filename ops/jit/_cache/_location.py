@@ -139,12 +139,9 @@ def make_folder(path: Path) -> None:
 
 
 def _noexec(root: Path) -> str | None:
-    try:
-        flags = os.statvfs(root).f_flag
-    except OSError:  # a file system that does not say
-        return None
-    if flags & getattr(os, "ST_NOEXEC", 0):
-        return f"{root} is on a file system mounted noexec, from which no library can be loaded"
+    with contextlib.suppress(OSError):  # a file system that does not say
+        if os.statvfs(root).f_flag & getattr(os, "ST_NOEXEC", 0):
+            return f"{root} is on a file system mounted noexec, from which no library can be loaded"
     return None
 
 

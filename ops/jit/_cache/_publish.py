@@ -214,8 +214,6 @@ def discard(root: Path, folder: Path) -> None:
     aside = root / "staging" / f".discarded.{secrets.token_hex(8)}"
     try:
         os.rename(folder, aside)
-    except FileNotFoundError:
-        pass
     except OSError:
         # Folders in a lower layer of an image cannot be renamed. Without a manifest it is no entry.
         with contextlib.suppress(OSError):

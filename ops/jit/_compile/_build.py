@@ -58,12 +58,7 @@ _NOT_CALLED = (
 
 
 def build(
-    spec: Spec,
-    folder: Path,
-    log: Path,
-    *,
-    include_first: Sequence[Path] = (),
-    echo: bool = False,
+    spec: Spec, folder: Path, log: Path, *, include_first: Sequence[Path] = (), echo: bool = False
 ) -> Path:
     """Compile and link ``spec`` in ``folder``; return the library or program."""
     compiler, ninja = _compilers.check(spec.uses_cuda)

@@ -207,21 +207,14 @@ def _version(tool: Tool, stamp: str) -> str:
 
 
 def _output(command: tuple[str, ...]) -> str:
+    nothing, both = subprocess.DEVNULL, subprocess.STDOUT
     try:
-        answer = subprocess.run(
-            command,
-            stdin=subprocess.DEVNULL,
-            env=environ(),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            encoding="utf-8",
-            errors="replace",
-            timeout=_LONGEST,
-            check=True,
+        said = subprocess.check_output(
+            command, stdin=nothing, stderr=both, env=environ(), timeout=_LONGEST
         )
     except (OSError, ValueError, subprocess.SubprocessError) as error:
         raise ToolchainError(f"{shlex.join(command)} does not run: {error}") from error
-    return answer.stdout
+    return said.decode(errors="replace")
 
 
 def check(with_cuda: bool) -> tuple[Tool, Path]:
