@@ -26,7 +26,7 @@ from ops.jit._spec import Spec
 
 NAME = "torch_extension_h"
 _HEADER = "torch/extension.h"
-_NEEDS = 4 << 30  # bytes of memory, of which the compiler takes three quarters, and of the disk
+_NEEDS = 4 << 30  # bytes that are free in memory, of which the compiler takes 3 GB, and on the disk
 _NEEDS_CACHE = 3 << 29  # bytes: the file takes up to two thirds
 # Not "python -m", because the current folder or PYTHONPATH may have an "ops" of its own. This very
 # one is to run, with the same sys.path. Where memory ends, this process goes first.

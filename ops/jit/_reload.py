@@ -14,18 +14,25 @@ import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
 from ops._errors import BuildError
 from ops.jit._cache import _location, _publish
 from ops.jit._compile import _compilers
-from ops.jit._load import Loaded
 from ops.jit._spec import Spec
+
+if TYPE_CHECKING:
+    from ops.jit._load import Loaded
 
 _LONGEST = 60.0  # seconds that a trial may take
 _MOST = 2000  # characters of the output of a trial that are passed on
 _STEP = "\njitops: "  # before each step that the new Python says it takes
+# Operators that somebody may still hold must not go. An implementation on a key that nobody uses
+# keeps them, and the newer version fills them again.
+_keepers: dict[str, torch.library.Library] = {}
+_UNUSED_KEY = "PrivateUse3"
 
 _TRIAL = """
 import ctypes, faulthandler, importlib.machinery, importlib.util, os, resource, sys
@@ -62,7 +69,7 @@ finally:
 
 
 def prepare(
-    spec: Spec, path: str, content: bytes, loaded: Sequence[Loaded], taken: set[str]
+    spec: Spec, path: str, content: bytes, loaded: "Sequence[Loaded]", taken: set[str]
 ) -> list[str]:
     """Withdraw the operators of older versions of a library; return their names.
 
@@ -165,13 +172,7 @@ def _try(spec: Spec, path: str, beside: list[str], others: Sequence[tuple[str, s
     )
 
 
-# Operators that somebody may still hold must not go. An implementation on a key that nobody uses
-# keeps them, and the newer version fills them again.
-_keepers: dict[str, torch.library.Library] = {}
-_UNUSED_KEY = "PrivateUse3"
-
-
-def _withdraw(loaded: Loaded) -> list[str]:
+def _withdraw(loaded: "Loaded") -> list[str]:
     """Take back a library's registrations with torch; return the names of its operators."""
     words = _words(loaded.content) - {b"aten"}
     every = torch._C._dispatch_get_all_op_names()

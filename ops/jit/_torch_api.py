@@ -17,6 +17,9 @@ Flags = Sequence[str] | None
 Texts = str | Sequence[str]
 Functions = str | Sequence[str] | Mapping[str, str] | None
 
+# torch's own functions, while ours are in their place.
+_originals: dict[str, Any] = {}
+
 
 def files(
     name: str,
@@ -170,10 +173,6 @@ def _load(spec: Spec, build_directory: Path | None, verbose: bool) -> ModuleType
         # register its operators twice, which ends the process.
         loaded = copy if spec.is_standalone else loaded
     return loaded if isinstance(loaded, ModuleType) else str(loaded)
-
-
-# torch's own functions, while ours are in their place.
-_originals: dict[str, Any] = {}
 
 
 def install() -> None:

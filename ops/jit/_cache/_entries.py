@@ -28,6 +28,8 @@ from ops.jit._cache import _location
 Manifest = dict[str, Any]
 USED = "used"
 _BLOCK = 1 << 20
+# By the entry's folder, open for as long as this process uses it: the kernel ends the locks.
+_in_use: dict[Path, int] = {}
 
 
 @dataclass(frozen=True)
@@ -110,10 +112,6 @@ def digest_of(path: Path | str) -> str:
         while block := file.read(_BLOCK):
             digest.update(block)
     return digest.hexdigest()
-
-
-# By the entry's folder, open for as long as this process uses it: the kernel ends the locks.
-_in_use: dict[Path, int] = {}
 
 
 def mark_in_use(folder: Path) -> bool:

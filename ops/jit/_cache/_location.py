@@ -17,6 +17,11 @@ from ops import _config
 from ops._errors import CacheError, CacheWarning
 
 PARTS = ("staging", "locks", "logs")
+# File systems that other hosts may use too.
+_SHARED = (
+    *("nfs", "cifs", "smb3", "lustre", "gpfs", "ceph", "fuse", "9p", "virtiofs"),
+    *("glusterfs", "afs"),
+)
 
 
 def configured_root() -> Path:
@@ -143,12 +148,6 @@ def _noexec(root: Path) -> str | None:
         if os.statvfs(root).f_flag & getattr(os, "ST_NOEXEC", 0):
             return f"{root} is on a file system mounted noexec, from which no library can be loaded"
     return None
-
-
-_SHARED = (
-    *("nfs", "cifs", "smb3", "lustre", "gpfs", "ceph", "fuse", "9p", "virtiofs"),
-    *("glusterfs", "afs"),
-)
 
 
 def file_system(path: Path) -> str:
