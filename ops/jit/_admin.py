@@ -26,7 +26,8 @@ __all__ = ["bundle", "compilers", "cpu", "entries", "eviction", "gpu_archs", "lo
 def last_failure(spec: Spec) -> str | None:
     """Return the error of the last build of this very extension, if that failed."""
     digest = _key.digest(_key.request(spec))
-    notes = (publish.note(publish.lock_path(root, digest)) for root in location.readable_roots())
+    paths = (publish.lock_path(one, spec.name, digest) for one in location.readable_roots())
+    notes = map(publish.note, paths)
     return next((str(one["failed"]) for one in notes if one.get("digest") == digest), None)
 
 

@@ -42,7 +42,7 @@ def build(
     log = _publish.log_path(root, spec.name)
     started = time.time()
     try:
-        path = _publish.lock_path(root, digest)
+        path = _publish.lock_path(root, spec.name, digest)
         with _publish.exclusive(path, spec.name, settings.build_timeout, _progress.say) as lock:
             entry = find()
             if entry:

@@ -100,7 +100,7 @@ def schedule(spec: Spec, root: Path) -> None:
         room = min(_cpu.free_memory(), shutil.disk_usage(root).free)
         if room < _NEEDS or _config.settings().cache_max_size < _NEEDS_CACHE:
             return
-        lock = _publish.lock_path(root, _key.digest(_key.request(header)))
+        lock = _publish.lock_path(root, NAME, _key.digest(_key.request(header)))
         with _publish.exclusive(lock, NAME, 0.0, lambda _: None):
             _progress.say(
                 f"precompiling {_HEADER} in the background, for builds to come: a minute of one "

@@ -251,7 +251,7 @@ def test_it_is_scheduled_once(cache, monkeypatch, settings, capfd):
     monkeypatch.setattr(_pch._cpu, "cores", lambda: 2)
     monkeypatch.setattr(_pch, "_spawn", lambda python, header: started.append(header))
     root, spec = _location.writable_root(), text("x", "int x;").spec
-    lock = _publish.lock_path(root, _key.digest(_key.request(_pch.header_for(spec))))
+    lock = _publish.lock_path(root, _pch.NAME, _key.digest(_key.request(_pch.header_for(spec))))
     with _publish.exclusive(lock, "it", 1.0, lambda _: None):
         _pch.schedule(spec, root)
         assert started == []

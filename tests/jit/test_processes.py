@@ -93,11 +93,24 @@ def test_stale_locks_do_not_hang(cache, source, monkeypatch, tmp_path):
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(torchs))
     digest = _key.digest(_key.request(extension(source).spec))
     (cache / "locks").mkdir(parents=True)
-    lock = _publish.lock_path(cache, digest)
+    lock = _publish.lock_path(cache, "answer", digest)
     lock.write_text("held by a process long gone")
     started = time.time()
     assert answer(extension(source).load()) == 42
     assert time.time() - started < 30
+
+
+def test_a_failure_is_told_to_those_that_wait_for_the_same(cache, source):
+    """And not to who waits for another version, which may have the same lock."""
+    digest = _key.digest(_key.request(extension(source).spec))
+    (cache / "locks").mkdir(parents=True)
+    lock = _publish.lock_path(cache, "answer", digest)
+    told = {"failed": "on purpose", "log": None, "since": time.time() + 60}
+    lock.write_text(json.dumps({**told, "digest": digest}))
+    with pytest.raises(ops.BuildError, match="on purpose"):
+        extension(source).load()
+    lock.write_text(json.dumps({**told, "digest": "another"}))
+    assert answer(extension(source).load()) == 42
 
 
 HOLD = """
@@ -113,7 +126,7 @@ HOLD = """
 def test_waiting_has_an_end(cache, source, monkeypatch):
     digest = _key.digest(_key.request(extension(source).spec))
     (cache / "locks").mkdir(parents=True)
-    path = str(_publish.lock_path(cache, digest))
+    path = str(_publish.lock_path(cache, "answer", digest))
     holder = start(HOLD.format(path=path))
     try:
         assert holder.stdout.readline() == "held\n"
@@ -179,7 +192,7 @@ def test_a_child_that_is_forked_during_a_build_keeps_no_lock(cache, source):
     """Such as a worker of a DataLoader, beside a thread whose build fails."""
     asked = _key.digest(_key.request(extension(source).spec))
     extension(source).load()
-    path = _publish.lock_path(cache, asked)
+    path = _publish.lock_path(cache, "answer", asked)
     with _publish.exclusive(path, "answer", 0, print):
         child = os.fork()
         if child == 0:

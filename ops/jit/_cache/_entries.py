@@ -4,7 +4,7 @@
 
     <root>/<name>-<digest>/<variant>/    one published entry: manifest.json, the library, and so on
     <root>/staging/<name>-<digest>.*     builds in progress, one private folder each
-    <root>/locks/<part of digest>.lock   held by the builder of that digest
+    <root>/locks/<name>-<1 digit>.lock   held by the builder of that digest
     <root>/logs/<name>.log               the last failed build's log
     <root>/bundles/                      bundles in use, unpacked
 

@@ -27,12 +27,12 @@ _YOUNG = 10.0  # seconds after which a living builder has surely locked its fold
 _ABANDONED_AFTER = 24 * 3600.0  # seconds, where no lock tells whether the builder lives
 
 
-def lock_path(root: Path, digest: str) -> Path:
-    """Return the lock file of the builder of a digest.
+def lock_path(root: Path, name: str, digest: str) -> Path:
+    """Return the lock file of the builder of an extension.
 
-    A few digests share one, so that there are never many of these files, and none is deleted.
+    An extension has at most 16 of them, however often it is edited, so that none is ever deleted.
     """
-    return root / "locks" / f"{digest[:3]}.lock"
+    return root / "locks" / f"{name}-{digest[0]}.lock"
 
 
 def log_path(root: Path, name: str) -> Path:
