@@ -60,6 +60,13 @@ def test_the_small_op_is_that_of_the_template():
     assert code == (ROOT / path).read_text()
 
 
+@pytest.mark.cpp
+def test_the_code_about_the_loader(tmp_path):
+    (code,) = (code for _, code in blocks(LOADER, "python") if "TEXT" in code)
+    out, _ = run(code, JITOPS_CACHE_DIR=tmp_path)
+    assert out == re.search(r"  # (tensor\(.*\)\n)", code)[1]
+
+
 def masked(text):
     """Mask times, because they differ from run to run."""
     # pytest adds hours and minutes to what takes longer than one.
