@@ -127,9 +127,11 @@ class Extension:
         asked = _key.request(spec)
         digest = _key.digest(asked)
         entry = _find(spec, digest)
-        if entry is None and self.fallbacks and _cannot_build():
-            for other in (Extension(one).effective_spec for one in self.fallbacks):
-                entry = entry or _find(other, _key.digest(_key.request(other)))
+        if entry is None and self.fallbacks:
+            settings = _config.settings()
+            if settings.build == "never" or settings.bundle or _compilers.cxx() is None:
+                for other in (Extension(one).effective_spec for one in self.fallbacks):
+                    entry = entry or _find(other, _key.digest(_key.request(other)))
         return entry, asked, digest
 
 
@@ -142,8 +144,3 @@ def _find(spec: Spec, digest: str) -> Entry | None:
         first.append(_bundle.root(bundle))
     accepts = functools.partial(_inputs.accepts, spec, digest)
     return _entries.find(_entries.entry_name(spec.name, digest), accepts, first)
-
-
-def _cannot_build() -> bool:
-    settings = _config.settings()
-    return settings.build == "never" or settings.bundle is not None or _compilers.cxx() is None

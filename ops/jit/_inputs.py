@@ -6,7 +6,6 @@ change, hence as a rebuild.
 """
 
 import os
-import re
 import time
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -77,7 +76,7 @@ def _of_architectures(spec: Spec, manifest: Manifest) -> Iterator[str]:
 
 def of_machine(manifest: Manifest) -> Iterator[str]:
     """Yield why an entry, of whichever extension, does not serve on this machine."""
-    if _version(manifest["libc"]) > _version(libc()):
+    if _compilers.numbers(manifest["libc"]) > _compilers.numbers(libc()):
         yield f"libc {manifest['libc']} → {libc()}"
     if manifest.get("imported"):
         return  # a compiler that is here has not built it
@@ -168,7 +167,3 @@ def libc() -> str:
     """Return the name and version of the C library; empty where it is not glibc."""
     names = getattr(os, "confstr_names", {})
     return (os.confstr("CS_GNU_LIBC_VERSION") or "") if "CS_GNU_LIBC_VERSION" in names else ""
-
-
-def _version(text: str) -> tuple[int, ...]:
-    return tuple(map(int, re.findall(r"\d+", text)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import subprocess
 import tempfile
@@ -16,6 +17,7 @@ from tests.jit.support import ANSWER, entries, leftovers
 pytestmark = [pytest.mark.cpp, pytest.mark.mounts]
 
 PLAIN = {"is_python_module": False, "no_implicit_headers": True}
+NO_HOME = Path("/nonexistent/.cache/jitops")
 BUILD = f"""
     import ctypes, sys, ops, ops.jit
     try:
@@ -24,6 +26,12 @@ BUILD = f"""
     except ops.JitopsError as error:
         print(type(error).__name__, error)
 """
+
+
+def private(temporary, uid, configured):
+    """The folder that serves where a configured one cannot."""
+    of = hashlib.sha256(os.fsencode(configured)).hexdigest()[:8]
+    return temporary / f"jitops-{uid}-{of}"
 
 
 @contextlib.contextmanager
@@ -90,7 +98,7 @@ def test_a_read_only_cache_misses(tmp_path):
     """Built in the private folder instead, with a warning; where that cannot be, it is said."""
     with mounted(tmp_path / "disk", "ro,size=1m,mode=755") as disk:
         out, err = run(BUILD, JITOPS_CACHE_DIR=disk / "cache", TMPDIR=tmp_path)
-        folder = tmp_path / "jitops-0"
+        folder = private(tmp_path, 0, disk / "cache")
         assert out.startswith(f"{folder}/answer-")
         assert f"using {folder} as the cache, since {disk}/cache cannot be written" in err
         out, _ = run(BUILD, JITOPS_CACHE_DIR=disk / "cache", TMPDIR=disk)
@@ -101,7 +109,7 @@ def test_a_read_only_cache_misses(tmp_path):
 def test_a_noexec_cache(tmp_path):
     with mounted(tmp_path / "disk", "noexec,size=16m,mode=755") as disk:
         out, err = run(BUILD, JITOPS_CACHE_DIR=disk / "cache", TMPDIR=tmp_path)
-        assert out.startswith(f"{tmp_path}/jitops-0/answer-")
+        assert out.startswith(f"{private(tmp_path, 0, disk / 'cache')}/answer-")
         assert out.endswith(" 42\n")
         assert "mounted noexec, from which no library can be loaded" in err
 
@@ -154,7 +162,7 @@ def test_what_another_user_built_root_does_not_load(public):
     for path in [cache, *cache.rglob("*")]:
         os.chown(path, 65534, 65534)
     out, err = run(BUILD, JITOPS_CACHE_DIR=cache, TMPDIR=public)
-    assert out.startswith(f"{public}/jitops-0/")
+    assert out.startswith(f"{private(public, 0, cache)}/")
     assert "belongs to user 65534, not to you or root" in err
 
 
@@ -164,15 +172,15 @@ def test_no_home(public):
     (public / "tmp").chmod(0o1777)
     code = "    from ops.jit._cache import _location\n    print(_location.writable_root())\n"
     out, _ = as_nobody(code, HOME="/nonexistent", TMPDIR=public / "tmp", JITOPS_CACHE_DIR=None)
-    assert out == f"{public}/tmp/jitops-65534\n"
+    assert out == f"{private(public / 'tmp', 65534, NO_HOME)}\n"
     out, _ = as_nobody(code, HOME=None, TMPDIR=public / "tmp", JITOPS_CACHE_DIR=None)
-    assert out == f"{public}/tmp/jitops-65534\n"
+    assert out == f"{private(public / 'tmp', 65534, NO_HOME)}\n"
 
 
 def test_a_private_folder_that_another_user_made_is_refused(public):
     (public / "tmp").mkdir()
     (public / "tmp").chmod(0o1777)
-    folder = public / "tmp" / "jitops-65534"
+    folder = private(public / "tmp", 65534, NO_HOME)
     folder.mkdir(mode=0o777)
     code = """
     import ops

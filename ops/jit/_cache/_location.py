@@ -5,6 +5,7 @@ Nothing is loaded from a folder that somebody else could have written to.
 
 import contextlib
 import functools
+import hashlib
 import os
 import re
 import stat
@@ -35,11 +36,19 @@ def configured_root() -> Path:
     base = os.environ.get("XDG_CACHE_HOME", "")
     if not os.path.isabs(base):
         base = os.path.expanduser("~/.cache")
-    return Path(base) / "jitops" if os.path.isabs(base) else private_root()  # no home at all
+    return Path(base) / "jitops" if os.path.isabs(base) else _temporary()  # no home at all
 
 
 def private_root() -> Path:
-    """Return a temporary folder of this user, for where the configured one cannot be used."""
+    """Return a temporary folder of this user, for where the configured one cannot be used.
+
+    It is another one for each configured folder, because whoever names a fresh cache means one.
+    """
+    of = hashlib.sha256(os.fsencode(configured_root())).hexdigest()[:8]
+    return Path(f"{_temporary()}-{of}")
+
+
+def _temporary() -> Path:
     return Path(os.environ.get("TMPDIR") or "/tmp").absolute() / f"jitops-{os.getuid()}"
 
 

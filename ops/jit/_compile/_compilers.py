@@ -206,6 +206,11 @@ def _version(tool: Tool, stamp: str) -> str:
     return (versions or [text])[-1].strip()
 
 
+def numbers(text: str) -> tuple[int, ...]:
+    """Return the numbers in a version, which compare as versions do."""
+    return tuple(map(int, re.findall(r"\d+", text)))
+
+
 def _output(command: tuple[str, ...]) -> str:
     nothing, both = subprocess.DEVNULL, subprocess.STDOUT
     try:

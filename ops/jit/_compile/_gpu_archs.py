@@ -51,11 +51,7 @@ def architectures() -> tuple[str, ...]:
             "no CUDA architecture to compile for: no GPU is visible here, "
             "and TORCH_CUDA_ARCH_LIST (like '8.0 9.0+PTX') is not set"
         )
-    return tuple(sorted(found, key=lambda one: (_version(one), one)))
-
-
-def _version(architecture: str) -> tuple[int, ...]:
-    return tuple(map(int, re.findall(r"\d+", architecture)))
+    return tuple(sorted(found, key=lambda one: (_compilers.numbers(one), one)))
 
 
 def serves(built_for: Iterable[str], needed: str) -> bool:
@@ -64,14 +60,14 @@ def serves(built_for: Iterable[str], needed: str) -> bool:
     Code runs on a later minor version of its major one, PTX on anything later, and code of a
     specific architecture (``9.0a``) on that one alone.
     """
-    version = _version(needed)
+    version = _compilers.numbers(needed)
     for one in built_for:
         number = one.removesuffix("+PTX")
         if needed in (one, number):
             return True
-        if needed.endswith("+PTX") or number[-1] in "af" or _version(one) > version:
+        if needed.endswith("+PTX") or number[-1] in "af" or _compilers.numbers(one) > version:
             continue
-        if one.endswith("+PTX") or _version(one)[0] == version[0]:
+        if one.endswith("+PTX") or _compilers.numbers(one)[0] == version[0]:
             return True
     return False
 
