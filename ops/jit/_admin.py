@@ -1,7 +1,4 @@
-"""The parts of the loader that the ops and the commands of this package use, in one place.
-
-Among them: why an extension is not in the cache, as the difference from the nearest entry.
-"""
+"""The loader as the commands of this package use it; and why an extension is not in the cache."""
 
 import json
 from collections.abc import Iterator
@@ -21,14 +18,6 @@ from ops.jit._compile import _compilers as compilers, _cpu as cpu, _gpu_archs as
 from ops.jit._spec import Spec
 
 __all__ = ["bundle", "compilers", "cpu", "entries", "eviction", "gpu_archs", "location", "publish"]
-
-
-def last_failure(spec: Spec) -> str | None:
-    """Return the error of the last build of this very extension, if that failed."""
-    digest = _key.digest(_key.request(spec))
-    paths = (publish.lock_path(one, spec.name, digest) for one in location.readable_roots())
-    notes = map(publish.note, paths)
-    return next((str(one["failed"]) for one in notes if one.get("digest") == digest), None)
 
 
 def sentence(spec: Spec) -> str:
@@ -76,7 +65,8 @@ def _requests(before: dict[str, Any], now: dict[str, Any]) -> Iterator[str]:
             continue
         if field in ("sources", "files"):
             olds, news = dict(old or []), dict(new or [])
-            for name in (one for one in {**olds, **news} if olds.get(one) != news.get(one)):
+            changed = [one for one in {**olds, **news} if olds.get(one) != news.get(one)]
+            for name in changed or ["their order"]:
                 yield f"{field}: {name} has changed, or is there in one of the two only"
         elif field in ("cpp_sources", "cuda_sources"):
             yield f"{field}: the text has changed"

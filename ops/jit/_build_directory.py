@@ -1,7 +1,7 @@
 """``build_directory``: it gets the library, and no file is written over that no loader has written.
 
 For each library that is written, ``.jitops`` in the same folder gets an empty file that is named by
-the library's digest. So a file that somebody else writes or edits stays as it is.
+the library and its digest. So a file that somebody else writes or edits stays as it is.
 """
 
 import contextlib
@@ -19,6 +19,8 @@ def prepare(folder: Path, spec: Spec) -> Path:
     """Make the folder before anything is built for it; return where the library will be."""
     try:
         (folder / ".jitops").mkdir(parents=True, exist_ok=True)
+        if (folder / ".jitops").is_symlink():
+            raise NotADirectoryError(".jitops is a link")
     except OSError as error:
         raise ArgumentError(
             f"build_directory must be a folder that is there or can be made, and can have a folder "
@@ -37,7 +39,7 @@ def fill(library: Path, target: Path, *, is_standalone: bool) -> None:
         is_same = target.exists() and (is_standalone or target.samefile(library))
         if is_same and target.read_bytes() == content:
             return
-        _mark(target.parent, content).touch()
+        os.close(os.open(_mark(target, content), os.O_CREAT | os.O_NOFOLLOW, 0o644))
         # In a folder whose name nobody can foresee, and in which nobody else can write.
         with tempfile.TemporaryDirectory(prefix=".jitops-", dir=target.parent) as folder:
             draft = Path(folder, target.name)
@@ -58,7 +60,7 @@ def _check(path: Path) -> None:
     try:
         if not stat.S_ISREG(path.lstat().st_mode):  # to open a special file may block
             more = ", which is no plain file"
-        elif _mark(path.parent, path.read_bytes()).exists() or _is_torchs(path):
+        elif _mark(path, path.read_bytes()).exists() or _is_torchs(path):
             return
     except FileNotFoundError:
         return
@@ -70,8 +72,8 @@ def _check(path: Path) -> None:
     )
 
 
-def _mark(folder: Path, content: bytes) -> Path:
-    return folder / ".jitops" / _entries.sha256(content)
+def _mark(path: Path, content: bytes) -> Path:
+    return path.parent / ".jitops" / f"{path.name}-{_entries.sha256(content)}"
 
 
 def _is_torchs(path: Path) -> bool:

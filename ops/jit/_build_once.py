@@ -39,7 +39,8 @@ def build(
             f"is not set, or import a bundle that has it"
         )
     root = _location.writable_root()
-    log = _publish.log_path(root, spec.name)
+    log = _publish.log_path(root, _entries.entry_name(spec.name, digest))
+    of = [digest, *map(str, spec.header_roots)]  # headers may differ elsewhere
     started = time.time()
     try:
         path = _publish.lock_path(root, spec.name, digest)
@@ -49,17 +50,18 @@ def build(
                 return entry
             # Of those that waited, one tries, and the others are told.
             failure = lock.before
-            if failure.get("digest") == digest and failure.get("since", 0.0) >= started:
+            if failure.get("of") == of and failure.get("since", 0.0) >= started:
                 lock.write(**failure)  # for the next of them
                 raise BuildError(failure["failed"], log=failure["log"])
             try:
                 entry = _build_here(root, log, spec, asked, digest, verbose)
             except BuildError as error:
-                lock.write(digest=digest, failed=str(error), log=error.log)
+                lock.write(of=of, failed=str(error), log=error.log)
                 raise
         # A finished build is not lost because something else cannot be deleted.
         with contextlib.suppress(OSError):
             log.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
             _eviction.evict(root, settings.cache_max_size, newest=entry.folder)
         return entry
     except JitopsError:

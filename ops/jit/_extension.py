@@ -48,7 +48,7 @@ class Extension:
         debug = ("-O0", "-DJITOPS_DEBUG") if settings.debug else ()
         sanitize = (f"-fsanitize={','.join(settings.sanitize)}",) if settings.sanitize else ()
         cflags = (*debug, *sanitize, "-g", "-fno-omit-frame-pointer")
-        cuda_cflags = (*debug, "-g", "-lineinfo") if debug else ()
+        cuda_cflags = (*debug, "-g", "-lineinfo") if debug and spec.uses_cuda else ()
         return dataclasses.replace(
             spec,
             extra_cflags=spec.extra_cflags + cflags,

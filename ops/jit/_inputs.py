@@ -18,7 +18,6 @@ from ops.jit._spec import Spec
 Manifest = dict[str, Any]
 # The errors that come of reading a manifest that is none.
 UNREADABLE = (LookupError, TypeError, ValueError, ArithmeticError, AttributeError, OSError)
-MISSING = "missing"  # in place of a digest
 SYSTEM = ("/usr/include/", "/usr/local/include/", "/usr/lib/", "/usr/lib64/", "/lib/", "/lib64/")
 
 
@@ -140,7 +139,7 @@ def digest_of(path: str) -> str:
     try:
         return _entries.digest_of(path)[:40]
     except OSError:
-        return MISSING
+        return "missing"
 
 
 def listing(folder: str, is_shadow: bool, names: Iterable[str], exact: Iterable[str]) -> list[str]:

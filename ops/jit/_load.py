@@ -117,11 +117,25 @@ def check_sanitizer() -> None:
         )
 
 
-def _taken(content: bytes) -> set[str]:
-    """Find the namespaces in which a library defines operators and somebody else has before."""
-    found = {(whole or part).decode() for whole, part in _DEFINES.findall(content)}
-    every = torch._C._dispatch_get_all_op_names() if found else []
-    return found & {name.partition("::")[0] for name in every}
+def _taken(content: bytes) -> dict[str, bool]:
+    """Find the namespaces of a library in which others have defined something, or the whole."""
+    found: dict[str, bool] = {}
+    for whole, part in _DEFINES.findall(content):
+        namespace = (whole or part).decode()
+        is_whole = bool(whole) and _is_whole(namespace)
+        every = torch._C._dispatch_get_all_op_names()
+        if is_whole or any(name.startswith(f"{namespace}::") for name in every):
+            found[namespace] = is_whole or found.get(namespace, False)
+    return found
+
+
+def _is_whole(namespace: str) -> bool:
+    """Whether somebody has defined a namespace as a whole, which only one library can do."""
+    try:
+        torch.library.Library(namespace, "DEF")
+    except (RuntimeError, ValueError):
+        return True
+    return False
 
 
 def _module(spec: Spec, path: str) -> ModuleType:

@@ -19,7 +19,7 @@ import torch
 
 from ops._errors import BuildError
 from ops.jit import _flags, _inputs
-from ops.jit._compile import _compilers
+from ops.jit._compile import _compilers, _gpu_archs
 from ops.jit._compile._build import LINK_REPORT
 from ops.jit._spec import RETIRE, Spec
 
@@ -35,9 +35,10 @@ _HAS_INCLUDE = re.compile(
 )
 _ALIAS = re.compile(rb"#\s*define\s+\w+\s+__has_(?:include|embed)")
 _DIRECTIVE = re.compile(rb"^[ \t]*#[ \t]*(?:define|if|elif)\b.*", re.MULTILINE)
-# Assembly reads files that no tool reports.
-_ASSEMBLY = re.compile(rb"\basm\b|__asm")
-_ASSEMBLY_READS = re.compile(rb"(?i:\.(?:incbin|(include)))\b[ \t]*(?:\\*\"([^\"\\\n]+)\\*\")?")
+# Assembly reads files that no tool reports. It may stand in any text; no call does: "x.include(y)".
+_ASSEMBLY_READS = re.compile(
+    rb"(?<!\.)(?i:\.(?:incbin|(include)))\b(?![ \t]*[(=;,)])[ \t]*(?:\\*\"([^\"\\\n]+)\\*\")?"
+)
 _INCLUDED = re.compile(rb"^[ \t]*#[ \t]*(?:include|import)\s*" + _LITERAL, re.MULTILINE)
 _PLACE = re.compile(rb"__FILE__|__BASE_FILE__|__builtin_FILE\b|\bsource_location\b")
 _NOTHING = re.compile(r"(?<![^/])\./+|(?<=/)/+")  # in a path: it leads nowhere else without it
@@ -95,11 +96,6 @@ def record(spec: Spec, folder: Path) -> _inputs.Manifest:
 
 def _machine(spec: Spec) -> _inputs.Manifest:
     """Describe the compilers of a build, and where its result can run."""
-    architectures: tuple[str, ...] = ()
-    if spec.uses_cuda:
-        from ops.jit._compile import _gpu_archs
-
-        architectures = _gpu_archs.architectures_of(spec)
     return {
         "compilers": {
             name: {"version": _compilers.version(tool), "identity": _compilers.identity(tool)}
@@ -107,7 +103,7 @@ def _machine(spec: Spec) -> _inputs.Manifest:
             if tool is not None
         },
         "libc": _inputs.libc(),
-        "architectures": architectures,
+        "architectures": _gpu_archs.architectures_of(spec),
     }
 
 
@@ -276,12 +272,11 @@ def _is_bound(spec: Spec, text: bytes) -> bool:
 
 
 def _read_by_assembly(spec: Spec, text: bytes) -> list[str]:
-    is_assembly = any(one.suffix in (".s", ".S") for one in spec.sources)
-    reads = _ASSEMBLY_READS.findall(text) if is_assembly or _ASSEMBLY.search(text) else []
+    reads = _ASSEMBLY_READS.findall(text)
     for is_include, name in reads:
         if is_include or not os.path.isabs(name) or not os.path.isfile(name):
             raise BuildError(
-                f"{spec.name}: assembly must read other files by .incbin alone, and name them by a "
+                f"{spec.name}: assembly must read no file by .include, and one by .incbin by its "
                 f'literal, absolute path, as in .incbin "/data/table.bin", because nobody could '
                 f"tell when another one changes, got {os.fsdecode(name) or 'a computed name'!r}"
             )

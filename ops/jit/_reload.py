@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -69,7 +69,7 @@ finally:
 
 
 def prepare(
-    spec: Spec, path: str, content: bytes, loaded: "Sequence[Loaded]", taken: set[str]
+    spec: Spec, path: str, content: bytes, loaded: "Sequence[Loaded]", taken: Mapping[str, bool]
 ) -> list[str]:
     """Withdraw the operators of older versions of a library; return their names.
 
@@ -78,7 +78,11 @@ def prepare(
     versions = [one for one in loaded if one.name == spec.name]
     older = [one for one in versions if one.content]
     beside = [one.library._name for one in loaded if one.content and one not in older]
-    if not all(hasattr(one.library, "jitops_retire") for one in older):
+    # Without jitops_retire, or with classes, of which torch lets nobody take one back.
+    if any(
+        not hasattr(one.library, "jitops_retire") or b"registerCustomClass" in one.content
+        for one in older
+    ):
         raise BuildError(
             f"{spec.name} has changed, and its older version cannot be withdrawn: start a new "
             f"process"
@@ -102,19 +106,13 @@ def _words(content: bytes) -> set[bytes]:
     return set(content.replace(b"(", b"\0").split(b"\0"))
 
 
-def _of_others(content: bytes, older: bytes, taken: set[str]) -> list[tuple[str, str]]:
+def _of_others(content: bytes, older: bytes, taken: Mapping[str, bool]) -> list[tuple[str, str]]:
     """List what others have registered and a library seems to repeat: namespace and schema.
 
     Without a schema, it is the namespace as a whole.
     """
-    found = []
-    for namespace in taken:
-        whole = f"TORCH_LIBRARY_static_init_{namespace}\0".encode()
-        if whole in content and whole not in older:
-            try:
-                torch.library.Library(namespace, "DEF")
-            except (RuntimeError, ValueError):
-                found.append((namespace, ""))
+    mark = b"TORCH_LIBRARY_static_init_%b\0"
+    found = [(ns, "") for ns, whole in taken.items() if whole and mark % ns.encode() not in older]
     words = _words(content) - _words(older)
     for name in torch._C._dispatch_get_all_op_names():
         namespace, _, operator = name.partition("::")

@@ -187,3 +187,18 @@ def test_the_copy_is_the_same_file_so_that_to_load_it_does_nothing(cache, tmp_pa
     """
     out, _ = run(code, JITOPS_CACHE_DIR=cache)
     assert out == "11\n"
+
+
+def test_a_copy_by_another_name_is_the_users(cache, tmp_path):
+    load_inline("answer", ANSWER, build_directory=tmp_path, **PLAIN)
+    shutil.copy(tmp_path / "answer.so", tmp_path / "kept.so")
+    with pytest.raises(ops.ArgumentError, match="no kept.so but one that the loader wrote"):
+        load_inline("kept", ANSWER, build_directory=tmp_path, **PLAIN)
+
+
+def test_the_record_follows_no_link(cache, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / ".jitops").symlink_to(tmp_path / "mine")
+    with pytest.raises(ops.ArgumentError, match="build_directory must be a folder .* is a link"):
+        load_inline("answer", ANSWER, build_directory=tmp_path, **PLAIN)
+    assert list((tmp_path / "mine").iterdir()) == []

@@ -345,7 +345,7 @@ def test_a_bundle_that_is_a_special_file(cache, settings, tmp_path):
 
 def test_a_bundle_that_is_not_there(cache, settings):
     settings(BUNDLE="/no/such.zip", CACHE_DIR=str(cache))
-    with pytest.raises(ops.BundleError, match="JITOPS_BUNDLE is /no/such.zip, which is not there"):
+    with pytest.raises(ops.BundleError, match="folder that is there, got /no/such.zip"):
         load_inline("answer", ANSWER, **PLAIN)
 
 

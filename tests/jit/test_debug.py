@@ -20,6 +20,7 @@ def test_debug_is_a_build_of_its_own(cache, source, settings):
     settings(DEBUG="1", CACHE_DIR=str(cache))
     debug = extension(source).load()
     assert debug != plain
+    assert extension(source).effective_spec.extra_cuda_cflags == ()  # of no CUDA
     assert answer(debug) == 42
     assert len(entries(cache)) == 2
 

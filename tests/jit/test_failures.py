@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+import time
+from pathlib import Path
 
 import pytest
 
 import ops
 from ops.jit import load_inline
+from ops.jit._cache import _eviction
 from tests.harness.forks import start
-from tests.jit.support import COMPILER, answer, extension
+from tests.jit.support import ANSWER, COMPILER, answer, extension
 
 pytestmark = pytest.mark.cpp
 
@@ -85,3 +88,32 @@ def test_out_of_memory_is_named(cache, tmp_path, monkeypatch):
     monkeypatch.setenv("CXX", str(path))
     with pytest.raises(ops.BuildError, match="ran out of memory"):
         load_inline("answer", BROKEN, is_python_module=False, no_implicit_headers=True)
+
+
+def test_logs_are_of_one_text_each_and_last_a_week(cache):
+    logs = []
+    for text in (BROKEN, BROKEN.replace("NOWHERE", "NOTHING")):
+        with pytest.raises(ops.BuildError) as raised:
+            load_inline("broken", text, is_python_module=False, no_implicit_headers=True)
+        logs.append(Path(raised.value.log))
+    load_inline("broken", ANSWER, is_python_module=False, no_implicit_headers=True)
+    assert ["NOWHERE" in log.read_text() for log in logs] == [True, False]
+    week = 7 * 24 * 3600
+    os.utime(logs[0], (time.time() - week - 60,) * 2)
+    os.utime(logs[1], (time.time() - week + 60,) * 2)
+    load_inline("another", ANSWER, is_python_module=False, no_implicit_headers=True)
+    assert [log.exists() for log in logs] == [False, True]
+
+
+def test_a_log_that_cannot_be_deleted_hinders_nothing(cache, source, monkeypatch):
+    evicted, real = [], Path.unlink
+
+    def unlink(path, missing_ok=False):
+        if path.suffix == ".log":
+            raise PermissionError(1, "Operation not permitted")
+        real(path, missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", unlink)
+    monkeypatch.setattr(_eviction, "evict", lambda *_, **__: evicted.append(1))
+    assert answer(extension(source).load()) == 42
+    assert evicted == [1]

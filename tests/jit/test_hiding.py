@@ -377,6 +377,22 @@ def test_a_file_that_a_source_of_assembly_reads(cache, tmp_path):
     assert built.find() is None
 
 
+def test_a_file_that_a_source_in_the_place_of_assembly_reads(cache, tmp_path):
+    blob, source = tmp_path / "blob", tmp_path / "answer.cpp"
+    source.write_text(f'.data\n.global answers\nanswers: .incbin "{blob}"\n')
+    blob.write_bytes(b"1")
+    flags = ["-x", "assembler-with-cpp"]
+    built = files("answer", source, is_python_module=False, extra_cflags=flags)
+    assert built.build() == built.find()
+    blob.write_bytes(b"2")
+    assert built.find() is None
+
+
+def test_a_method_is_no_assembly(cache):
+    text = "struct S { int include(int x) { return x; } };\n#define VALUE S().include (3)\n"
+    assert answer(inline("#include <cstdio>  // which has some\n" + text).load()) == 3
+
+
 @pytest.mark.parametrize(
     "read",
     [r'".incbin \"" BLOB "\""', r'".incbin \"blob\""', r'".include \"{0}/blob\""'],
@@ -386,7 +402,7 @@ def test_a_file_that_assembly_reads_in_another_way_is_refused(cache, tmp_path, r
     (tmp_path / "blob").write_text(".byte 1\n")
     read = read.replace("{0}", str(tmp_path))
     text = f'#define BLOB "{tmp_path}/blob"\nasm({read});\n#define VALUE 1\n'
-    with pytest.raises(ops.BuildError, match=r"by \.incbin alone, and name them by a literal, abs"):
+    with pytest.raises(ops.BuildError, match=r"no file by \.include, and one by \.incbin by"):
         inline(text, extra_cflags=[f"-I{tmp_path}"]).load()
     assert entries(cache) == []
 

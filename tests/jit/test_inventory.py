@@ -139,3 +139,38 @@ def test_a_thousand_others_do_not_matter(cache, monkeypatch):
     monkeypatch.setattr(_entries, "open_entry", spy)
     assert text("answer", ANSWER, **PLAIN).find()
     assert len(read) == 1
+
+
+def test_what_is_loaded_from_a_folder_of_somebody_else_stays(cache, monkeypatch):
+    """Who may read but not write has the lock too."""
+    fill(cache, "answer")
+    (item,) = _eviction.items(cache)
+    real = os.open
+
+    def opened(path, flags, *more, **options):
+        if flags & (os.O_RDWR | os.O_WRONLY):
+            raise PermissionError(13, "Permission denied")
+        return real(path, flags, *more, **options)
+
+    def refused(*_, **__):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(os, "open", opened)
+    monkeypatch.setattr("builtins.open", refused)
+    assert _entries.mark_in_use(item.entry.folder)
+    monkeypatch.undo()
+    try:
+        assert not _eviction.remove(cache, item)
+    finally:
+        _entries.release(item.entry.folder)
+    assert _eviction.remove(cache, item)
+
+
+@pytest.mark.parametrize("manifest", ["{}", "[]", '{"library": []}', "[" * 10_000])
+def test_a_folder_without_a_library_is_no_entry(cache, manifest):
+    fill(cache, "answer")
+    (folder,) = entries(cache)
+    (folder / "manifest.json").chmod(0o644)
+    (folder / "manifest.json").write_text(manifest)
+    assert _eviction.items(cache) == []
+    assert build("answer").is_file()

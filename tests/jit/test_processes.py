@@ -7,6 +7,7 @@ import errno
 import fcntl
 import json
 import os
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -101,16 +102,20 @@ def test_stale_locks_do_not_hang(cache, source, monkeypatch, tmp_path):
 
 
 def test_a_failure_is_told_to_those_that_wait_for_the_same(cache, source):
-    """And not to who waits for another version, which may have the same lock."""
+    """And not to who waits for something else, which may have the same lock."""
     digest = _key.digest(_key.request(extension(source).spec))
     (cache / "locks").mkdir(parents=True)
     lock = _publish.lock_path(cache, "answer", digest)
     told = {"failed": "on purpose", "log": None, "since": time.time() + 60}
-    lock.write_text(json.dumps({**told, "digest": digest}))
+    same = [digest, str(source.parent / "include"), str(source.parent)]
+    lock.write_text(json.dumps({**told, "of": same}))
     with pytest.raises(ops.BuildError, match="on purpose"):
         extension(source).load()
-    lock.write_text(json.dumps({**told, "digest": "another"}))
-    assert answer(extension(source).load()) == 42
+    # Headers are not in the digest, and may differ in another checkout.
+    for other in (["another", *same[1:]], [digest, "/elsewhere/include", "/elsewhere"]):
+        lock.write_text(json.dumps({**told, "of": other}))
+        assert answer(extension(source).load()) == 42
+        shutil.rmtree(extension(source).find().parent)
 
 
 HOLD = """

@@ -389,3 +389,34 @@ def test_an_extension_of_a_namespace_that_python_has_a_part_of(cache):
         JITOPS_CACHE_DIR=cache,
     )
     assert out == "2\n"
+
+
+@pytest.mark.thorough
+def test_a_namespace_without_operators_is_not_defined_twice(cache):
+    text = "#include <torch/library.h>\nTORCH_LIBRARY(reload_empty, m) {}\n"
+    out, _ = run(
+        f"""
+        import ops, torch
+        from ops.jit import load_inline
+        library = torch.library.Library("reload_empty", "DEF")
+        try:
+            load_inline("two", {text!r}, is_python_module=False, no_implicit_headers=True)
+        except ops.BuildError as error:
+            print(error)
+        """,
+        JITOPS_CACHE_DIR=cache,
+    )
+    assert "it registers a second time, of these: namespace reload_empty\n" in out
+
+
+def test_classes_that_are_registered_stay(cache):
+    """torch takes none back, and ends the process if one is registered twice."""
+    texts = [
+        OPERATORS.format(namespace="reload_class", number=number, schema="int x")
+        + 'extern "C" const char* marks() { return "registerCustomClass"; }\n'
+        for number in (1, 2)
+    ]
+    load_inline("reload_class", texts[0], **STABLE)
+    with pytest.raises(ops.BuildError, match="its older version cannot be withdrawn: start a new"):
+        load_inline("reload_class", texts[1], **STABLE)
+    assert torch.ops.reload_class.add(1) == 2

@@ -7,7 +7,7 @@ import os
 
 import pytest
 
-from ops.jit import _admin
+from ops.jit import _admin, files
 from tests.jit.support import COMPILER, extension
 
 pytestmark = pytest.mark.cpp
@@ -116,3 +116,13 @@ def test_garbage_is_no_reason_to_fail(built, cache, garbage):
     (folder / "manifest.json").write_text(json.dumps(garbage))
     assert reasons(built) == []
     assert os.path.isfile(folder / "manifest.json")
+
+
+def test_the_order_of_sources(cache, source):
+    other = source.with_name("other.cpp")
+    other.write_text("int other;\n")
+    ordered = [files("answer", its, is_python_module=False) for its in
+               ([source, other], [other, source])]  # fmt: skip
+    source.write_text(source.read_text().replace('#include "answer.h"', "#define ANSWER 1"))
+    ordered[0].build()
+    assert _admin.reasons(ordered[1].spec)[0].startswith("sources: their order has changed")

@@ -100,14 +100,12 @@ def import_into(path: Path, root: Path) -> list[Path]:
 
 def root(path: Path) -> Path:
     """Return the folder of a bundle's entries: its own, or one that it is unpacked to, once."""
-    if not path.exists():
-        raise BundleError(f"JITOPS_BUNDLE is {path}, which is not there")
     if (reason := _location.distrust(path)) is not None:
         raise BundleError(f"JITOPS_BUNDLE is refused: {reason}")
     if path.is_dir():
         return path
     if not path.is_file():  # to open a special file may block
-        raise BundleError(f"JITOPS_BUNDLE must be a file or a folder, got {path}")
+        raise BundleError(f"JITOPS_BUNDLE must be a file or a folder that is there, got {path}")
     status = path.stat()
     of_path = _entries.sha256(os.fsencode(path.resolve()))[:12]
     of_content = f"{status.st_size} {status.st_mtime_ns} {status.st_ino}".encode()

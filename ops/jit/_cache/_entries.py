@@ -5,7 +5,7 @@
     <root>/<name>-<digest>/<variant>/    one published entry: manifest.json, the library, and so on
     <root>/staging/<name>-<digest>.*     builds in progress, one private folder each
     <root>/locks/<name>-<1 digit>.lock   held by the builder of that digest
-    <root>/logs/<name>.log               the last failed build's log
+    <root>/logs/<name>-<digest>.log      the last failed build's log
     <root>/bundles/                      bundles in use, unpacked
 
 An entry appears by one rename and never changes, so a reader needs no lock. A reader verifies the
@@ -14,6 +14,7 @@ library's digest, so that a damaged or exchanged file is a miss and never loaded
 process uses the entry.
 """
 
+import contextlib
 import fcntl
 import hashlib
 import json
@@ -27,7 +28,6 @@ from ops.jit._cache import _location
 
 Manifest = dict[str, Any]
 USED = "used"
-_BLOCK = 1 << 20
 # By the entry's folder, open for as long as this process uses it: the kernel ends the locks.
 _in_use: dict[Path, int] = {}
 
@@ -63,12 +63,8 @@ def find(
     ``first`` are folders to look into before the caches.
     """
     for root in (*first, *_location.readable_roots()):
-        try:
-            variants = sorted(os.listdir(root / name))
-        except OSError:
-            continue
-        for variant in variants:
-            entry = open_entry(root / name / variant)
+        for folder in sorted((root / name).glob("*")):
+            entry = open_entry(folder)
             if entry and accepts(entry.manifest) and problem(entry) is None:
                 return entry
     return None
@@ -79,9 +75,9 @@ def open_entry(folder: Path) -> Entry | None:
     path = folder / "manifest.json"
     try:
         # To open a special file may block.
-        manifest = json.loads(path.read_bytes()) if path.is_file() else None
-        return Entry(folder, manifest) if isinstance(manifest, dict) else None
-    except (OSError, ValueError, RecursionError):
+        manifest = json.loads(path.read_bytes()) if path.is_file() else {}
+        return Entry(folder, manifest) if "file" in manifest["library"] else None
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
         return None  # not an entry, or no longer one
 
 
@@ -109,7 +105,7 @@ def digest_of(path: Path | str) -> str:
     """Return the digest of a file, read in blocks because it may be a gigabyte."""
     digest = hashlib.sha256()
     with open(path, "rb", buffering=0) as file:
-        while block := file.read(_BLOCK):
+        while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
 
@@ -117,20 +113,21 @@ def digest_of(path: Path | str) -> str:
 def mark_in_use(folder: Path) -> bool:
     """Say that this process uses the entry in ``folder``, from now until it is released.
 
-    Best effort: where this user cannot write, the load goes on without the lock.
+    Best effort: where there are no locks, or this user cannot write, the load goes on without.
     """
     try:
-        descriptor = os.open(folder / USED, os.O_RDWR | os.O_APPEND | os.O_CLOEXEC)
+        descriptor = os.open(folder / USED, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
         return True
     try:
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        os.write(descriptor, b".")
     except BlockingIOError:
         os.close(descriptor)
         return False
     except OSError:
-        pass  # no locks, or no space, on this file system
+        pass  # no locks on this file system
+    with contextlib.suppress(OSError), open(folder / USED, "ab", 0) as used:
+        used.write(b".")
     release(folder)  # one of that name that is no longer there, or its lock held twice
     _in_use[folder] = descriptor
     return True

@@ -36,7 +36,7 @@ def lock_path(root: Path, name: str, digest: str) -> Path:
 
 
 def log_path(root: Path, name: str) -> Path:
-    """Return where the log of the last failed build of an extension is kept."""
+    """Return where the log of this name's last failed build is kept."""
     return root / "logs" / f"{name}.log"
 
 
@@ -120,7 +120,7 @@ def note(path: Path) -> dict[str, Any]:
     """Return the note in a lock file. Its holder, or its last holder, wrote it."""
     try:
         told = json.loads(path.read_bytes()) if path.is_file() else {}
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return told if isinstance(told, dict) else {}
 
@@ -189,7 +189,11 @@ def place(root: Path, folder: Path, target: Path) -> Entry | None:
 
 
 def sweep(root: Path) -> None:
-    """Delete the folders of dead builders."""
+    """Delete the folders of dead builders, and old logs."""
+    for log in (root / "logs").glob("*"):
+        with contextlib.suppress(OSError):
+            if time.time() - log.stat().st_mtime > 7 * _ABANDONED_AFTER:
+                log.unlink()
     for folder in (root / "staging").iterdir():
         if _is_abandoned(folder):
             shutil.rmtree(folder, ignore_errors=True)

@@ -1,7 +1,4 @@
-"""GPU architectures: which to compile for, and which code runs where.
-
-Nothing here runs a program or initialises CUDA.
-"""
+"""GPU architectures, found without running a program or initialising CUDA."""
 
 import ctypes
 import functools
