@@ -26,7 +26,9 @@ def add_to(commands: Any) -> None:
     )
     add_selection(parser)
     parser.add_argument("--jobs", type=positive, metavar="N", help="number of parallel compilers")
-    parser.add_argument("--retry", action="store_true", help="retry extensions that failed")
+    parser.add_argument(
+        "--retry", action="store_true", help="of no effect: failed builds are always tried again"
+    )
     parser.add_argument(
         "--compile-commands",
         type=Path,

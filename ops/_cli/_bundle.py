@@ -51,6 +51,9 @@ def _export(options: argparse.Namespace) -> None:
             raise BundleError(f"the cache has no entry named {name!r}: build it first")
         entries += found
     entries = list({entry.folder: entry for entry in entries}.values())
+    for entry in entries:
+        if problem := _admin.entries.problem(entry):
+            raise BundleError(f"{entry.folder} cannot be exported: {problem}")
     _admin.bundle.export(options.file.absolute(), entries)
     told = sorted(f"  {one.manifest['name']} for {_names.target(one)}" for one in entries)
     print("\n".join([f"{options.file}: {_names.entries(len(told))}", *told]))

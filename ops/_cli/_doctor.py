@@ -70,6 +70,9 @@ def _state(op: dispatch.Op, backend: str, broken: list[Finding]) -> Finding:
         if broken:
             names = ", ".join(one.topic for one in broken)
             return Finding(topic, "cannot be built", NOTE, f"see {names}, above", (backend,))
+        failure = _admin.last_failure(extension.effective_spec)
+        if failure:
+            return Finding(topic, "failed to build when last tried", BAD, failure, (backend,))
         reason = _admin.sentence(extension.effective_spec)
         if _config.settings().force_cpu:
             return Finding(topic, f"not built, and no call builds it (JITOPS_FORCE_CPU): {reason}")

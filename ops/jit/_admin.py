@@ -20,6 +20,14 @@ from ops.jit._spec import Spec
 __all__ = ["bundle", "compilers", "cpu", "entries", "eviction", "gpu_archs", "location", "publish"]
 
 
+def last_failure(spec: Spec) -> str | None:
+    """Return the error of the last build of this very extension, if that failed."""
+    digest = _key.digest(_key.request(spec))
+    paths = (publish.lock_path(one, spec.name, digest) for one in location.readable_roots())
+    notes = map(publish.note, paths)
+    return next((str(one["failed"]) for one in notes if digest in one.get("of", ())), None)
+
+
 def sentence(spec: Spec) -> str:
     """Return the reason in a line."""
     found = reasons(spec)

@@ -359,3 +359,15 @@ def test_an_export_that_fails_leaves_nothing(cache, tmp_path):
     with pytest.raises(ops.BundleError, match="cannot be written"):
         _bundle.export(target, found)  # a folder is in the way
     assert sorted(path.name for path in tmp_path.iterdir()) == ["cache", "target"]
+
+
+def test_a_damaged_entry_is_not_exported(cache, tmp_path, capsys):
+    load_inline("answer", ANSWER, **PLAIN)
+    (item,) = _eviction.items(cache)
+    library = item.entry.library
+    content = library.read_bytes()
+    library.unlink()
+    library.write_bytes(content + b"x")
+    assert cli.main(["bundle", "export", str(tmp_path / "x.zip"), "--extension=answer"]) == 1
+    assert "cannot be exported: its library is damaged" in capsys.readouterr().err
+    assert not (tmp_path / "x.zip").exists()

@@ -1,6 +1,5 @@
 """Why builds and loads fail: how each cause shows in a line of the output, and what to do."""
 
-import re
 from dataclasses import dataclass
 
 import torch
@@ -16,14 +15,10 @@ class Cause:
     """A known kind of failure."""
 
     name: str  # short, and never changed, because programs may keep it
-    pattern: str
+    pattern: str  # of a line of the output that tells of it
     cause: str
     fix: str
     of_machine: bool = False  # at no line in particular; other errors may follow from it
-
-    def matches(self, line: str) -> bool:
-        """Whether a line of the output tells of it."""
-        return re.search(self.pattern, line) is not None
 
 
 # The first that matches a line counts.

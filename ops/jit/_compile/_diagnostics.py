@@ -75,7 +75,7 @@ def diagnose(
     """Read a build's output; ``source_line`` returns a line of a file as the user wrote it."""
     lines = [_ends(line.strip()) for line in _COLOURS.sub("", output).splitlines()]
     step = list(_told(_first_failure(lines)))
-    causes = [next((one for one in CAUSES if one.matches(line)), UNKNOWN) for line in step]
+    causes = [next((c for c in CAUSES if re.search(c.pattern, line)), UNKNOWN) for line in step]
     # Errors may follow from a failure of the machine.
     index = next((causes.index(one) for one in CAUSES if one.of_machine and one in causes), None)
     if index is None:
