@@ -182,7 +182,7 @@ VARIABLES = (
         "build",
         "auto",
         "`never`: no compiler runs. A missing extension is an error where a compiled back end is "
-        "requested by name, and pure torch where `auto` may fall back.",
+        "requested by name, and pure torch where `auto` or `compiled` may fall back.",
         "auto or never",
         _when_to_build,
         BUILD,

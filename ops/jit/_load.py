@@ -118,7 +118,7 @@ def check_sanitizer() -> None:
 
 
 def _taken(content: bytes) -> dict[str, bool]:
-    """Find the namespaces of a library in which others have defined something, or the whole."""
+    """Find the namespaces in which others define operators too, each with: as a whole too."""
     found: dict[str, bool] = {}
     for whole, part in _DEFINES.findall(content):
         namespace = (whole or part).decode()

@@ -73,12 +73,12 @@ def prepare(
 ) -> list[str]:
     """Withdraw the operators of older versions of a library; return their names.
 
-    ``taken`` are namespaces of the library in which others have operators, or older versions.
+    ``taken`` are its namespaces in which others, or older versions, have defined something.
     """
     versions = [one for one in loaded if one.name == spec.name]
     older = [one for one in versions if one.content]
     beside = [one.library._name for one in loaded if one.content and one not in older]
-    # Without jitops_retire, or with classes, of which torch lets nobody take one back.
+    # Without jitops_retire nothing can be withdrawn, and torch takes no custom class back.
     if any(
         not hasattr(one.library, "jitops_retire") or b"registerCustomClass" in one.content
         for one in older
