@@ -118,7 +118,7 @@ def check_sanitizer() -> None:
 
 
 def _taken(content: bytes) -> dict[str, bool]:
-    """Find the namespaces in which others define operators too, each with: as a whole too."""
+    """Find namespaces of a library that others use too; true: they too define it as a whole."""
     found: dict[str, bool] = {}
     for whole, part in _DEFINES.findall(content):
         namespace = (whole or part).decode()
