@@ -26,7 +26,7 @@ _REGISTERS = (b"N5torch7LibraryC", b"torch_library_init_")
 # Those of libraries that define operators, of a namespace as a whole or in part.
 # These are variables, because optimisation may take away the functions beside them.
 _DEFINES = re.compile(rb"TORCH_LIBRARY_(?:static_init_(\w+)|FRAGMENT_static_init_(\w+)_\d+)\0")
-# What must be loaded before sanitized code. That of "address" finds leaks too.
+# The runtime library of each sanitizer. That of "address" finds leaks too.
 _RUNTIMES = {"address": "libasan", "thread": "libtsan", "leak": "liblsan"}
 
 

@@ -107,9 +107,9 @@ def _words(content: bytes) -> set[bytes]:
 
 
 def _of_others(content: bytes, older: bytes, taken: Mapping[str, bool]) -> list[tuple[str, str]]:
-    """List what others have registered and a library seems to repeat: namespace and schema.
+    """List the operators of others that a library seems to register again: namespace and schema.
 
-    Without a schema, it is the namespace as a whole.
+    An empty schema stands for the definition of the namespace itself.
     """
     mark = b"TORCH_LIBRARY_static_init_%b\0"
     found = [(ns, "") for ns, whole in taken.items() if whole and mark % ns.encode() not in older]

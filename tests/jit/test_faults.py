@@ -259,7 +259,7 @@ def test_compilers_end_with_their_process(cache, tmp_path, how):
 
 
 def test_a_ninja_that_prints_when_its_process_ends_ends_its_compilers(tmp_path):
-    """Nobody reads the line. It would die of that, before it is told to end them."""
+    """Nobody reads that output. A SIGPIPE would kill ninja, and its compilers would go on."""
     ninja = wrapper(
         tmp_path / "ninja",
         f"trap 'touch {tmp_path}/ended; exit' TERM",
