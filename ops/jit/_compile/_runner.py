@@ -12,7 +12,7 @@ from ops.jit import _progress
 # The shell's standard input is a pipe that nobody writes to, and which closes when this process
 # ends. The status is printed because a handler of SIGCHLD may take it from us.
 _SCRIPT = r"""
-trap '' PIPE  # ninja would die of a line that nobody reads, and leave its compilers
+trap '' PIPE  # else a SIGPIPE kills ninja when nobody reads its output, and its compilers go on
 exec 3<&0 </dev/null
 cd "$1" || exit
 shift
