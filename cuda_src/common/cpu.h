@@ -67,15 +67,15 @@ struct Float16 { uint16_t bits; };
   out.bits = static_cast<uint16_t>(half | (bits >> 16 & 0x8000u));
 }
 
-// ---- dispatch: f is a template lambda called as f.template operator()<T>() --------------------
+// ---- dispatch: f is a generic lambda, called with a zero of the element type --------------------
 
 template <typename F>
 void dispatch(DType dtype, const F& f) {
   switch (dtype) {
-    case DType::kFloat64: return f.template operator()<double>();
-    case DType::kFloat32: return f.template operator()<float>();
-    case DType::kBFloat16: return f.template operator()<BFloat16>();
-    case DType::kFloat16: return f.template operator()<Float16>();
+    case DType::kFloat64: return f(double{});
+    case DType::kFloat32: return f(float{});
+    case DType::kBFloat16: return f(BFloat16{});
+    case DType::kFloat16: return f(Float16{});
   }
 }
 

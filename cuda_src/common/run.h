@@ -11,5 +11,5 @@
   check_launch(op, launch_##pass(dtype_of(tensor), params, (device).stream()))
 #else
 #define JITOPS_RUN(op, pass, tensor, params, device) \
-  cpu::dispatch(dtype_of(tensor), [&]<typename T>() { pass##_cpu<T>(params); })
+  cpu::dispatch(dtype_of(tensor), [&](auto zero) { pass##_cpu<decltype(zero)>(params); })
 #endif

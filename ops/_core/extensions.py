@@ -50,12 +50,15 @@ def cpu_level() -> str:
 def cflags(level: str | None = None) -> tuple[str, ...]:
     """Flags of the host side and the CPU kernels (which ask for more than ``-O1`` themselves).
 
-    ``-fopenmp-simd`` turns on ``#pragma omp simd`` and needs no OpenMP runtime. Without
-    ``-U__F16C__`` torch's Half.h includes immintrin.h: 0.3 s and 80 MB for nothing we use. The
-    architecture is one of the portable x86-64 levels, so that machines of one level share a cache.
+    C++17 is all that the sources and torch's stable headers need, and g++ parses its own headers
+    0.3 s faster than for C++20. ``-fopenmp-simd`` turns on ``#pragma omp simd`` and needs no OpenMP
+    runtime. Without ``-U__F16C__`` torch's Half.h includes immintrin.h: 0.3 s and 80 MB for nothing
+    we use. The architecture is one of the portable x86-64 levels, so that machines of one level
+    share a cache.
     """
     level = level or cpu_level()
     return (
+        "-std=c++17",
         "-O1",
         "-pipe",
         *((f"-march={level}",) if level != "baseline" else ()),
