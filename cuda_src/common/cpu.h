@@ -67,8 +67,9 @@ struct Float16 { uint16_t bits; };
   out.bits = static_cast<uint16_t>(half | (bits >> 16 & 0x8000u));
 }
 
-// ---- dispatch: f is a generic lambda, called with a zero of the element type --------------------
+// ---- dispatch -----------------------------------------------------------------------------------
 
+// Calls f(T{}) for the element type T of `dtype`.
 template <typename F>
 void dispatch(DType dtype, const F& f) {
   switch (dtype) {
