@@ -26,11 +26,13 @@ OURS = f"""
     print(json.dumps({{"seconds": elapsed()}}))
 """
 # torch/extension.h refuses TORCH_TARGET_VERSION, and needs the header that -U__F16C__ excludes.
+# The baseline is C++20 or C++17, as torch chooses.
 TORCHS = f"""
     from torch.utils.cpp_extension import load_inline
     from ops._core import extensions
     folder = extensions.source_folder()
-    flags = [f for f in extensions.cflags() if not f.startswith(("-DTORCH_TARGET", "-U"))]
+    ours = ("-DTORCH_TARGET", "-U", "-std")
+    flags = [f for f in extensions.cflags() if not f.startswith(ours)]
     load_inline("baseline", (folder / "{OP}.cpp").read_text(), extra_cflags=flags,
                 extra_include_paths=[str(folder)], is_python_module=False)
     print(json.dumps({{"seconds": elapsed()}}))

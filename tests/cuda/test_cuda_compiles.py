@@ -98,7 +98,6 @@ def compiled_op(tmp_path_factory):
             *_compilers.cxx().command,
             *extensions.cflags(),
             "-DUSE_CUDA",
-            "-std=c++20",
             "-Wall",
             "-Wextra",
             "-Werror",
