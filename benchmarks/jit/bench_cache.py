@@ -14,6 +14,7 @@ from pathlib import Path
 
 from benchmarks.common import ROOT, child, table
 from ops._core import dispatch
+from ops.jit import _pch
 
 ROUNDS = 25
 
@@ -222,7 +223,7 @@ def _until_precompiled(cache: Path) -> None:
     """Wait for the background process of the first build, which precompiles the headers."""
     waiting = f"""
         from pathlib import Path
-        while not list(Path({str(cache)!r}).glob("torch_*/*/*.gch")):
+        while not list(Path({str(cache)!r}).glob("{_pch.NAME}-*/*/{_pch.NAME}.so")):
             assert elapsed() < 300, "the headers were not precompiled"
             time.sleep(0.2)
         print(json.dumps({{"seconds": elapsed()}}))
