@@ -101,7 +101,7 @@ def test_its_ratios_are_those_of_the_figures():
     assert lltm == f"{slowest} to {fastest:.1f}"
     builds = [_cells(line) for line in README.splitlines() if line.startswith("| cold build")]
     lowest, highest = builds[0][2].split(" to ")
-    assert f"gave {lowest}, " in FIGURES
+    assert f"gave {lowest} " in FIGURES
     assert f"and {highest}." in FIGURES
 
 
