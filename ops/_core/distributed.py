@@ -119,7 +119,9 @@ class _Sum(torch.autograd.Function):
     def forward(ctx: Any, own: Tensor, group: Any) -> Tensor:
         total = own.detach().clone()
         dist.all_reduce(total, group=group)
-        return total
+        # A thread of the group may be the last to hold `total`. It must not free the graph, which
+        # holds the group: a thread that ends its own group ends the process.
+        return total.clone()
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:

@@ -9,6 +9,7 @@ import copy
 import subprocess
 import sys
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
@@ -142,6 +143,25 @@ def test_no_group():
     x = torch.randn(4, 3)
     with pytest.raises(ops.ArgumentTypeError, match="must be a torch.distributed.ProcessGroup, g"):
         ops.batch_hard_triplet_loss(x, torch.arange(4), group="world")
+
+
+@pytest.mark.parametrize("loss", [batch_hard, supcon, info_nce])
+def test_collectives_are_given_no_graph(process_group, loss):
+    """A thread of the group may free what collectives were given. If that is the graph, the thread
+    frees its own group, and the process ends ("terminate called")."""
+    x = torch.randn(ROWS[0], 4, requires_grad=True)
+    with (
+        mock.patch.object(dist, "all_reduce", wraps=dist.all_reduce) as reduce,
+        mock.patch.object(dist, "all_gather", wraps=dist.all_gather) as gather,
+        ops.use_backend("torch"),
+    ):
+        total = loss(x, group=dist.group.WORLD)
+    given = [call.args[0] for call in reduce.call_args_list]
+    given += [call.args[1] for call in gather.call_args_list]
+    assert total.requires_grad
+    assert reduce.called
+    assert gather.called
+    assert not any(tensor.requires_grad for tensor in given)
 
 
 if __name__ == "__main__":
