@@ -14,7 +14,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ops._core import autograd
-from ops._errors import ArgumentError, ArgumentTypeError, GradientError
+from ops._core.groups import WeakGroup
+from ops._errors import ArgumentError, GradientError
 
 _ALIKE = ("columns", "dtype", "requires_grad")
 _DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -27,6 +28,8 @@ class Spread:
         first: the place of this process's first row among all rows.
         rows: the number of all rows.
     """
+
+    group = WeakGroup()
 
     def __init__(self, group: Any, **own: Tensor) -> None:
         """Tell all processes the shapes of this one's tensors.
@@ -41,13 +44,9 @@ class Spread:
             ArgumentError: this process is not in the group, or the tensors of its processes differ
                 in columns, dtype, or whether they require gradients. All processes raise it.
         """
-        if not isinstance(group, dist.ProcessGroup):
-            raise ArgumentTypeError(
-                f"group must be a torch.distributed.ProcessGroup, got {type(group).__name__}"
-            )
+        self.group = group
         if autograd.needs_torch_path():
             raise ArgumentError("group must be None in torch.func and in forward mode")
-        self.group = group
         rank = dist.get_rank(group)
         rows, device = next((x.shape[0], x.device) for x in own.values())
         facts = [rows]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Collection
 from typing import Any, ClassVar
 
@@ -34,16 +33,6 @@ class LossModule(nn.Module):
         """The function of these tensors and the parameters, which ``more`` overrides."""
         parameters = {name: getattr(self, name) for name in self._parameter_names}
         return type(self).function(*tensors, **(parameters | more))
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> LossModule:
-        """A copy that has the same process group, because that cannot be copied."""
-        other = type(self).__new__(type(self))
-        memo[id(self)] = other
-        group = self.__dict__.get("group")
-        if group is not None:
-            memo[id(group)] = group
-        other.__dict__.update(copy.deepcopy(self.__dict__, memo))
-        return other
 
     def extra_repr(self) -> str:
         """The parameters, for ``print(module)``."""

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ops._core import autograd, checks, mining, pairs
 from ops._core.fused import FusedOp
+from ops._core.groups import WeakGroup
 from ops._core.modules import LossModule
 from ops._errors import ArgumentError
 
@@ -142,6 +143,7 @@ class BatchHardTripletLoss(LossModule):
     """
 
     function = staticmethod(batch_hard_triplet_loss)
+    group = WeakGroup()
 
     def __init__(
         self,

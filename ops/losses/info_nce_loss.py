@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ops._core import autograd, checks, logits, pairs
+from ops._core.groups import WeakGroup
 from ops._core.modules import LossModule
 from ops._errors import ArgumentError
 
@@ -178,6 +179,7 @@ class InfoNCELoss(LossModule):
     """
 
     function = staticmethod(info_nce_loss)
+    group = WeakGroup()
 
     def __init__(
         self,

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ops._core import checks, logits, pairs
+from ops._core.groups import WeakGroup
 from ops._core.modules import LossModule
 from ops._errors import ArgumentError
 
@@ -132,6 +133,7 @@ class SupConLoss(LossModule):
     """
 
     function = staticmethod(supcon_loss)
+    group = WeakGroup()
 
     def __init__(
         self,

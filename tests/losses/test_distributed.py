@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 from unittest import mock
 
@@ -20,6 +21,7 @@ from tests.harness.op_under_test import TOLERANCE
 
 ROOT = Path(__file__).resolve().parents[2]
 ROWS = (7, 3, 0, 5)  # of each process
+MODULES = (ops.BatchHardTripletLoss, ops.InfoNCELoss, ops.SupConLoss)
 LABELS = torch.tensor([0, 1, 2, 0, 1, 5, 0, 2, 2, 1, 0, 4, 1, 2, 0])
 
 
@@ -105,7 +107,7 @@ def refusals():
 
 def copies():
     """A copy of a module talks to the same processes, as a model's moving average needs."""
-    for module in (ops.BatchHardTripletLoss, ops.InfoNCELoss, ops.SupConLoss):
+    for module in MODULES:
         loss = module(reduction="sum", group=dist.group.WORLD)
         other = copy.deepcopy(torch.nn.ModuleList([loss, loss]))
         assert other[0] is other[1] is not loss
@@ -143,6 +145,8 @@ def test_no_group():
     x = torch.randn(4, 3)
     with pytest.raises(ops.ArgumentTypeError, match="must be a torch.distributed.ProcessGroup, g"):
         ops.batch_hard_triplet_loss(x, torch.arange(4), group="world")
+    with pytest.raises(ops.ArgumentTypeError, match="must be a torch.distributed.ProcessGroup, g"):
+        ops.SupConLoss(group="world")
 
 
 @pytest.mark.parametrize("loss", [batch_hard, supcon, info_nce])
@@ -162,6 +166,25 @@ def test_collectives_are_given_no_graph(process_group, loss):
     assert reduce.called
     assert gather.called
     assert not any(tensor.requires_grad for tensor in given)
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_nothing_keeps_a_group_that_was_destroyed(process_group, module):
+    """The threads of a group that is alive when Python exits can end the process."""
+    group = dist.new_group()
+    loss = module(group=group)
+    x = torch.randn(6, 4, requires_grad=True)
+    others = torch.arange(6) % 2
+    if module is ops.InfoNCELoss:
+        others = torch.randn(6, 4, requires_grad=True)
+    with ops.use_backend("torch"):
+        total = loss(x, others)
+    dist.destroy_process_group(group)
+    group = weakref.ref(group)
+    assert group() is None
+    for use in (total.backward, lambda: loss(x, others)):
+        with pytest.raises(ops.ArgumentError, match=r"group must be alive, but it was destroyed"):
+            use()
 
 
 if __name__ == "__main__":
