@@ -14,8 +14,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ops._core import autograd
-from ops._core.groups import WeakGroup
-from ops._errors import ArgumentError, GradientError
+from ops._core.groups import WeakGroup, is_group
+from ops._errors import ArgumentError, ArgumentTypeError, GradientError
 
 _ALIKE = ("columns", "dtype", "requires_grad")
 _DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -44,6 +44,10 @@ class Spread:
             ArgumentError: this process is not in the group, or the tensors of its processes differ
                 in columns, dtype, or whether they require gradients. All processes raise it.
         """
+        if not is_group(group):
+            raise ArgumentTypeError(
+                f"group must be a torch.distributed.ProcessGroup, got {type(group).__name__}"
+            )
         self.group = group
         if autograd.needs_torch_path():
             raise ArgumentError("group must be None in torch.func and in forward mode")

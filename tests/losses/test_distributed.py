@@ -6,6 +6,7 @@ The file is also the program that each process runs.
 from __future__ import annotations
 
 import copy
+import pickle
 import subprocess
 import sys
 import weakref
@@ -145,8 +146,18 @@ def test_no_group():
     x = torch.randn(4, 3)
     with pytest.raises(ops.ArgumentTypeError, match="must be a torch.distributed.ProcessGroup, g"):
         ops.batch_hard_triplet_loss(x, torch.arange(4), group="world")
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_group_is_an_attribute_like_others(module):
+    """All processes make the module, those outside the group too; only members call it."""
+    loss = module(group=dist.GroupMember.NON_GROUP_MEMBER)
+    assert loss.group is dist.GroupMember.NON_GROUP_MEMBER
     with pytest.raises(ops.ArgumentTypeError, match="must be a torch.distributed.ProcessGroup, g"):
-        ops.SupConLoss(group="world")
+        loss(torch.randn(4, 3), torch.randn(4, 3) if module is ops.InfoNCELoss else torch.arange(4))
+    assert pickle.loads(pickle.dumps(module())).group is None
+    assert not hasattr(module.__new__(module), "group")
+    assert not hasattr(module, "group")
 
 
 @pytest.mark.parametrize("loss", [batch_hard, supcon, info_nce])
