@@ -48,9 +48,9 @@ class Spread:
             raise ArgumentTypeError(
                 f"group must be a torch.distributed.ProcessGroup, got {type(group).__name__}"
             )
-        self.group = group
         if autograd.needs_torch_path():
             raise ArgumentError("group must be None in torch.func and in forward mode")
+        self.group = group
         rank = dist.get_rank(group)
         rows, device = next((x.shape[0], x.device) for x in own.values())
         facts = [rows]
@@ -122,9 +122,7 @@ class _Sum(torch.autograd.Function):
     def forward(ctx: Any, own: Tensor, group: Any) -> Tensor:
         total = own.detach().clone()
         dist.all_reduce(total, group=group)
-        # A thread of the group may be the last to hold `total`. It must not free the graph, which
-        # holds the group: a thread that ends its own group ends the process.
-        return total.clone()
+        return total
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:

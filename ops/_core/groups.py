@@ -11,9 +11,10 @@ from ops._errors import ArgumentError
 class WeakGroup:
     """An attribute ``group`` that does not keep its process group alive.
 
-    The threads of a group that is alive when Python exits can end the process. So nothing of ours
-    holds a group after ``torch.distributed.destroy_process_group``. A copy has the same group.
-    Other values are kept as they are: the loss refuses them when it is called.
+    A process can end with "terminate called" if a group is alive when Python exits, or if a thread
+    of the group frees a graph that holds it. So modules and graphs do not hold the group after
+    ``torch.distributed.destroy_process_group``. A copy of a module has the same group. Values that
+    are no group are kept as they are: the loss refuses them when it is called.
 
     Raises:
         ArgumentError: the attribute is read, and the group was destroyed since.
